@@ -1,0 +1,45 @@
+# Each target does its own set-up, once, in .venv; afterwards everything works offline.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: demo test bench lint mutate data weights compiled clean
+
+.venv/ready: constraints.txt setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is " + sys.version'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test,bench]'
+	touch $@
+
+demo: .venv/ready
+	$(RUN) -m dpt demo
+
+test: lint
+	$(RUN) -m pytest tests/model -q
+	TRITON_INTERPRET=1 $(RUN) -m pytest tests/kernels -q
+	$(RUN) -m pytest tests/compiled -q
+	$(RUN) -m pytest bench -q
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: .venv/ready
+	$(RUN) -m pytest bench/ --benchmark
+
+mutate: .venv/ready
+	$(RUN) tests/mutate.py
+
+compiled: .venv/ready
+	$(RUN) -m dpt.kernels.compiled
+
+# The carried models, from nothing: 9000 rendered scenes, then both trainings.
+data: .venv/ready
+	$(RUN) -m dpt render -o data
+
+weights: data
+	$(RUN) -m dpt train --model dpt-tiny-scenes --data data -o runs/dpt-tiny-scenes
+	$(RUN) -m dpt train --model dpt-tiny-depth --data data -o runs/dpt-tiny-depth --start-from runs/dpt-tiny-scenes/model.safetensors
+
+clean:
+	rm -rf .venv out

@@ -1,0 +1,149 @@
+"""The encoder: a Vision Transformer whose tokens are read after four of its blocks (Ranftl et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import EncoderConfig
+
+
+def sdpa(qkv: Tensor, num_heads: int) -> Tensor:
+    """Attention by PyTorch: packed qkv (B, N, 3*H*D) -> (B, N, H*D)."""
+    batch, tokens, width = qkv.shape
+    q, k, v = qkv.view(batch, tokens, 3, num_heads, width // (3 * num_heads)).permute(2, 0, 3, 1, 4)  # each (B, H, N, D)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
+
+
+def xformers_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """Attention by xformers: packed qkv (B, N, 3*H*D) -> (B, N, H*D)."""
+    from xformers.ops import memory_efficient_attention
+
+    batch, tokens, width = qkv.shape
+    q, k, v = qkv.view(batch, tokens, 3, num_heads, width // (3 * num_heads)).unbind(2)  # each (B, N, H, D)
+    return memory_efficient_attention(q, k, v).reshape(batch, tokens, width // 3)
+
+
+ATTENTION = {"sdpa": sdpa, "xformers": xformers_attention}
+
+
+def check_attention(name: str) -> None:
+    """Raise unless `name` is an attention that can run here: ValueError for the name, ImportError for the package."""
+    if name not in ATTENTION:
+        raise ValueError(f"attention={name!r}: it must be one of {', '.join(ATTENTION)}")
+    if name == "xformers":
+        try:
+            import xformers.ops  # noqa: F401
+        except ImportError as error:
+            raise ImportError('attention="xformers" needs the package xformers: pip install "dpt[xformers]"') from error
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, N, D)."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.kind = config.attention
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(ATTENTION[self.kind](self.qkv(x), self.num_heads))
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor a channel (DINOv2)."""
+
+    def __init__(self, dim: int, initial: float = 1.0):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x)))."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        dim = config.embed_dim
+        self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.attn = Attention(config)
+        self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.mlp = MLP(dim, int(config.mlp_ratio * dim))
+        self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class Encoder(nn.Module):
+    """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the four hooked blocks, cls token first."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        check_attention(config.attention)
+        dim, patch, (rows, columns) = config.embed_dim, config.patch_size, config.pos_grid
+        self.config = config
+        self.patch_embed = nn.Conv2d(3, dim, patch, stride=patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        if config.final_norm:
+            self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+
+    def grid(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of a picture (B, 3, H, W); ValueError if it is not whole patches."""
+        patch = self.config.patch_size
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"input of shape {tuple(x.shape)}: it must be (batch, 3, height, width)")
+        height, width = x.shape[2:]
+        if height < patch or width < patch or height % patch or width % patch:
+            raise ValueError(
+                f"input of {height}x{width} (height x width): both must be multiples of the patch size {patch}, at least one patch"
+            )
+        return height // patch, width // patch
+
+    def position(self, grid: tuple[int, int]) -> Tensor:
+        """The positional embedding for a grid of patches, (1, 1 + h*w, D)."""
+        config = self.config
+        rows, columns = config.pos_grid
+        same_count = config.pos_by_count and grid[0] * grid[1] == rows * columns
+        if grid == (rows, columns) or same_count:
+            return self.pos_embed
+        cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        patches = patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 2).float()  # (1, D, rows, columns)
+        if config.pos_offset:
+            factor = tuple((n + config.pos_offset) / stored for n, stored in zip(grid, (rows, columns), strict=True))
+            patches = F.interpolate(patches, scale_factor=factor, mode=config.pos_mode, align_corners=False)
+        else:
+            patches = F.interpolate(patches, size=grid, mode=config.pos_mode, align_corners=False)
+        return torch.cat((cls, patches.flatten(2).transpose(1, 2).to(cls.dtype)), dim=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        position = self.position(self.grid(x))
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, h*w, D)
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + position
+        hooked = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.config.hooks:
+                hooked.append(self.norm(x) if self.config.final_norm else x)
+        return hooked

@@ -1,0 +1,43 @@
+"""The named models: parameters, input, source and licence of their weights; or one checkpoint file, told apart and described."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from . import checkpoints
+from .config import CONFIGS
+from .factory import load
+from .model import DPT
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", type=Path, help="a checkpoint; without one, all named models are listed")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.file is not None:
+        state, _ = checkpoints.read(args.file)
+        print(f"{args.file}: {checkpoints.layout_of(state, args.file).name} layout, {describe(load(args.file))}")
+        return 0
+    for config in CONFIGS.values():
+        with torch.device("meta"):
+            print(describe(DPT(config)))
+    return 0
+
+
+def describe(model: DPT) -> str:
+    """One line: name, task, parameters in millions, input size, weights."""
+    config = model.config
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    what = (
+        f"{len(config.head.classes)} classes"
+        if config.head.task == "segmentation"
+        else "inverse depth"
+        if config.head.inverse
+        else "metres"
+    )
+    size = "x".join(map(str, config.input.size))
+    return f"{config.name:18} {config.head.task:13} {what:14} {millions:6.1f} M  input {size:9} weights {config.source} ({config.licence})"

@@ -1,0 +1,87 @@
+"""MiDaS' training loss for depth from mixed sources (Ranftl et al. 2020, "Towards Robust Monocular Depth Estimation", section 5).
+
+Inverse depth is predicted up to a scale and a shift, so both are fitted to each picture by least squares before anything is
+compared. Invalid pixels take no part anywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def align_least_squares(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift, each (B,), that minimise sum(mask * (scale * prediction + shift - target)^2) a picture.
+
+    Args:
+        prediction, target: (B, H, W), float.
+        mask: (B, H, W), bool: where the target is known.
+
+    A picture whose system is singular (constant prediction, or no valid pixel) gets scale 0 and the mean target (or 0).
+    """
+    weight = mask.to(prediction.dtype)
+    target = torch.where(mask, target, 0)
+    mean_prediction, mean_target = _mean_per_picture(prediction, mask), _mean_per_picture(target, mask)
+    centred = weight * (prediction - mean_prediction[:, None, None])
+    variance = (centred * centred).sum((1, 2))
+    covariance = (centred * (target - mean_target[:, None, None])).sum((1, 2))
+    tiny, eps = torch.finfo(variance.dtype).tiny, torch.finfo(variance.dtype).eps
+    rounding = (eps * mean_prediction).square() * weight.sum((1, 2))  # what a constant prediction leaves of itself
+    scale = torch.where(variance > rounding + tiny, covariance / variance.clamp_min(tiny), 0)
+    return scale, mean_target - scale * mean_prediction
+
+
+def _mean_per_picture(value: Tensor, mask: Tensor) -> Tensor:
+    """The mean (B,) of value (B, H, W) over each picture's valid pixels; 0 where there are none."""
+    return (value * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
+
+
+def _mean_over_valid(value: Tensor, mask: Tensor) -> Tensor:
+    """The mean of value (B, H, W) over the valid pixels of the whole batch; 0 if there are none."""
+    return (value * mask).sum() / mask.sum().clamp_min(1)
+
+
+def data_loss(residual: Tensor, mask: Tensor) -> Tensor:
+    """Half the mean squared residual (B, H, W) over valid pixels."""
+    return _mean_over_valid(residual.square(), mask) / 2
+
+
+def gradient_loss(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor:
+    """Multi-scale gradient matching: mean |d/dx residual| + |d/dy residual|, summed over `scales` halvings.
+
+    A difference counts where both of its pixels are valid; each scale takes every 2nd, 4th, 8th ... pixel, and its sum is divided
+    by the number of its valid pixels. `residual` and `mask` are (B, H, W).
+    """
+    total = residual.new_zeros(())
+    for scale in range(scales):
+        step = 2**scale
+        r, m = residual[:, ::step, ::step], mask[:, ::step, ::step]
+        across = (r[:, :, 1:] - r[:, :, :-1]).abs() * (m[:, :, 1:] & m[:, :, :-1])
+        down = (r[:, 1:] - r[:, :-1]).abs() * (m[:, 1:] & m[:, :-1])
+        total = total + (across.sum() + down.sum()) / m.sum().clamp_min(1)
+    return total
+
+
+def scale_shift_invariant_loss(prediction: Tensor, target: Tensor, mask: Tensor, gradient_weight: float = 0.5, scales: int = 4) -> Tensor:
+    """The scale-and-shift-invariant loss with multi-scale gradient matching; a scalar.
+
+    Args:
+        prediction: (B, H, W), the model's inverse depth, any scale and shift.
+        target: (B, H, W), inverse depth; what stands where `mask` is False is ignored, NaN and infinity too.
+        mask: (B, H, W), bool.
+        gradient_weight: MiDaS' alpha, 0.5.
+        scales: MiDaS' number of scales, 4.
+
+    Raises:
+        ValueError: the shapes differ or are not three-dimensional.
+    """
+    if not prediction.shape == target.shape == mask.shape or prediction.dim() != 3:
+        shapes = tuple(prediction.shape), tuple(target.shape), tuple(mask.shape)
+        raise ValueError(f"prediction, target and mask of shapes {shapes}: all must be the same (batch, height, width)")
+    prediction, target = prediction.float(), torch.where(mask, target, 0).float()
+    scale, shift = align_least_squares(prediction, target, mask)
+    # A negative scale would let a prediction that is upside down pass as a good one; turned over, its error drives it back.
+    upright = scale.abs()
+    shift = shift + (scale - upright) * _mean_per_picture(prediction, mask)
+    residual = torch.where(mask, upright[:, None, None] * prediction + shift[:, None, None] - target, 0)
+    return data_loss(residual, mask) + gradient_weight * gradient_loss(residual, mask, scales)

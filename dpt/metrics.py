@@ -1,0 +1,70 @@
+"""What `dpt evaluate` reports: depth after least-squares alignment in inverse depth, and segmentation from a confusion matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .losses import align_least_squares
+
+
+class DepthMetrics:
+    """AbsRel, RMSE and delta < 1.25, each averaged over a picture's valid pixels and then over pictures.
+
+    The prediction is inverse depth up to scale and shift: both are fitted to the true inverse depth of each picture by least
+    squares, as MiDaS evaluates, then inverted; depth beyond `max_depth` metres, or not positive, is set to `max_depth`.
+    """
+
+    def __init__(self, max_depth: float):
+        if not max_depth > 0:
+            raise ValueError(f"max_depth={max_depth}: it must be positive, in metres")
+        self.max_depth = max_depth
+        self.rows: list[tuple[float, float, float]] = []
+
+    def update(self, prediction: Tensor, depth: Tensor) -> None:
+        """Add pictures: prediction (B, H, W), inverse depth; depth (B, H, W) in metres, 0 where unknown or beyond range."""
+        prediction, depth = prediction.double(), depth.double()
+        mask = (depth > 0) & (depth <= self.max_depth)
+        inverse = torch.where(mask, 1 / depth, 0)
+        scale, shift = align_least_squares(prediction, inverse, mask)
+        aligned = 1 / (scale[:, None, None] * prediction + shift[:, None, None]).clamp_min(1 / self.max_depth)
+        for estimate, truth, valid in zip(aligned, depth, mask, strict=True):
+            if valid.any():
+                estimate, truth = estimate[valid], truth[valid]
+                ratio = torch.maximum(estimate / truth, truth / estimate)
+                absrel = ((estimate - truth).abs() / truth).mean()
+                self.rows.append((absrel.item(), (estimate - truth).square().mean().sqrt().item(), (ratio < 1.25).double().mean().item()))
+
+    def compute(self) -> dict[str, float]:
+        """{"absrel", "rmse" in metres, "delta1"}; ValueError before any valid picture."""
+        if not self.rows:
+            raise ValueError("no picture with a valid depth was seen: there is nothing to average")
+        absrel, rmse, delta1 = torch.tensor(self.rows, dtype=torch.float64).mean(0).tolist()
+        return {"absrel": absrel, "rmse": rmse, "delta1": delta1}
+
+
+class SegmentationMetrics:
+    """Mean intersection over union (over classes that occur in truth or prediction) and pixel accuracy; 255 is ignored."""
+
+    def __init__(self, num_classes: int):
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # (truth, prediction)
+
+    def update(self, prediction: Tensor, labels: Tensor) -> None:
+        """Add pictures: class indices (B, H, W), both."""
+        count = len(self.confusion)
+        valid = labels != 255
+        pairs = labels[valid].long() * count + prediction[valid].long()
+        self.confusion += torch.bincount(pairs, minlength=count * count).view(count, count)
+
+    def compute(self) -> dict[str, float]:
+        """{"miou", "accuracy"}; ValueError before any valid pixel."""
+        total = self.confusion.sum()
+        if not total:
+            raise ValueError("no labelled pixel was seen: there is nothing to average")
+        iou = self.iou()
+        return {"miou": iou[~iou.isnan()].mean().item(), "accuracy": (self.confusion.diagonal().sum() / total).item()}
+
+    def iou(self) -> Tensor:
+        """Intersection over union a class, (K,), NaN for a class that never occurs."""
+        hits = self.confusion.diagonal().double()
+        return hits / (self.confusion.sum(0) + self.confusion.sum(1) - hits)

@@ -1,0 +1,374 @@
+"""Pictures to predictions at each picture's own size: batches, test-time augmentation, sliding windows.
+
+Several maps of one picture (scales, flips, windows) are merged as mmsegmentation does: softmax averaged over scales and
+flips, logits averaged where windows overlap. Relative depth has a scale and shift of its own in every map, so each is
+first aligned to the picture's plain map by least squares, and then averaged, as inverse depth; metres are averaged as
+they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import DPTConfig, InputConfig
+from .images import ImageError, load_image, network_size, pad_to_multiple, postprocess, resize_and_normalise
+
+TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
+STRIP_ELEMENTS = 1 << 24  # float32 logits at the picture's size that are held at once: 64 MB
+MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabilities at their own size
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one picture; `depth` or `labels` is None, by the model's task.
+
+    Attributes:
+        depth: float32 (H, W): inverse depth up to scale and shift, or metres, as the model's `config.head.inverse` says.
+        labels: (H, W), index into `config.head.classes`; uint8, or int16 beyond 256 classes.
+        probability: float32 (H, W), the softmax of the winning class, if asked for.
+        source: the picture's path, if it came from a file.
+    """
+
+    depth: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    probability: np.ndarray | None = None
+    source: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, the picture's."""
+        return (self.labels if self.depth is None else self.depth).shape
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One picture of `predict_iter`: either `prediction` and the decoded `image`, uint8 (H, W, 3), or an `error`."""
+
+    source: Any
+    image: np.ndarray | None = None
+    prediction: Prediction | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to predict, checked; made by `Options.of` from the keywords of `predict`."""
+
+    scales: tuple[float, ...]
+    flips: tuple[bool, ...]
+    window: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    probability: bool
+
+    @classmethod
+    def of(
+        cls,
+        config: DPTConfig,
+        *,
+        tta: bool = False,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        slide: bool = False,
+        window: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        probability: bool = False,
+    ) -> Options:
+        """ValueError for scales that are not positive, windows that do not fit the model, strides that leave gaps."""
+        chosen = tuple(scales) if scales is not None else TTA_SCALES if tta else (1.0,)
+        if not chosen or not all(math.isfinite(scale) and scale > 0 for scale in chosen):
+            raise ValueError(f"scales are positive numbers, at least one, not {chosen}")
+        flips = (False, True) if (tta if flip is None else flip) else (False,)
+        if probability and config.head.task != "segmentation":
+            raise ValueError(f"probability is of the winning class; {config.name} predicts {config.head.task}")
+        if not slide and window is None and stride is None:
+            return cls(chosen, flips, None, None, probability)
+        sides = _pair(min(config.input.size) if window is None else window, "window")
+        steps = tuple(max(side * 2 // 3, 1) for side in sides) if stride is None else _pair(stride, "stride")
+        if any(side % config.input.multiple for side in sides):
+            raise ValueError(f"the window's sides are multiples of {config.input.multiple}, not {sides}")
+        if any(step > side for step, side in zip(steps, sides, strict=True)):
+            raise ValueError(f"a stride of {steps} leaves gaps between windows of {sides}")
+        return cls(chosen, flips, sides, steps, probability)
+
+
+def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"{name} is a positive integer or two, height and width, not {value}")
+    return pair
+
+
+def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) -> Prediction | list[Prediction]:
+    """One picture -> its `Prediction`; an iterable of pictures -> a list in its order.
+
+    Args:
+        model: a `dpt.DPT`. It runs in evaluation mode; modules in training mode are put back into it afterwards.
+        images: what `dpt.images.load_image` takes, or an iterable of such.
+        batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
+        tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
+        scales, flip: either of them chosen freely; network sizes are multiplied by the scales.
+        slide: run in overlapping windows instead of on the whole resized picture, and average the overlaps; implied by
+            `window` and `stride`, in pixels of the network's input, an integer or (height, width). A window is by default
+            the network's size and a stride two thirds of it (512 and 341 for dpt-base-ade20k); the last window of a
+            row or column is shifted inside the picture.
+        probability: keep the winning class's probability as well.
+
+    Raises:
+        ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
+    """
+    if isinstance(images, str | np.ndarray | Tensor) or not isinstance(images, Iterable) or hasattr(images, "read"):
+        return predict(model, [images], batch_size=batch_size, **options)[0]
+    predictions = []
+    for result in predict_iter(model, images, batch_size=batch_size, **options):
+        if result.error is not None:
+            raise result.error
+        predictions.append(result.prediction)
+    return predictions
+
+
+def predict_iter(model: nn.Module, images: Iterable, *, batch_size: int = 1, **options) -> Iterator[Result]:
+    """As `predict`, one `Result` at a time, in order; a bad picture, or memory running out, is its `error`.
+
+    Pictures are read ahead in a thread, at most two batches, so a list of any length needs no more memory.
+    """
+    chosen = Options.of(model.config, **options)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is a positive integer, not {batch_size!r}")
+    return _results(model, images, batch_size, chosen)
+
+
+def _results(model: nn.Module, images: Iterable, batch_size: int, options: Options) -> Iterator[Result]:
+    for batch in _batches(images, batch_size):
+        groups: dict[tuple, list[int]] = {}
+        for index, result in enumerate(batch):
+            if result.error is None:
+                try:
+                    sizes = (network_size(*result.image.shape[:2], model.config.input, scale) for scale in options.scales)
+                    groups.setdefault(tuple(sizes), []).append(index)
+                except ImageError as error:
+                    batch[index] = Result(result.source, error=ImageError(f"{result.source}: {error}"))
+        for indices in groups.values():
+            done = _predict_group(model, [batch[index] for index in indices], options)
+            for index, result in zip(indices, done, strict=True):
+                batch[index] = result
+        yield from batch
+
+
+def _batches(images: Iterable, batch_size: int) -> Iterator[list[Result]]:
+    """Lists of `batch_size` loaded pictures, the next one or two being read meanwhile."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="dpt-load")
+    sources = iter(images)
+    pending: list[Future] = []
+    try:
+        while True:
+            pending += [pool.submit(_load, source) for source in islice(sources, 2 * batch_size - len(pending))]
+            if not pending:
+                return
+            batch, pending = pending[:batch_size], pending[batch_size:]
+            yield [future.result() for future in batch]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(source: Any) -> Result:
+    try:
+        return Result(source, image=load_image(source))
+    except (ImageError, TypeError) as error:
+        return Result(source, error=error)
+    except MemoryError:
+        return Result(source, error=ImageError(f"{source}: too large for this machine's memory"))
+
+
+def _predict_group(model: nn.Module, loaded: list[Result], options: Options) -> list[Result]:
+    """Pictures of equal network sizes in one batch."""
+    images = [result.image for result in loaded]
+    try:
+        with _evaluating(model), torch.inference_mode():
+            maps = _depths(model, images, options) if model.config.head.task == "depth" else _labels(model, images, options)
+    except (torch.OutOfMemoryError, MemoryError):
+        advice = "memory ran out; a smaller batch size, smaller scales or windows need less"
+        return [Result(result.source, error=MemoryError(f"{result.source}: {advice}")) for result in loaded]
+    names = [str(result.source) if _is_path(result.source) else None for result in loaded]
+    predictions = [Prediction(**fields, source=name) for fields, name in zip(maps, names, strict=True)]
+    return [Result(result.source, result.image, prediction) for result, prediction in zip(loaded, predictions, strict=True)]
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, str) or hasattr(source, "__fspath__")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module that was training is put back, and none that was not (frozen batch norms)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _depths(model: nn.Module, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray]]:
+    config = model.config
+    first: list[Tensor] = []
+    sums: list[Tensor] = []
+    for number, maps in enumerate(_views(model, images, options), 1):
+        depths = [postprocess(y[0], y.shape[1:], image.shape[:2], config.input) for y, image in zip(maps, images, strict=True)]
+        if number == 1:
+            first, sums = depths, [depth.clone() for depth in depths]
+            continue
+        for total, depth, reference in zip(sums, depths, first, strict=True):
+            total += align(depth, reference) if config.head.inverse else depth
+    return [{"depth": (total / number).cpu().numpy()} for total in sums]
+
+
+def align(depth: Tensor, reference: Tensor) -> Tensor:
+    """a * depth + b, nearest to `reference` in least squares over the last two dimensions, with a >= 0."""
+    dims = (-2, -1)
+    mean, target = depth.mean(dims, keepdim=True), reference.mean(dims, keepdim=True)
+    centred = depth - mean
+    variance = (centred * centred).mean(dims, keepdim=True)
+    covariance = (centred * (reference - target)).mean(dims, keepdim=True)
+    smallest = torch.finfo(depth.dtype).tiny  # of a constant map nothing is left but the reference's mean
+    return (covariance / variance.clamp_min(smallest)).clamp_min(0) * centred + target
+
+
+def _labels(model: nn.Module, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray]]:
+    config, views = model.config.input, _views(model, images, options)
+    if len(options.scales) * len(options.flips) == 1:
+        logits = next(views)
+    else:
+        logits = _mean_log_probabilities(images, views, config)
+    found = []
+    for maps, image in zip(logits, images, strict=True):
+        labels, probability = labels_from_logits(maps, image.shape[:2], config, options.probability)
+        found.append({"labels": labels.cpu().numpy(), "probability": probability.cpu().numpy() if options.probability else None})
+    return found
+
+
+def _mean_log_probabilities(images: list[np.ndarray], views: Iterator[Tensor], config: InputConfig) -> list[Tensor]:
+    """The logarithm of the mean softmax per picture, (K, H, W): logits again, whose softmax is that mean.
+
+    As mmsegmentation, softmax and mean are taken at the picture's size, unless that has more than MERGE_PIXELS, whose K
+    maps would not fit: then at the size of the first view.
+    """
+    sums: list[Tensor] = []
+    for number, maps in enumerate(views, 1):
+        if number == 1:
+            own = [image.shape[:2] for image in images]
+            sizes = [size if math.prod(size) <= MERGE_PIXELS else tuple(maps.shape[2:]) for size in own]
+            sums = [torch.zeros(maps.shape[1], *size, device=maps.device) for size in sizes]
+        for total, logits in zip(sums, maps, strict=True):
+            for rows, strip in _upsampled_strips(logits, tuple(total.shape[1:]), config):
+                total[:, rows] += strip.softmax(0)
+    return [(total / number).clamp_min_(torch.finfo(total.dtype).tiny).log_() for total in sums]
+
+
+def labels_from_logits(
+    logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (K, h, w) -> labels (H, W) at `size`, uint8 or beyond 256 classes int16, and if asked the winner's softmax, float32.
+
+    The logits are upsampled a strip of rows at a time: the K maps never exist at the picture's size.
+    """
+    labels = torch.empty(size, dtype=torch.uint8 if len(logits) <= 256 else torch.int16, device=logits.device)
+    winner = torch.empty(size, device=logits.device) if probability else None
+    for rows, strip in _upsampled_strips(logits, size, config):
+        if winner is None:
+            labels[rows] = strip.argmax(0).to(labels.dtype)
+        else:
+            winner[rows], best = strip.softmax(0).max(0)
+            labels[rows] = best.to(labels.dtype)
+    return labels, winner
+
+
+def _upsampled_strips(maps: Tensor, size: tuple[int, int], config: InputConfig) -> Iterator[tuple[slice, Tensor]]:
+    """(K, h, w) resized to (K, *size) in float32, as `F.interpolate` would, in strips of rows: (rows, (K, rows, W))."""
+    height, width = size
+    index, weight = _row_taps(maps.shape[1], height, config)
+    index, weight = index.to(maps.device), weight.to(maps.device)
+    count = max(STRIP_ELEMENTS // (len(maps) * width), 1)
+    for start in range(0, height, count):
+        rows = slice(start, min(start + count, height))
+        taps = zip(index[rows].unbind(1), weight[rows].unbind(1), strict=True)
+        strip = sum(maps[:, i].float() * w[:, None] for i, w in taps)  # (K, rows, w)
+        strip = F.interpolate(strip[None], size=(strip.shape[1], width), mode=config.output_mode, align_corners=config.output_align_corners)
+        yield rows, strip[0]
+
+
+def _row_taps(source: int, target: int, config: InputConfig) -> tuple[Tensor, Tensor]:
+    """Source rows and float32 weights, (target, 2 or 4) each, of a bilinear or bicubic resize of `source` rows to `target`."""
+    row = torch.arange(target, dtype=torch.float64)
+    if config.output_align_corners:
+        position = row * ((source - 1) / max(target - 1, 1))
+    else:
+        position = (row + 0.5) * (source / target) - 0.5
+    if config.output_mode == "bilinear":
+        position = position.clamp_min(0)
+    floor = position.floor()
+    t = position - floor
+    if config.output_mode == "bilinear":
+        offsets, weights = (0, 1), (1 - t, t)
+    else:
+        offsets, weights = (-1, 0, 1, 2), (_cubic(t + 1), _cubic(t), _cubic(1 - t), _cubic(2 - t))
+    index = (floor[:, None].long() + torch.tensor(offsets)).clamp(0, source - 1)
+    return index, torch.stack(weights, dim=1).float()
+
+
+def _cubic(x: Tensor, a: float = -0.75) -> Tensor:
+    """Keys' cubic convolution kernel at 0 <= x <= 2, with the coefficient of PyTorch and OpenCV."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, far)
+
+
+def _views(model: nn.Module, images: list[np.ndarray], options: Options) -> Iterator[Tensor]:
+    """Maps (B, K, h, w), depth with K = 1, one tensor per scale and flip: the scale nearest to 1 first, flips undone, no padding."""
+    parameter = next(model.parameters())
+    for scale in sorted(options.scales, key=lambda scale: abs(math.log(scale))):
+        x = torch.cat([resize_and_normalise(image, model.config.input, parameter.device, parameter.dtype, scale) for image in images])
+        for flip in options.flips:
+            yield _infer(model, x.flip(-1), options).flip(-1) if flip else _infer(model, x, options)
+
+
+def _infer(model: nn.Module, x: Tensor, options: Options) -> Tensor:
+    """Normalised pictures (B, 3, h, w), not padded -> maps (B, K, h, w), whole or in windows."""
+    if options.window is None or (x.shape[2] <= options.window[0] and x.shape[3] <= options.window[1]):
+        return _forward(model, x)
+    relative = model.config.head.task == "depth" and model.config.head.inverse
+    whole = _forward(model, x).float() if relative else None
+    total = count = None
+    for top in _starts(x.shape[2], options.window[0], options.stride[0]):
+        for left in _starts(x.shape[3], options.window[1], options.stride[1]):
+            place = (..., slice(top, top + options.window[0]), slice(left, left + options.window[1]))
+            maps = _forward(model, x[place]).float()
+            if total is None:
+                total = maps.new_zeros(*maps.shape[:2], *x.shape[2:])
+                count = maps.new_zeros(*x.shape[2:])
+            total[place] += maps if whole is None else align(maps, whole[place])
+            count[place] += 1
+    return total / count
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin: every `stride`, the last one moved back inside."""
+    last = max(length - window, 0)
+    return [min(start, last) for start in range(0, last + stride, stride)]
+
+
+def _forward(model: nn.Module, x: Tensor) -> Tensor:
+    y = model(pad_to_multiple(x, model.config.input.multiple))
+    y = y[:, None] if model.config.head.task == "depth" else y
+    return y[..., : x.shape[2], : x.shape[3]]

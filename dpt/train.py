@@ -1,0 +1,296 @@
+"""Train a model on pictures with depth or labels; a carried model's recipe is the default for its options.
+
+A run that was killed goes on from its last checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from . import checkpoints
+from .datasets import IGNORE, Augmentation, FolderDataset
+from .evaluate import evaluate
+from .factory import build, config_of, load, models
+from .losses import scale_shift_invariant_loss
+from .model import DPT
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training gives, besides the data."""
+
+    model: str
+    steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    clip: float = 1.0  # largest gradient norm
+    seed: int = 0
+    amp: str | None = None  # autocast dtype, e.g. "bfloat16"
+    start_from: str | None = None  # a named model or a checkpoint file, whose encoder is taken over
+    validate_every: int = 500
+    checkpoint_every: int = 100
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+RECIPES = {
+    recipe.model: recipe
+    for recipe in (
+        Recipe(model="dpt-tiny-scenes", steps=3200, batch_size=16, learning_rate=6e-4, warmup=300, validate_every=400, amp="bfloat16"),
+        Recipe(
+            model="dpt-tiny-depth",
+            steps=2400,
+            batch_size=16,
+            learning_rate=5e-4,
+            warmup=200,
+            validate_every=400,
+            amp="bfloat16",
+            start_from="dpt-tiny-scenes",
+        ),
+    )
+}
+
+
+class Training:
+    """A training run in a folder: `checkpoint.pt` (all that resuming needs), `log.json`, `curve.png`, `model.safetensors`.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or the data set does not fit the model.
+    """
+
+    def __init__(
+        self, recipe: Recipe, train: FolderDataset, validation: FolderDataset, directory: str | Path, device: str = "cpu", workers: int = 1
+    ):
+        self.recipe, self.train, self.validation = recipe, train, validation
+        self.directory, self.device, self.workers = Path(directory), torch.device(device), workers
+        torch.manual_seed(recipe.seed)
+        self.model = build(recipe.model, device=device).to(memory_format=torch.channels_last)
+        self.config = self.model.config
+        names = train.classes
+        if self.config.head.task == "segmentation" and names and names != self.config.head.classes:
+            raise ValueError(f"{train.root} has the classes {names}, {recipe.model} has {self.config.head.classes}")
+        if recipe.start_from is not None:
+            self.model.encoder.load_state_dict(_model_at(recipe.start_from).encoder.state_dict())
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.step, self.seconds = 0, 0.0
+        self.log: list[dict[str, float]] = []
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.is_file():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "checkpoint.pt"
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine to zero."""
+        recipe = self.recipe
+        if step < recipe.warmup:
+            return (step + 1) / recipe.warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            raise ValueError(f"{self.directory} holds a run of another recipe ({state['recipe']}): give another folder")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random"].cpu())
+        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+
+    def _save(self) -> None:
+        state = {
+            "recipe": asdict(self.recipe),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "log": self.log,
+        }
+        temporary = self.checkpoint.with_suffix(".partial")
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        enabled = self.recipe.amp is not None
+        dtype = getattr(torch, self.recipe.amp) if enabled else None
+        with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
+            output = self.model(images)
+        if self.config.head.task == "segmentation":
+            return F.cross_entropy(output.float(), targets, ignore_index=IGNORE)
+        mask = targets > 0
+        return scale_shift_invariant_loss(output.float(), normalised_inverse(targets, mask), mask)
+
+    def _batches(self):
+        """Batches from the current step on, the same whether or not the run was interrupted."""
+        size, length = self.recipe.batch_size, len(self.train)
+        if length < size:
+            raise ValueError(f"{self.train.root} holds {length} pictures, a batch is {size}: it must be at most that many")
+        per_epoch = length // size
+
+        def keys():
+            step = self.step
+            while step < self.recipe.steps:
+                epoch, start = divmod(step, per_epoch)
+                order = torch.randperm(length, generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)).tolist()
+                for batch in range(start, min(per_epoch, start + self.recipe.steps - step)):
+                    yield [(epoch, index) for index in order[batch * size : (batch + 1) * size]]
+                    step += 1
+
+        own = torch.Generator()  # a loader without one draws from the global state, and once more when a run is resumed
+        ahead = 4 if self.workers else None
+        return DataLoader(self.train, batch_sampler=_Keys(keys), num_workers=self.workers, prefetch_factor=ahead, generator=own)
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the validation metrics."""
+        recipe = self.recipe
+        bar = tqdm(total=recipe.steps, initial=self.step, desc=recipe.model, unit="step", mininterval=5)
+        started, loss_sum, loss_count = time.monotonic() - self.seconds, 0.0, 0
+        self.model.train()
+        for images, targets in self._batches():
+            loss = self._loss(images.to(self.device, memory_format=torch.channels_last), targets.to(self.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            self.step += 1
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss is {value} at step {self.step}; the last whole checkpoint is {self.checkpoint}")
+            loss_sum, loss_count = loss_sum + value, loss_count + 1
+            bar.update()
+            bar.set_postfix(loss=f"{loss_sum / loss_count:.4f}", refresh=False)
+            last = self.step == recipe.steps
+            if self.step % recipe.validate_every == 0 or last:
+                metrics = self.validate()
+                self.seconds = time.monotonic() - started
+                self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": loss_sum / loss_count, **metrics})
+                loss_sum, loss_count = 0.0, 0
+                self._write_log()
+            if self.step % recipe.checkpoint_every == 0 or last:
+                self.seconds = time.monotonic() - started
+                self._save()
+        bar.close()
+        checkpoints.save(self.model.eval(), self.directory / "model.safetensors", torch.float16)
+        self._write_log()
+        return self.log[-1]
+
+    def validate(self) -> dict[str, float]:
+        """The metrics of `dpt evaluate` on the validation set."""
+        metrics = evaluate(self.model.eval(), self.validation, batch_size=self.recipe.batch_size, progress=False)
+        self.model.train()
+        return metrics
+
+    def _write_log(self) -> None:
+        text = json.dumps(
+            {"recipe": asdict(self.recipe), "pictures": len(self.train), "torch": torch.__version__, "log": self.log}, indent=1
+        )
+        temporary = self.directory / "log.json.partial"
+        temporary.write_text(text + "\n")
+        os.replace(temporary, self.directory / "log.json")
+        draw_curve(self.log, self.directory / "curve.png", self.recipe.model)
+
+
+class _Keys:
+    """A batch sampler over a function that gives the batches' keys."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+    def __iter__(self):
+        return self.keys()
+
+
+def normalised_inverse(depth: Tensor, mask: Tensor) -> Tensor:
+    """Metres (B, H, W) -> inverse depth scaled to 0..1 over each picture's valid pixels, so that near and far scenes weigh alike."""
+    inverse = torch.where(mask, 1 / depth.clamp_min(1e-6), 0)
+    low = torch.where(mask, inverse, torch.inf).amin((1, 2), keepdim=True)
+    high = inverse.amax((1, 2), keepdim=True)
+    return torch.where(mask, (inverse - low) / (high - low).clamp_min(1e-6), 0)
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices and convolutions only: not on norms, biases, the cls token or the positional embedding."""
+    decay, none = [], []
+    for name, parameter in model.named_parameters():
+        (none if parameter.dim() < 2 or name.endswith(("cls_token", "pos_embed")) else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": none, "weight_decay": 0.0}]
+
+
+def _model_at(start: str) -> DPT:
+    """The model of a name, with its pretrained weights, or of a checkpoint file."""
+    return build(start, weights="pretrained") if start in models() else load(start)
+
+
+def draw_curve(log: list[dict[str, float]], path: Path, title: str) -> None:
+    """The loss and the validation metrics over steps, as a picture."""
+    from matplotlib.figure import Figure
+
+    steps = [row["step"] for row in log]
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(steps, [row["loss"] for row in log], marker=".")
+    left.set(xlabel="step", ylabel="training loss", title=title)
+    for name in log[0]:
+        if name not in ("step", "seconds", "loss"):
+            right.plot(steps, [row[name] for row in log], marker=".", label=name)
+    right.set(xlabel="step", title="validation")
+    right.legend()
+    temporary = path.with_suffix(".partial.png")
+    figure.savefig(temporary, dpi=100)
+    os.replace(temporary, path)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="the model to train; a carried model's own recipe is the default for all below")
+    parser.add_argument("--data", required=True, type=Path, help="folder with train/ and val/, each images/ beside depth/ or labels/")
+    parser.add_argument("-o", "--out", required=True, type=Path, help="folder of the run; an unfinished run of the same recipe goes on")
+    for name, kind in (
+        ("steps", int),
+        ("batch-size", int),
+        ("learning-rate", float),
+        ("seed", int),
+        ("validate-every", int),
+        ("checkpoint-every", int),
+    ):
+        parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype")
+    parser.add_argument("--start-from", metavar="FILE", help="checkpoint whose encoder is taken over")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read pictures")
+
+
+def run(args: argparse.Namespace) -> int:
+    given = {
+        name: getattr(args, name)
+        for name in ("steps", "batch_size", "learning_rate", "seed", "validate_every", "checkpoint_every", "start_from")
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if args.amp is not None:
+        changes["amp"] = None if args.amp == "none" else args.amp
+    recipe = replace(RECIPES.get(args.model) or Recipe(model=args.model), **changes)
+    config = config_of(recipe.model)
+    task = config.head.task
+    train = FolderDataset(args.data / "train", task, config.input, recipe.augmentation, recipe.seed)
+    validation = FolderDataset(args.data / "val", task, config.input)
+    metrics = Training(recipe, train, validation, args.out, args.device, args.workers).run()
+    print(json.dumps(metrics))
+    return 0

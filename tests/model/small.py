@@ -1,0 +1,40 @@
+"""Small models for the tests: every stage there, in milliseconds."""
+
+from dataclasses import replace
+
+import torch
+
+from dpt.config import CONFIGS, DPTConfig
+from dpt.model import DPT
+
+
+def config(name: str = "dpt-large-midas", classes: int = 5, **encoder) -> DPTConfig:
+    """A named model shrunk to 4 blocks of width 32 and 16 features."""
+    full = CONFIGS[name]
+    small = full.with_("encoder", embed_dim=32, depth=4, num_heads=2, hooks=(0, 1, 2, 3), pos_grid=(4, 4), **encoder)
+    small = small.with_("decoder", neck_channels=(8, 12, 16, 16), features=16)
+    if full.head.task == "segmentation":
+        names = tuple(f"class {index}" for index in range(classes))
+        small = small.with_("head", classes=names, palette=full.head.palette[:classes])
+    return replace(small, name=f"small {name}")
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every parameter and statistic random, none at its initial value: one that is dropped or mixed up shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=generator)
+                if name.endswith("running_var"):
+                    noise = noise.abs() + 0.5
+                elif value.dim() > 1:
+                    noise = noise * value[0].numel() ** -0.5
+                else:
+                    noise = 0.3 * noise + (name.endswith("weight") or value.numel() == 1)  # gains, and the bias before a last ReLU
+                value.copy_(noise)
+    return model.eval()
+
+
+def small(name: str = "dpt-large-midas", seed: int = 0, **changes) -> DPT:
+    return randomise(DPT(config(name, **changes)), seed)

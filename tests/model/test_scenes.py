@@ -1,0 +1,311 @@
+"""The procedural scenes: the same everywhere, true to their geometry, split without overlap, written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("pybullet", reason="the scenes need the extra `train`")
+
+from dpt import scene_surfaces, scene_world, scenes  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = 32  # pixels: enough where the picture's content does not matter
+
+
+def digest(scene: scenes.Scene) -> str:
+    return hashlib.sha256(scene.image.tobytes() + scene.depth.tobytes() + scene.labels.tobytes()).hexdigest()
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def empty_world() -> scene_world.World:
+    return scene_world.World(np.random.default_rng(0), scene_world.shared_client.fresh(), range(0))
+
+
+def plain() -> scene_surfaces.Surface:
+    return scene_surfaces.tint(np.random.default_rng(0))
+
+
+def test_same_bytes_in_any_order_client_and_process(monkeypatch):
+    """State left by earlier scenes, by a renewed client or by the process itself."""
+    seeds = [3, 4, 5, 10_000_001]
+    code = "import sys; sys.path.insert(0, 'tests/model'); from test_scenes import *; print([digest(scenes.render(s, 64)) for s in [%s]])"
+    other = run_python(code % ", ".join(map(str, seeds[::-1])))
+    monkeypatch.setattr(scene_world, "_SCENES_PER_CLIENT", 3)
+    here = [digest(scenes.render(seed, 64)) for seed in seeds]
+    assert len(set(here)) == len(seeds)
+    output, _ = other.communicate(timeout=300)
+    assert output.strip().splitlines()[-1] == repr(here[::-1])
+
+
+def test_depth_and_outline_of_known_geometry():
+    """A wrong depth conversion, a picture off by half a pixel, distance along the ray instead of along the axis."""
+    world, size = empty_world(), 128
+    world.add_block(scene_world.FLOOR, plain(), np.array([0, 0, -0.1]), np.eye(3), np.array([30, 30, 0.1]))
+    world.add_block(scene_world.BOX, plain(), np.array([0, 0, 0.5]), np.eye(3), np.array([0.5, 0.5, 0.5]))
+    camera = scene_world.Camera(np.array([0, -4.0, 0.5]), np.array([0, 0, 0.5]), 0.0, 60.0)
+    scene = scenes._shoot(world, camera, size)
+
+    slope = (2.0 * (np.arange(size) + 0.5) / size - 1.0) * np.tan(np.radians(30.0))
+    right, down = np.meshgrid(slope, slope)
+    front = (np.abs(3.5 * right) < 0.5) & (np.abs(3.5 * down) < 0.5)  # the face of the box, 3.5 m away
+    with np.errstate(divide="ignore"):
+        floor = np.where(down > 0, 0.5 / down, np.inf)  # the eye is 0.5 m above the floor
+    expected = np.where(front, 3.5, np.where(floor < scene_world.FAR, floor, 0.0))
+    near_only = (expected > 0) & (expected < 25.0)  # the floor ends
+    # The depth buffer is float32 in [0, 1]: one step of it is 2**-24 z**2 / near metres; the projection adds its own float32 rounding.
+    tolerance = 4.0 * 2.0**-24 * expected**2 / scene_world.NEAR + 1e-5 * expected
+    assert (np.abs(scene.depth - expected) <= tolerance)[near_only].all()
+    assert ((scene.labels == scene_world.BOX) == front).all()
+    assert (scene.labels[down < 0][~front[down < 0]] == scene_world.SKY).all()
+    assert (scene.depth[scene.labels == scene_world.SKY] == 0).all()
+
+
+def test_depth_of_a_tilted_and_rolled_camera():
+    """A rotation with a wrong sign, which a level camera does not show."""
+    world, size = empty_world(), 96
+    world.add_block(scene_world.FLOOR, plain(), np.array([0, 0, -0.1]), np.eye(3), np.array([30, 30, 0.1]))
+    camera = scene_world.Camera(np.array([1.0, -2.0, 1.5]), np.array([0.2, 0.3, 0.0]), 0.3, 50.0)
+    scene = scenes._shoot(world, camera, size)
+    points = camera.eye + scene.depth[..., None] * camera.rays(size)
+    seen = scene.labels == scene_world.FLOOR
+    assert seen.mean() > 0.9
+    assert np.abs(points[seen][:, 2]).max() < 1e-3
+    middle = points[size // 2 - 1 : size // 2 + 1, size // 2 - 1 : size // 2 + 1].mean(axis=(0, 1))
+    assert np.abs(middle - camera.target).max() < 0.01
+
+
+def test_depth_buffer_ends_at_the_clipping_planes():
+    assert scenes.metric_depth(np.array([0.0, 1.0])) == pytest.approx([scene_world.NEAR, scene_world.FAR])
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_shapes_types_and_ranges(size):
+    """A size that is not passed on, and labels or depths outside their range."""
+    scene = scenes.render(7, size)
+    assert (scene.image.shape, scene.image.dtype) == ((size, size, 3), np.uint8)
+    assert (scene.depth.shape, scene.depth.dtype) == ((size, size), np.float32)
+    assert (scene.labels.shape, scene.labels.dtype) == ((size, size), np.uint8)
+    assert scene.labels.max() < len(scenes.CLASSES)
+    assert ((scene.depth == 0) == (scene.labels == scene_world.SKY)).all()
+    assert 0.3 <= scene.depth[scene.depth > 0].min() and scene.depth.max() <= scene_world.FAR
+
+
+def test_palette_has_one_colour_for_each_class():
+    assert scenes.PALETTE.shape == (len(scenes.CLASSES), 3) and scenes.PALETTE.dtype == np.uint8
+    assert len({tuple(colour) for colour in scenes.PALETTE.tolist()}) == len(scenes.CLASSES) == len(set(scenes.CLASSES))
+
+
+def test_every_class_appears_and_the_pictures_are_varied():
+    """A class whose builder is never reached, places nothing, or is always hidden."""
+    pictures = [scenes.render(seed, SMALL) for seed in range(100, 140)]
+    present = sum(np.bincount(scene.labels.ravel(), minlength=len(scenes.CLASSES)) > 0 for scene in pictures)
+    assert (present >= 4).all(), dict(zip(scenes.CLASSES, present.tolist(), strict=True))
+    brightness = [scene.image.mean() for scene in pictures]
+    assert np.std(brightness) > 10
+
+
+def test_splits_share_no_seed_and_no_random_object():
+    """Overlap at the ends of the ranges."""
+    ends = {split: scenes.split_seeds(split, scenes.SEEDS_PER_SPLIT) for split in scenes.SPLITS}
+    assert ends["train"][0] == 0 and ends["train"][-1] < ends["val"][0] <= ends["val"][-1] < ends["test"][0]
+    for split, seeds in ends.items():
+        assert scenes.split_of(seeds[0]) == scenes.split_of(seeds[-1]) == split
+    objects = [number for numbers in scenes.RANDOM_OBJECTS.values() for number in numbers]
+    assert sorted(objects) == list(range(1000))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_scene_shows_only_the_random_objects_of_its_split(split, monkeypatch):
+    """The split of the objects is declared but not obeyed."""
+    shown, add_mesh = [], scene_world.World.add_mesh
+
+    def record(self, label, surface, foot, rotation, path, *rest):
+        if label == scene_world.RANDOM:
+            shown.append(int(Path(path).stem))
+        return add_mesh(self, label, surface, foot, rotation, path, *rest)
+
+    monkeypatch.setattr(scene_world.World, "add_mesh", record)
+    for seed in scenes.split_seeds(split, 8):
+        scenes.render(seed, SMALL)
+    assert len(shown) >= 5
+    assert set(shown) <= set(scenes.RANDOM_OBJECTS[split])
+
+
+def flat_scene(labels: np.ndarray, depth: float = 2.0) -> scenes.Scene:
+    return scenes.Scene(np.zeros((*labels.shape, 3), np.uint8), np.full(labels.shape, depth, np.float32), labels.astype(np.uint8))
+
+
+def test_scenes_not_worth_keeping_are_drawn_again():
+    """Each rule of rejection, one at a time, beside a picture that breaks none."""
+    good = np.repeat([scene_world.FLOOR] * 5 + [scene_world.WALL] * 2 + [scene_world.BOX] * 2 + [scene_world.TOY], 10)[None]
+    assert scenes._is_worth_keeping(flat_scene(good))
+    assert not scenes._is_worth_keeping(flat_scene(good, depth=0.2))
+    for old, new in ((scene_world.TOY, scene_world.BOX), (scene_world.WALL, scene_world.FLOOR)):
+        assert not scenes._is_worth_keeping(flat_scene(np.where(good == old, new, good)))  # three classes
+    filled = np.repeat([scene_world.BOX] * 6 + [scene_world.FLOOR, scene_world.WALL, scene_world.TOY, scene_world.BALL], 10)[None]
+    assert not scenes._is_worth_keeping(flat_scene(filled))
+    bare = np.repeat([scene_world.FLOOR] * 50 + [scene_world.WALL] * 45 + [scene_world.TOY] * 2 + [scene_world.BALL] * 3, 1)[None]
+    assert not scenes._is_worth_keeping(flat_scene(bare))
+    floor = np.repeat([scene_world.FLOOR] * 75 + [scene_world.WALL] * 5 + [scene_world.TOY] * 10 + [scene_world.BALL] * 10, 1)[None]
+    assert not scenes._is_worth_keeping(flat_scene(floor))
+
+
+@pytest.mark.parametrize("pattern", sorted(set(scene_surfaces._PATTERNS), key=lambda pattern: pattern.__name__))
+def test_patterns_stay_in_range_and_fade_with_distance(pattern):
+    """Albedo outside [0, 1], NaN, and patterns finer than a pixel, which would alias."""
+    rng = np.random.default_rng(1)
+    surface = scene_surfaces.random_surface(rng, (0.1, 0.1), upright=False)
+    surface = scene_surfaces.Surface(pattern, surface.colours, 0.1, surface.axes, surface.phase, surface.waves, 0.0)
+    points = rng.uniform(-3, 3, (500, 3))
+    near = surface.albedo(points, np.full(500, 1e-4))
+    assert np.isfinite(near).all()
+    low, high = surface.colours.min(axis=0), surface.colours.max(axis=0)
+    assert (near >= low - 1e-6).all() and (near <= high + 1e-6).all()
+    assert surface.albedo(points, np.full(500, 0.06)) == pytest.approx(np.broadcast_to(surface.colours.mean(axis=0), (500, 3)))
+
+
+def test_quaternion_is_the_rotation_pybullet_reads():
+    import pybullet
+
+    rng = np.random.default_rng(2)
+    half_turn = np.diag([-1.0, -1.0, 1.0])
+    for rotation in [np.eye(3), half_turn, *(scene_surfaces.random_rotation(rng) for _ in range(20))]:
+        assert np.linalg.det(rotation) == pytest.approx(1.0)
+        read = np.reshape(pybullet.getMatrixFromQuaternion(scene_surfaces.quaternion(rotation)), (3, 3))
+        assert read == pytest.approx(rotation, abs=1e-9)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_dataset_holds_what_render_gives(tmp_path):
+    """Wrong modes, colour order, units or numbering of the files."""
+    scenes.write_dataset(tmp_path, "test", 2, size=SMALL)
+    scene = scenes.render(scenes.split_seeds("test", 2)[1], SMALL)
+    read = {folder: Image.open(tmp_path / folder / "000001.png") for folder in ("images", "depth", "labels")}
+    assert (read["images"].mode, read["labels"].mode) == ("RGB", "L") and read["depth"].mode.startswith("I")
+    assert (np.asarray(read["images"]) == scene.image).all() and (np.asarray(read["labels"]) == scene.labels).all()
+    millimetres = np.asarray(read["depth"]).astype(np.float64)
+    assert np.abs(millimetres - np.minimum(1000.0 * scene.depth, 65535)).max() <= 0.51
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    assert description["classes"] == list(scenes.CLASSES) and description["palette"] == scenes.PALETTE.tolist()
+    assert (description["split"], description["size"], description["first_seed"], description["count"]) == ("test", SMALL, 20_000_000, 2)
+    assert set(description["versions"]) == {"pybullet", "numpy", "pillow"}
+
+
+def test_dataset_renders_only_what_is_missing(tmp_path, monkeypatch):
+    """A second run that starts over, or takes a scene for whole that lacks one of its three files."""
+    scenes.write_dataset(tmp_path, "val", 3, size=SMALL)
+    whole = files(tmp_path)
+    (tmp_path / "depth" / "000001.png").unlink()
+    (tmp_path / "depth" / ".000001.png.part").write_bytes(b"half")
+    rendered, render = [], scenes.render
+    monkeypatch.setattr(scenes, "render", lambda seed, size: rendered.append(seed) or render(seed, size))
+    scenes.write_dataset(tmp_path, "val", 3, size=SMALL)
+    assert rendered == [10_000_001] and files(tmp_path) == whole
+    scenes.write_dataset(tmp_path, "val", 4, size=SMALL)
+    assert rendered == [10_000_001, 10_000_003]
+
+
+@pytest.mark.parametrize("failing", ["labels", "depth", "images"])
+def test_a_failed_write_leaves_nothing_under_a_final_name(failing, tmp_path, monkeypatch):
+    """A full disk or a kill in the middle of a file; an image, which marks the scene as there, before its depth and labels."""
+    save = Image.Image.save
+
+    def save_half(self, path, **options):
+        save(self, path, **options)
+        if Path(path).parent.name == failing:
+            os.truncate(path, os.path.getsize(path) // 2)
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save_half)
+    with pytest.raises(OSError, match="no space"):
+        scenes.write_dataset(tmp_path, "val", 1, size=SMALL)
+    whole = [path.parent.name for path in tmp_path.glob("*/000000.png")]
+    assert failing not in whole and "images" not in whole
+
+
+KILLED = """
+import sys
+from dpt.scenes import write_dataset
+if __name__ == "__main__":
+    write_dataset(sys.argv[1], "train", 400, size=32, workers=2)
+"""
+
+
+def test_dataset_survives_a_kill(tmp_path):
+    """Half-written files under their final names, and pictures of several processes that differ from those of one."""
+    script, root = tmp_path / "script.py", tmp_path / "data"
+    script.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(root)], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while len(list(root.glob("images/*.png"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    numbers = sorted(int(path.stem) for path in root.glob("images/*.png"))
+    assert 3 <= len(numbers) < 400
+    for number in numbers:
+        scene = scenes.render(number, SMALL)
+        for folder, pixels in (("images", scene.image), ("labels", scene.labels)):
+            assert (np.asarray(Image.open(root / folder / f"{number:06d}.png")) == pixels).all()
+        assert np.asarray(Image.open(root / "depth" / f"{number:06d}.png")).shape == (SMALL, SMALL)
+
+
+def test_dataset_of_another_kind_is_not_mixed_in(tmp_path):
+    scenes.write_dataset(tmp_path, "val", 0, size=SMALL)
+    with pytest.raises(ValueError, match="split is 'val', not 'test'"):
+        scenes.write_dataset(tmp_path, "test", 1, size=SMALL)
+    with pytest.raises(ValueError, match="size is 32, not 64"):
+        scenes.write_dataset(tmp_path, "val", 1, size=64)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda path: scenes.render(-1), "seed -1: must be 0 to 29999999"),
+        (lambda path: scenes.render(30_000_000), "seed 30000000"),
+        (lambda path: scenes.render(0, 8), "size 8: must be at least 16"),
+        (lambda path: scenes.split_seeds("dev", 1), "split 'dev': must be one of train, val, test"),
+        (lambda path: scenes.split_seeds("val", -1), "count -1"),
+        (lambda path: scenes.split_seeds("val", 10_000_001), "count 10000001"),
+        (lambda path: scenes.write_dataset(path, "val", 1, workers=0), "workers 0: must be at least 1"),
+        (lambda path: scenes.write_dataset(path, "val", 1, size=8), "size 8"),
+    ],
+)
+def test_bad_arguments_name_the_value_and_the_rule(call, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_without_pybullet_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pybullet", None)
+    with pytest.raises(ImportError, match=r"pip install dpt\[train\]"):
+        scenes.render(0)
+
+
+def test_the_module_imports_without_pybullet():
+    """The classes and the palette are needed by prediction, which does not install the extra."""
+    code = "import sys; sys.modules['pybullet'] = None; from dpt.scenes import CLASSES, PALETTE; print(len(CLASSES), len(PALETTE))"
+    process = run_python(code)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and output.split() == [str(len(scenes.CLASSES))] * 2

@@ -1,0 +1,229 @@
+"""The data set on disk, what training does to it, and that a killed training loses no more than a checkpoint interval."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dpt
+from dpt.config import CONFIGS
+from dpt.datasets import Augmentation, FolderDataset, augment
+from dpt.evaluate import evaluate, trivial_predictors
+from dpt.train import RECIPES, Recipe, Training, normalised_inverse
+
+SCENES = CONFIGS["dpt-tiny-scenes"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """train/ and val/ of discs on coloured ground, 64x64: class 7 on class 1, nearer than the ground."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:64, :64]
+    for split, count in (("train", 6), ("val", 3)):
+        for folder in ("images", "depth", "labels"):
+            (root / split / folder).mkdir(parents=True)
+        for index in range(count):
+            disc = (rows - rng.integers(20, 44)) ** 2 + (columns - rng.integers(20, 44)) ** 2 < 200
+            image = np.where(disc[..., None], rng.integers(0, 255, 3), rng.integers(0, 255, 3)).astype(np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"{index}.png")
+            Image.fromarray(np.where(disc, 1000, 4000 - 30 * rows).astype(np.uint16)).save(root / split / "depth" / f"{index}.png")
+            Image.fromarray(np.where(disc, 7, 1).astype(np.uint8)).save(root / split / "labels" / f"{index}.png")
+        (root / split / "dataset.json").write_text(json.dumps({"classes": SCENES.head.classes}))
+    return root
+
+
+def dataset(root, split="train", task="segmentation", augmented=False):
+    return FolderDataset(root / split, task, SCENES.input, Augmentation() if augmented else None)
+
+
+def recipe(**changes) -> Recipe:
+    return replace(Recipe(model="dpt-tiny-scenes", steps=4, batch_size=2, warmup=1, validate_every=2, checkpoint_every=1), **changes)
+
+
+def training(root, directory, **changes) -> Training:
+    chosen = recipe(**changes)
+    task = CONFIGS[chosen.model].head.task
+    return Training(chosen, dataset(root, "train", task, True), dataset(root, "val", task), directory, workers=0)
+
+
+def test_items_are_normalised_and_in_metres(data):
+    """Blind spot: millimetres taken for metres, BGR, a wrong mean."""
+    image, labels = dataset(data)[0]
+    assert image.shape == (3, 192, 192) and labels.shape == (192, 192) and labels.dtype == torch.int64
+    assert set(labels.unique().tolist()) == {1, 7}
+    pixel = np.array(Image.open(data / "train" / "images" / "0.png"))[0, 0]
+    assert image[:, 0, 0].tolist() == pytest.approx(((pixel / 255 - 0.5) / 0.5).tolist(), abs=1e-5)
+    _, depth = dataset(data, task="depth")[0]
+    assert depth[0, 0].item() == pytest.approx(4.0) and depth.min().item() == pytest.approx(1.0)
+
+
+def test_augmentation_moves_picture_and_target_together(data):
+    """Blind spot: a crop or flip of one alone. The picture's red channel is made the label, so both must stay equal."""
+    labels = torch.arange(40).repeat(30, 1).int()
+    image = labels[None].expand(3, -1, -1).float() / 100
+    how = Augmentation(colour=0.0)
+    for seed in range(20):
+        out, target = augment(image, labels, (30, 40), how, np.random.default_rng(seed))
+        inner = (slice(2, -2), slice(2, -2))  # the picture is interpolated, the target is not
+        assert (100 * out[0] - target)[inner].abs().max() <= 1.01
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(data):
+    """Blind spot: a global random state, which a resumed run does not share."""
+    one, two = dataset(data, augmented=True), dataset(data, augmented=True)
+    two[3, 1]
+    assert torch.equal(one[5, 2][0], two[5, 2][0])
+    assert not torch.equal(one[5, 2][0], one[6, 2][0])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: [p.unlink() for p in (root / "images").iterdir()], "holds no .png or .jpg"),
+        (lambda root: (root / "labels" / "1.png").unlink(), "1 pictures have no target, the first: .*1.png"),
+    ],
+)
+def test_incomplete_data_sets_are_named(data, tmp_path, spoil, message):
+    """Blind spot: a training on half the pictures without a word."""
+    import shutil
+
+    shutil.copytree(data / "train", tmp_path / "train")
+    spoil(tmp_path / "train")
+    with pytest.raises(ValueError, match=message):
+        dataset(tmp_path)
+
+
+def test_a_target_of_another_size_is_named(data, tmp_path):
+    """Blind spot: broadcasting, or cropping in silence."""
+    import shutil
+
+    shutil.copytree(data / "train", tmp_path / "train")
+    Image.new("L", (10, 12)).save(tmp_path / "train" / "labels" / "0.png")
+    with pytest.raises(ValueError, match=r"0\.png is \(12, 10\), its picture \(64, 64\)"):
+        dataset(tmp_path)[0]
+
+
+def test_normalised_inverse_by_hand():
+    """Blind spot: unknown pixels that set the range. Depths 1, 2, 4 have inverses 1, 1/2, 1/4, so 1, 1/3, 0."""
+    depth = torch.tensor([[[1.0, 2.0, 4.0, 0.0]]])
+    assert normalised_inverse(depth, depth > 0).flatten().tolist() == pytest.approx([1, 1 / 3, 0, 0])
+
+
+def test_a_training_that_was_interrupted_ends_as_an_unbroken_one(data, tmp_path):
+    """Blind spot: an optimiser, schedule, random state or sample order that is not part of the checkpoint."""
+    training(data, tmp_path / "whole").run()
+
+    class Killed(Exception):
+        pass
+
+    broken = training(data, tmp_path / "broken")
+    save = broken._save
+
+    def save_then_die():
+        save()
+        if broken.step == 2:
+            raise Killed
+
+    broken._save = save_then_die
+    with pytest.raises(Killed):
+        broken.run()
+    resumed = training(data, tmp_path / "broken")
+    assert resumed.step == 2
+    resumed.run()
+    whole, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "broken"))
+    assert all(torch.equal(value, other["model"][key]) for key, value in whole["model"].items())
+    assert [row["loss"] for row in whole["log"]] == [row["loss"] for row in other["log"]]
+    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["checkpoint.pt", "curve.png", "log.json", "model.safetensors"]
+    assert dpt.load(tmp_path / "broken" / "model.safetensors").config == SCENES
+
+
+def test_killed_for_real(data, tmp_path):
+    """Blind spot: SIGKILL in the middle of a step; the command given again goes on from the last checkpoint."""
+    command = [sys.executable, "-m", "dpt", "train", "--model", "dpt-tiny-scenes", "--data", str(data), "-o", str(tmp_path / "run")]
+    command += ["--steps", "6", "--batch-size", "2", "--checkpoint-every", "2", "--validate-every", "6", "--workers", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    at_kill = torch.load(checkpoint, weights_only=True)["step"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert at_kill >= 2 and f"{at_kill}/6" in done.stderr  # the bar starts where the checkpoint was
+    assert json.loads(done.stdout)["step"] == 6
+
+
+def test_another_recipe_is_refused(data, tmp_path):
+    """Blind spot: two recipes mixed in one folder."""
+    training(data, tmp_path, steps=1).run()
+    with pytest.raises(ValueError, match="another recipe"):
+        training(data, tmp_path, steps=2)
+
+
+def test_classes_of_another_data_set_are_refused(data, tmp_path):
+    """Blind spot: labels that mean something else."""
+    import shutil
+
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "train" / "dataset.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
+    with pytest.raises(ValueError, match="'cat', 'dog'"):
+        training(tmp_path / "data", tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
+    """Blind spot: hours of NaN, saved over the last good checkpoint."""
+    run = training(data, tmp_path, steps=3)
+    run._loss = lambda images, targets: run.model.head.classifier.bias.sum() * torch.nan
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        run.run()
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_depth_training_lowers_its_loss(data, tmp_path):
+    """Blind spot: gradients that do not reach the encoder, or a loss that is not minimised."""
+    run = training(data, tmp_path, model="dpt-tiny-depth", steps=16, validate_every=4, learning_rate=1e-3)
+    before = run.model.encoder.patch_embed.weight.detach().clone()
+    run.run()
+    assert run.log[-1]["loss"] < 0.8 * run.log[0]["loss"]
+    assert not torch.equal(before, run.model.encoder.patch_embed.weight)
+
+
+def test_start_from_takes_the_encoder_over(data, tmp_path):
+    """Blind spot: a recipe whose initialisation is ignored."""
+    first = training(data, tmp_path / "first", steps=1)
+    first.run()
+    path = str(tmp_path / "first" / "model.safetensors")
+    second = training(data, tmp_path / "second", model="dpt-tiny-depth", start_from=path)
+    stored = dpt.load(path).encoder.state_dict()
+    assert all(torch.equal(value, stored[key]) for key, value in second.model.encoder.state_dict().items())
+
+
+def test_evaluate_scores_truth_as_perfect_and_beats_trivial(data):
+    """Blind spot: a metric fed the wrong way round."""
+    for task, worst in (("depth", "constant"), ("segmentation", "commonest class")):
+        samples = dataset(data, "val", task)
+        truth = torch.stack([samples[index][1] for index in range(len(samples))])
+
+        def oracle(images, truth=truth, task=task):
+            return 1 / truth if task == "depth" else torch.nn.functional.one_hot(truth, 12).permute(0, 3, 1, 2).float()
+
+        perfect = evaluate(oracle, samples, progress=False)
+        trivial = evaluate(trivial_predictors(samples, dataset(data, "train", task))[worst], samples, progress=False)
+        name = "delta1" if task == "depth" else "miou"
+        assert perfect[name] == pytest.approx(1) and trivial[name] < 0.9
+
+
+def test_recipes_are_of_named_models():
+    """Blind spot: a recipe nobody can run."""
+    assert set(RECIPES) <= set(dpt.models()) and all(name == recipe.model for name, recipe in RECIPES.items())
