@@ -162,7 +162,7 @@ TRANSFORMERS = Layout(
     norm_eps=1e-12,
 )
 
-NATIVE = Layout(name="dpt", marker="encoder.patch_embed.weight", rows=(("{p}", "{p}"),))
+NATIVE = Layout(name="dpt", marker="encoder.pos_embed", rows=(("{p}", "{p}"),))
 
 LAYOUTS = (NATIVE, MMSEG, ISL, TRANSFORMERS)
 

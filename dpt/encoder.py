@@ -94,6 +94,20 @@ class Block(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
+def _convolutional_stem(dim: int, patch: int) -> nn.Sequential:
+    """Patches of 16 by four strided 3x3 convolutions, from which small data sets learn sooner than from one of 16x16."""
+    if patch != 16:
+        raise ValueError(f'stem="convolutions" halves four times, for patches of 16, not {patch}')
+    layers, channels = [], 3
+    for width in (dim // 8, dim // 4, dim // 2, dim):
+        layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
+
+
+STEMS = {"patch": lambda dim, patch: nn.Conv2d(3, dim, patch, stride=patch), "convolutions": _convolutional_stem}
+
+
 class Encoder(nn.Module):
     """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the four hooked blocks, cls token first."""
 
@@ -102,7 +116,7 @@ class Encoder(nn.Module):
         check_attention(config.attention)
         dim, patch, (rows, columns) = config.embed_dim, config.patch_size, config.pos_grid
         self.config = config
-        self.patch_embed = nn.Conv2d(3, dim, patch, stride=patch)
+        self.patch_embed = STEMS[config.stem](dim, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))

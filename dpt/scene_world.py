@@ -18,20 +18,7 @@ import numpy as np
 
 from .scene_surfaces import Surface, quaternion, random_rotation, random_surface, rotation_z, tint
 
-CLASSES: tuple[str, ...] = (
-    "sky",
-    "floor",
-    "wall",
-    "table",
-    "robot arm",
-    "legged robot",
-    "wheeled robot",
-    "ball",
-    "box",
-    "cylinder",
-    "toy",
-    "random object",
-)
+CLASSES: tuple[str, ...] = ("sky", "floor", "wall", "table", "robot arm", "mobile robot", "ball", "block", "object")
 PALETTE = np.array(
     [
         [135, 190, 235],
@@ -39,17 +26,16 @@ PALETTE = np.array(
         [200, 195, 180],
         [150, 75, 30],
         [240, 130, 30],
-        [200, 30, 160],
         [30, 90, 220],
         [250, 220, 40],
         [220, 40, 40],
-        [40, 170, 90],
-        [250, 150, 190],
         [110, 60, 200],
     ],
     dtype=np.uint8,
 )
-SKY, FLOOR, WALL, TABLE, ARM, LEGGED, WHEELED, BALL, BOX, CYLINDER, TOY, RANDOM = range(len(CLASSES))
+# What scenes are composed of, finer than the classes, and the class of each.
+SKY, FLOOR, WALL, TABLE, ARM, LEGGED, WHEELED, BALL, BOX, CYLINDER, TOY, RANDOM = range(12)
+CLASS_OF = np.array([0, 1, 2, 3, 4, 5, 5, 6, 7, 7, 8, 8], dtype=np.uint8)
 
 NEAR, FAR = 0.1, 80.0  # metres: the clipping planes
 _SCENES_PER_CLIENT = 200

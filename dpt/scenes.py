@@ -14,7 +14,7 @@ import json
 import math
 import multiprocessing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .scene_surfaces import noise, random_colour, random_surface
 from .scene_world import (
+    CLASS_OF,
     CLASSES,
     FAR,
     FLOOR,
@@ -87,7 +88,7 @@ def render(seed: int, size: int = 256) -> Scene:
     for attempt in range(_MAX_ATTEMPTS):
         scene = _draw(np.random.default_rng([seed, attempt]), RANDOM_OBJECTS[split], size)
         if _is_worth_keeping(scene):
-            return scene
+            return replace(scene, labels=CLASS_OF[scene.labels])
     raise RuntimeError(f"seed {seed}: none of {_MAX_ATTEMPTS} attempts gave a scene worth keeping")
 
 
@@ -97,8 +98,8 @@ def _check_size(size: int) -> None:
 
 
 def _is_worth_keeping(scene: Scene) -> bool:
-    """Several classes, enough of the picture on objects, none of them filling it, nothing right before the lens."""
-    share = np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) / scene.labels.size
+    """Several kinds of things, enough of the picture on objects, none of them filling it, nothing right before the lens."""
+    share = np.bincount(scene.labels.ravel(), minlength=len(CLASS_OF)) / scene.labels.size
     known = scene.depth[scene.depth > 0]
     return bool(
         (share >= 0.01).sum() >= 4

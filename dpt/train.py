@@ -49,10 +49,10 @@ class Recipe:
 RECIPES = {
     recipe.model: recipe
     for recipe in (
-        Recipe(model="dpt-tiny-scenes", steps=3200, batch_size=16, learning_rate=6e-4, warmup=300, validate_every=400, amp="bfloat16"),
+        Recipe(model="dpt-tiny-scenes", steps=3600, batch_size=16, learning_rate=1e-3, warmup=300, validate_every=400, amp="bfloat16"),
         Recipe(
             model="dpt-tiny-depth",
-            steps=2400,
+            steps=2200,
             batch_size=16,
             learning_rate=5e-4,
             warmup=200,

@@ -216,7 +216,7 @@ def test_evaluate_scores_truth_as_perfect_and_beats_trivial(data):
         truth = torch.stack([samples[index][1] for index in range(len(samples))])
 
         def oracle(images, truth=truth, task=task):
-            return 1 / truth if task == "depth" else torch.nn.functional.one_hot(truth, 12).permute(0, 3, 1, 2).float()
+            return 1 / truth if task == "depth" else torch.nn.functional.one_hot(truth, len(SCENES.head.classes)).permute(0, 3, 1, 2).float()
 
         perfect = evaluate(oracle, samples, progress=False)
         trivial = evaluate(trivial_predictors(samples, dataset(data, "train", task))[worst], samples, progress=False)
