@@ -1,4 +1,4 @@
-"""Dense Prediction Transformers: `build`, `load`, `save`, `models`."""
+"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`."""
 
 from pathlib import Path
 
@@ -10,6 +10,15 @@ from .checkpoints import CheckpointError, save  # noqa: E402
 from .config import DPTConfig  # noqa: E402
 from .factory import build, load, models  # noqa: E402
 from .model import DPT  # noqa: E402
+from .predict import Prediction  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["DPT", "CheckpointError", "DPTConfig", "build", "load", "models", "save"]
+__all__ = ["DPT", "CheckpointError", "DPTConfig", "Prediction", "accelerate", "build", "fast_report", "load", "models", "save"]
+
+
+def __getattr__(name: str):
+    if name in ("accelerate", "fast_report"):  # loaded when asked for: they import Triton
+        from . import fast
+
+        return getattr(fast, name)
+    raise AttributeError(f"module 'dpt' has no attribute {name!r}")

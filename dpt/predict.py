@@ -315,8 +315,6 @@ def _row_taps(source: int, target: int, config: InputConfig) -> tuple[Tensor, Te
         position = row * ((source - 1) / max(target - 1, 1))
     else:
         position = (row + 0.5) * (source / target) - 0.5
-    if config.output_mode == "bilinear":
-        position = position.clamp_min(0)
     floor = position.floor()
     t = position - floor
     if config.output_mode == "bilinear":

@@ -282,6 +282,8 @@ def test_unique_names():
     found[6] = inputs.Found(Path("x/sub/a.jpg"), Path("sub/a.jpg"))  # found in the folder x
     names = inputs.unique_names(found)
     assert names == ["x_a_jpg_2", "a_png", "a_jpg", "A_webp", "x_a_jpg_3", "x_a_jpg_4", "sub/a", ".hidden"]
+    found = [inputs.Found(Path(place), Path(Path(place).name)) for place in ("x/a.jpg", "x/a.png", "x/a_jpg.png")]
+    assert inputs.unique_names(found) == ["x_a_jpg", "a_png", "a_jpg"]
 
 
 def test_finding(photos, tmp_path):

@@ -69,7 +69,8 @@ def test_depth_png_values():
         ([[1e-30, 2e-30]], True, [[0, 65535]]),
         ([[-3e38, 3e38]], True, [[0, 65535]]),
     ]:
-        values = outputs.depth_to_uint16(np.float32(depth), inverse)
+        with np.errstate(all="raise"):
+            values = outputs.depth_to_uint16(np.float32(depth), inverse)
         assert values.dtype == np.uint16
         np.testing.assert_array_equal(values, wanted)
 

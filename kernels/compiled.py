@@ -1,0 +1,300 @@
+"""Compile every shipped configuration for every architecture, without a GPU, and read what came out.
+
+    python -m dpt.kernels.compiled [--kernel attention] [--arch sm_90] [--write]
+
+Each op module's ``compile_cases(family)`` gives the launches (``launch.record``); Triton compiles them for the family's architecture, and
+cuobjdump and nvdisasm, which come with Triton, read registers, stack and instructions off the binary. A case fails on spills, on
+serialised warpgroup MMAs, on more shared or tensor memory than the architecture has, and on missing tensor-core instructions or
+asynchronous copies. ``--write`` writes the tables of ``kernels/compiled-code/``. sm_86 is compiled only when asked for: it runs the
+configurations of sm_89, whose shared memory it has, with the instructions of sm_80.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import launch
+
+TABLES = Path(__file__).parent / "compiled-code"
+# The tables in the repository were made by this version; another's code differs, and so do its registers.
+TABLE_TRITON = "3.7.1"
+INFRASTRUCTURE = ("launch", "compiled", "tune")
+KB = 1024
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What limits a launch, from the CUDA programming guide's table of compute capabilities. Bytes, warps and CTAs per SM or CTA."""
+
+    shared_per_cta: int
+    shared_per_sm: int
+    warps_per_sm: int
+    ctas_per_sm: int
+    tensor_core: str
+
+    registers_per_sm = 65536
+    tensor_memory_columns = 512
+    reserved_shared_per_cta = 1 * KB
+
+
+ARCHITECTURES = {
+    "sm_80": Architecture(163 * KB, 164 * KB, 64, 32, "HMMA"),
+    "sm_86": Architecture(99 * KB, 100 * KB, 48, 16, "HMMA"),
+    "sm_89": Architecture(99 * KB, 100 * KB, 48, 24, "HMMA"),
+    "sm_90": Architecture(227 * KB, 228 * KB, 64, 32, "HGMMA"),
+    "sm_100": Architecture(227 * KB, 228 * KB, 64, 32, "UTCHMMA"),
+    "sm_120": Architecture(99 * KB, 100 * KB, 48, 24, "HMMA"),
+}
+DEFAULT_FAMILIES = tuple(family for family in ARCHITECTURES if family != "sm_86")
+INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "UTMALDG", "LDGSTS", "MUFU", "FFMA", "STL", "LDL")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the binary of one case shows. ``shared`` in bytes, ``tensor_memory`` in columns, ``instructions`` static counts."""
+
+    name: str
+    family: str
+    warps: int
+    stages: int
+    registers: int
+    stack: int
+    shared: int
+    tensor_memory: int
+    serialised: bool
+    instructions: dict[str, int]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ctas_per_sm(self) -> int:
+        """CTAs that fit on an SM by registers (allocated by the warp in units of 256), shared memory, warps and slots."""
+        limits = ARCHITECTURES[self.family]
+        registers = self.warps * -(-self.registers * 32 // 256) * 256
+        fits = [
+            limits.registers_per_sm // registers,
+            limits.shared_per_sm // (self.shared + limits.reserved_shared_per_cta),
+            limits.warps_per_sm // self.warps,
+            limits.ctas_per_sm,
+        ]
+        if self.tensor_memory:
+            fits.append(limits.tensor_memory_columns // self.tensor_memory)
+        return min(fits)
+
+
+class _CompileOnly:
+    """Stands in for Triton's CUDA driver: compiles for one target, launches nothing."""
+
+    def __init__(self, family: str):
+        self.capability = int(family.removeprefix("sm_"))
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def _compile(case: launch.CompileCase, afresh: bool = False) -> tuple[Any, str]:
+    """Triton's compiled kernel and what ptxas said; it says nothing if the binary came from Triton's cache, unless ``afresh``."""
+    said = io.StringIO()
+    knobs, launching = triton.knobs, driver.active if torch.cuda.is_available() else None
+    target = _CompileOnly(case.family)
+    driver.set_active(target)
+    if afresh:
+        case.function.device_caches.pop(target.get_current_device(), None)
+    try:
+        with contextlib.redirect_stdout(said), knobs.nvidia.scope(), knobs.compilation.scope():
+            knobs.nvidia.dump_ptxas_log = True
+            knobs.compilation.always_compile = afresh
+            kernel = case.function.warmup(*case.args, grid=(1,), **case.kwargs)
+    finally:
+        if launching is not None:
+            driver.set_active(launching)
+    return kernel, said.getvalue()
+
+
+def _tool(name: str, *arguments: str) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _disassemble(cubin: bytes) -> tuple[int, int, dict[str, int]]:
+    """(registers, stack bytes, instruction -> static count) of a binary that holds one kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    counts = {name: len(re.findall(rf"\s{name}(?=[.\s])", code)) for name in INSTRUCTIONS}
+    return int(registers), int(stack), counts
+
+
+def _cache(cubin: bytes) -> Path:
+    """Where the facts about this very binary are kept; the parser's own source is part of the key."""
+    key = hashlib.sha256(cubin + Path(__file__).read_bytes()).hexdigest()
+    return Path(triton.knobs.cache.dir) / "dpt-compiled" / f"{key}.json"
+
+
+def measure(case: launch.CompileCase) -> Report:
+    """Compile ``case`` for its family's architecture and report on the binary."""
+    kernel, said = _compile(case)
+    cache = _cache(kernel.asm["cubin"])
+    if cache.exists():
+        facts = json.loads(cache.read_text())
+    else:
+        if "ptxas info" not in said:
+            kernel, said = _compile(case, afresh=True)
+        registers, stack, counts = _disassemble(kernel.asm["cubin"])
+        serialised = re.search(r"C75\d\d|wgmma.*serialized", said) is not None
+        facts = {"registers": registers, "stack": stack, "instructions": counts, "serialised": serialised}
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(facts))
+        partial.replace(cache)
+    metadata = kernel.metadata
+    report = Report(
+        name=case.name,
+        family=case.family,
+        warps=metadata.num_warps,
+        stages=metadata.num_stages,
+        shared=metadata.shared,
+        tensor_memory=metadata.tmem_size or 0,
+        **facts,
+    )
+    return Report(**{**asdict(report), "problems": tuple(problems(case, report))})
+
+
+def problems(case: launch.CompileCase, report: Report) -> Iterable[str]:
+    """What is wrong with the compiled case, a sentence each; nothing if all is well."""
+    limits, counts = ARCHITECTURES[case.family], report.instructions
+    if report.stack or counts["STL"] or counts["LDL"]:
+        yield f"spills: {report.stack} bytes of stack, {counts['STL']} stores, {counts['LDL']} loads"
+    if report.serialised:
+        yield "ptxas serialised the warpgroup MMAs (C7510 to C7519)"
+    if report.shared > limits.shared_per_cta:
+        yield f"{report.shared} bytes of shared memory, the limit is {limits.shared_per_cta}"
+    if report.tensor_memory > limits.tensor_memory_columns:
+        yield f"{report.tensor_memory} columns of tensor memory, the limit is {limits.tensor_memory_columns}"
+    tensor_core = limits.tensor_core if case.tensor_cores is True else case.tensor_cores
+    if tensor_core and not counts[tensor_core]:
+        yield f"no {tensor_core} instructions"
+    descriptors = any(isinstance(arg, TensorDescriptor) for arg in case.args)
+    copy = "UTMALDG" if descriptors else "LDGSTS"
+    if case.async_copies and not counts[copy]:
+        yield f"no asynchronous copies ({copy})"
+
+
+def op_modules() -> dict[str, Any]:
+    """Op name -> module, for every module of this folder with compile cases."""
+    stems = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in INFRASTRUCTURE)
+    modules = {stem: importlib.import_module(f".{stem}", __package__) for stem in stems}
+    return {stem: module for stem, module in modules.items() if hasattr(module, "compile_cases")}
+
+
+def cases(op: str, family: str) -> list[launch.CompileCase]:
+    """The compile cases of ``op``; ValueError if two share a name, for then the table hides one, or if an entry of the table is in none."""
+    found = list(importlib.import_module(f".{op}", __package__).compile_cases(family))
+    used = {entry for case in found for entry in case.used}
+    kernels = {kernel for kernel, _ in used}
+    shipped = {(k, json.dumps(entry["when"])) for k, entries in launch.load_table(family).items() if k in kernels for entry in entries}
+    if shipped - used:
+        raise ValueError(f"{op} on {family}: configurations that no compile case uses: {sorted(shipped - used)}")
+    names = [case.name for case in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{op} on {family}: compile cases share a name: {', '.join(twice)}")
+    return found
+
+
+def _measure_all(work: tuple[str, str]) -> tuple[str, str, list[Report]]:
+    op, family = work
+    return op, family, [measure(case) for case in cases(op, family)]
+
+
+def measure_all(ops: Sequence[str], families: Sequence[str], processes: int = 2) -> dict[str, list[Report]]:
+    """Op -> its reports on every family, in order, measured by ``processes`` fresh processes."""
+    work = [(op, family) for op in ops for family in families]
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(work))) as pool:
+        done = {(op, family): reports for op, family, reports in pool.imap_unordered(_measure_all, work)}
+    return {op: [report for family in families for report in done[op, family]] for op in ops}
+
+
+def table(op: str, reports: Sequence[Report]) -> str:
+    """The Markdown table of one op."""
+    columns = ("kernel", "warps", "stages", "registers", "shared KB", "CTAs/SM", *INSTRUCTIONS[:-2], "spills")
+    lines = [
+        f"# {op}: compiled code",
+        "",
+        f"Written by `python -m dpt.kernels.compiled --write` with Triton {TABLE_TRITON}; a test holds it to the code. Instructions are",
+        "static counts. UTCHMMA is the fifth-generation tensor core, HGMMA the warpgroup MMA; UTMALDG and LDGSTS are asynchronous copies.",
+    ]
+    for family in ARCHITECTURES:
+        rows = [_row(report) for report in reports if report.family == family]
+        if rows:
+            lines += ["", f"## {family}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(report: Report) -> str:
+    counts = [report.instructions[name] for name in INSTRUCTIONS[:-2]]
+    spills = report.instructions["STL"] + report.instructions["LDL"]
+    shared = f"{report.shared / KB:.1f}"
+    cells = [report.name, report.warps, report.stages, report.registers, shared, report.ctas_per_sm, *counts, spills]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, print, and with ``--write`` write the tables; 1 if a case has a problem."""
+    ops = sorted(op_modules())
+    parser = argparse.ArgumentParser(prog="python -m dpt.kernels.compiled", description=__doc__.split("\n")[0])
+    parser.add_argument("--kernel", action="append", choices=ops, help="an op's module; default: all")
+    parser.add_argument("--arch", action="append", choices=list(ARCHITECTURES), help="default: all but sm_86")
+    parser.add_argument("--write", action="store_true", help="write kernels/compiled-code/<op>.md")
+    parser.add_argument("--json", type=Path, help="write the reports to this file, for the tests")
+    options = parser.parse_args(arguments)
+    if launch.INTERPRETED:
+        parser.error("TRITON_INTERPRET is set: interpreted functions cannot be compiled, start again without it")
+    if options.write and options.arch:
+        parser.error("--write needs every architecture: leave --arch out")
+    if options.write and triton.__version__ != TABLE_TRITON:
+        parser.error(f"--write needs triton {TABLE_TRITON}, this is {triton.__version__}")
+    found = measure_all(options.kernel or ops, options.arch or DEFAULT_FAMILIES)
+    for op, reports in found.items():
+        print(table(op, reports))
+        if options.write:
+            TABLES.mkdir(exist_ok=True)
+            (TABLES / f"{op}.md").write_text(table(op, reports))
+    if options.json:
+        options.json.write_text(json.dumps({op: [asdict(r) for r in reports] for op, reports in found.items()}))
+    failures = [f"{r.family} {r.name}: {problem}" for reports in found.values() for r in reports for problem in r.problems]
+    print("\n".join(failures), file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

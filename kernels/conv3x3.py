@@ -1,0 +1,453 @@
+"""3x3 convolution (stride 1, padding 1) of channels-last maps with what stands around it in a decoder, as an implicit GEMM.
+
+    y = mask(relu(norm(conv(relu(x)) + bias))) + skip + resize(add)
+
+Every part but the convolution may be left out. norm is batch norm with given statistics, applied as scale and shift; mask keeps the values
+where another map is positive (the gradient of a ReLU); resize is bilinear, align_corners=True, from any size, gathered pixel by pixel.
+
+A tile of pixels times a tile of output channels is accumulated in float32 over 9 taps times the input channels, in one flat loop: nested
+loops would drain the pipeline at each tap. The unfolded input is never written. Padding is exact: relu(0) = 0, and the norm is applied to
+the output. FLOPs: 18 * C_in * C_out * B * H * W. Moves x, y, and each of mask, skip and add once (x and the weights again from the L2
+cache, for the taps and the tiles).
+
+Two ways of loading the same tiles: by pointers and masks, or (sm_90 and newer) by descriptors, with which TMA fills the padding with zeros.
+There the product is formed as W X^T, so that both operands are read from shared memory. The epilogue runs on the tile in parts of
+channels: at once, its operands and the accumulator do not fit the registers.
+
+The backend "cudnn" of the configuration table computes the bare convolution with PyTorch's and everything after it in one further kernel.
+In half precision the bare convolution is then rounded once more, before the epilogue.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import launch
+from .upsample import bilinear_source, empty_channels_last, gather_bilinear
+
+
+class Norm(NamedTuple):
+    """Batch norm in evaluation form: four vectors (C,) and the number added to the variance."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+    eps: float
+
+
+@triton.jit
+def _relu(values):
+    # A maximum with 0.0 would promote half precision to float32; this way round, NaN stays NaN.
+    return tl.where(values < 0, 0.0, values).to(values.dtype)
+
+
+@triton.jit
+def _load(ptr, offsets, mask):
+    return tl.load(ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _finish(
+    values,  # (pixels, BLOCK_N) float32
+    out_ptr,  # (B, height, width, CHANNELS)
+    operands,  # bias, norm's weight, bias, mean and variance (CHANNELS,); mask and skip, as out; add (B, add_height, add_width, CHANNELS)
+    eps,
+    image,
+    row,  # (pixels,)
+    column,  # (pixels,)
+    inside,  # (pixels,)
+    first_channel,
+    height,
+    width,
+    add_height,
+    add_width,
+    CHANNELS: tl.constexpr,
+    RELU_OUTPUT: tl.constexpr,
+    RESIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Everything after the convolution, and the store, for ``PARTS`` equal parts of the channels one after the other."""
+    if PARTS > 1:
+        PART: tl.constexpr = BLOCK_N // 2
+        lower, upper = values.reshape(values.shape[0], 2, PART).permute(0, 2, 1).split()
+        _finish(
+            lower, out_ptr, operands, eps, image, row, column, inside, first_channel,
+            height, width, add_height, add_width, CHANNELS, RELU_OUTPUT, RESIZE, PART, PARTS // 2,
+        )  # fmt: skip
+        _finish(
+            upper, out_ptr, operands, eps, image, row, column, inside, first_channel + PART,
+            height, width, add_height, add_width, CHANNELS, RELU_OUTPUT, RESIZE, PART, PARTS // 2,
+        )  # fmt: skip
+    else:
+        bias_ptr, weight_ptr, shift_ptr, mean_ptr, variance_ptr, mask_ptr, skip_ptr, add_ptr = operands
+        channel = first_channel + tl.arange(0, BLOCK_N)
+        exists = channel < CHANNELS
+        mask = inside[:, None] & exists[None, :]
+        offsets = (image * height * width + row * width + column)[:, None] * CHANNELS + channel[None, :]
+        if bias_ptr is not None:
+            values += _load(bias_ptr, channel, exists)[None, :]
+        if weight_ptr is not None:
+            scale = _load(weight_ptr, channel, exists) * tl.rsqrt(_load(variance_ptr, channel, exists) + eps)
+            values = (values - _load(mean_ptr, channel, exists)[None, :]) * scale[None, :] + _load(shift_ptr, channel, exists)[None, :]
+        if RELU_OUTPUT:
+            values = _relu(values)
+        if mask_ptr is not None:
+            values = tl.where(_load(mask_ptr, offsets, mask) > 0, values, 0.0)
+        if skip_ptr is not None:
+            values += _load(skip_ptr, offsets, mask)
+        if add_ptr is not None:
+            if RESIZE:
+                source_y = bilinear_source(row, add_height, height, True)
+                source_x = bilinear_source(column, add_width, width, True)
+                add_ptr += image * add_height * add_width * CHANNELS
+                values += gather_bilinear(add_ptr, source_y, source_x, add_width * CHANNELS, CHANNELS, channel, mask)
+            else:
+                values += _load(add_ptr, offsets, mask)
+        tl.store(out_ptr + offsets, values.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+SIDES = ["height", "width", "add_height", "add_width"]
+
+
+@triton.jit(do_not_specialize=SIDES)
+def conv3x3_pointers(
+    x_ptr,  # (B, height, width, C_IN)
+    weight_ptr,  # (C_OUT, 9, C_IN)
+    out_ptr,  # (B, height, width, C_OUT)
+    operands,
+    eps,
+    height,
+    width,
+    add_height,
+    add_width,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    RELU_INPUT: tl.constexpr,
+    RELU_OUTPUT: tl.constexpr,
+    RESIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EPILOGUE_PARTS: tl.constexpr,
+):
+    """A program computes ``BLOCK_M`` consecutive pixels of one image by ``BLOCK_N`` output channels."""
+    CHUNKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
+    COLUMNS: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
+    blocks = tl.cdiv(height * width, BLOCK_M)
+    # The channel tiles of one pixel tile are neighbours in time, so that they find it in the L2 cache.
+    first_channel = (tl.program_id(0) % COLUMNS) * BLOCK_N
+    block = tl.program_id(0) // COLUMNS
+    image = (block // blocks).to(tl.int64)
+    pixel = (block % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = pixel < height * width
+    row = pixel // width
+    column = pixel % width
+    channel = first_channel + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + (image * height * width + pixel)[:, None] * C_IN + k[None, :]
+    weight_ptrs = weight_ptr + channel[None, :].to(tl.int64) * (9 * C_IN) + k[:, None]
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(0, 9 * CHUNKS):
+        tap = step // CHUNKS
+        first = (step - tap * CHUNKS) * BLOCK_K
+        down = tap // 3 - 1
+        across = tap % 3 - 1
+        y = row + down
+        x = column + across
+        x_mask = (inside & (y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None]
+        weight_mask = (channel < C_OUT)[None, :]
+        if C_IN % BLOCK_K != 0:
+            x_mask = x_mask & (first + k < C_IN)[None, :]
+            weight_mask = weight_mask & (first + k < C_IN)[:, None]
+        pixels = tl.load(x_ptrs + ((down * width + across) * C_IN + first), mask=x_mask, other=0.0)
+        weights = tl.load(weight_ptrs + (tap * C_IN + first), mask=weight_mask, other=0.0)
+        if RELU_INPUT:
+            pixels = _relu(pixels)
+        accumulator = tl.dot(pixels, weights, accumulator, input_precision=PRECISION)
+    _finish(
+        accumulator, out_ptr, operands, eps, image, row, column, inside, first_channel,
+        height, width, add_height, add_width, C_OUT, RELU_OUTPUT, RESIZE, BLOCK_N, EPILOGUE_PARTS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIDES)
+def conv3x3_descriptors(
+    x_descriptor,  # (B, height, width, C_IN), in blocks of (1, BLOCK_H, BLOCK_W, BLOCK_K)
+    weight_descriptor,  # (C_OUT, 9, C_IN), in blocks of (BLOCK_N, 1, BLOCK_K)
+    out_ptr,  # (B, height, width, C_OUT)
+    operands,
+    eps,
+    height,
+    width,
+    add_height,
+    add_width,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    RELU_INPUT: tl.constexpr,
+    RELU_OUTPUT: tl.constexpr,
+    RESIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EPILOGUE_PARTS: tl.constexpr,
+):
+    """A program computes ``BLOCK_H`` by ``BLOCK_W`` pixels of one image by ``BLOCK_N`` output channels."""
+    CHUNKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
+    COLUMNS: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
+    block_columns = tl.cdiv(width, BLOCK_W)
+    blocks = tl.cdiv(height, BLOCK_H) * block_columns
+    first_channel = (tl.program_id(0) % COLUMNS) * BLOCK_N
+    block = tl.program_id(0) // COLUMNS
+    image = block // blocks
+    first_row = (block % blocks) // block_columns * BLOCK_H
+    first_column = (block % blocks) % block_columns * BLOCK_W
+    accumulator = tl.zeros((BLOCK_N, BLOCK_H * BLOCK_W), tl.float32)
+    for step in range(0, 9 * CHUNKS):
+        tap = step // CHUNKS
+        first = (step - tap * CHUNKS) * BLOCK_K
+        # Coordinates outside the map, negative ones too, read as zeros: the padding.
+        pixels = x_descriptor.load([image, first_row + tap // 3 - 1, first_column + tap % 3 - 1, first]).reshape(BLOCK_H * BLOCK_W, BLOCK_K)
+        weights = weight_descriptor.load([first_channel, tap, first]).reshape(BLOCK_N, BLOCK_K)
+        if RELU_INPUT:
+            pixels = _relu(pixels)
+        accumulator = tl.dot(weights, pixels.T, accumulator, input_precision=PRECISION)
+    position = tl.arange(0, BLOCK_H * BLOCK_W)
+    row = first_row + position // BLOCK_W
+    column = first_column + position % BLOCK_W
+    inside = (row < height) & (column < width)
+    _finish(
+        accumulator.T, out_ptr, operands, eps, image.to(tl.int64), row, column, inside, first_channel,
+        height, width, add_height, add_width, C_OUT, RELU_OUTPUT, RESIZE, BLOCK_N, EPILOGUE_PARTS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIDES)
+def conv3x3_epilogue(
+    conv_ptr,  # (B, height, width, CHANNELS), the bare convolution; overwritten
+    operands,
+    eps,
+    height,
+    width,
+    add_height,
+    add_width,
+    CHANNELS: tl.constexpr,
+    RELU_OUTPUT: tl.constexpr,
+    RESIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The epilogue alone, in place, for a convolution that another library computed."""
+    blocks = tl.cdiv(height * width, BLOCK_M)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_channel = tl.program_id(1) * BLOCK_N
+    channel = first_channel + tl.arange(0, BLOCK_N)
+    inside = pixel < height * width
+    offsets = (image * height * width + pixel)[:, None] * CHANNELS + channel[None, :]
+    values = _load(conv_ptr, offsets, inside[:, None] & (channel < CHANNELS)[None, :])
+    _finish(
+        values, conv_ptr, operands, eps, image, pixel // width, pixel % width, inside, first_channel,
+        height, width, add_height, add_width, CHANNELS, RELU_OUTPUT, RESIZE, BLOCK_N, 1,
+    )  # fmt: skip
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """``tl.dot``'s ``input_precision``: "ieee", or "tf32" for float32 where PyTorch's switch for convolutions allows it (its default)."""
+    allowed = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"
+
+
+def conv3x3(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    norm: Norm | None = None,
+    relu_input: bool = False,
+    relu_output: bool = False,
+    mask: torch.Tensor | None = None,
+    skip: torch.Tensor | None = None,
+    add: torch.Tensor | None = None,
+    gradient: bool = False,
+    precision: str | None = None,
+) -> torch.Tensor:
+    """The convolution with the parts around it that are given: see the head of this file. No autograd: ops are made of it.
+
+    x (B, C_in, H, W), weight (C_out, C_in, 3, 3), mask and skip (B, C_out, H, W), add (B, C_out, h, w): one dtype (float32, float16 or
+    bfloat16) and channels_last memory. Vectors (C_out,) in any floating-point dtype. ``gradient``: whether a backward asks, for the table.
+    ``precision``: :func:`input_precision`'s, or another to compile for.
+    Returns (B, C_out, H, W), channels_last.
+    """
+    batch, c_in, height, width = x.shape
+    c_out = weight.shape[0]
+    family = launch.device_family(x.device)
+    image, taps = _views(x, weight)
+    precision = precision or input_precision(x.dtype)
+    config = launch.config("conv3x3", family, x.dtype, **_shape(image, taps, precision, gradient))
+    epilogue = (bias, *(norm[:4] if norm else (None,) * 4), mask, skip, add), norm.eps if norm else 0.0, height, width
+    epilogue += tuple(add.shape[-2:]) if add is not None else (height, width)
+    flags = {"RELU_OUTPUT": relu_output, "RESIZE": add is not None and add.shape[-2:] != x.shape[-2:]}
+    if config.pop("backend") == "cudnn":
+        return _with_cudnn(x.relu() if relu_input else x, weight, epilogue, flags)
+    out = empty_channels_last(x, c_out, height, width)
+    flags |= {"C_IN": c_in, "C_OUT": c_out, "RELU_INPUT": relu_input, "PRECISION": precision}
+    columns = triton.cdiv(c_out, config["BLOCK_N"])
+    if config.pop("descriptor"):
+        blocks = triton.cdiv(height, config["BLOCK_H"]) * triton.cdiv(width, config["BLOCK_W"])
+        operands = _descriptors(image, taps, config)
+        kernel = conv3x3_descriptors
+    else:
+        blocks = triton.cdiv(height * width, config["BLOCK_M"])
+        operands = (x, weight)
+        kernel = conv3x3_pointers
+    launch.launch(kernel, (batch * blocks * columns,), *operands, out, *epilogue, **flags, **config)
+    return out
+
+
+def _shape(image: torch.Tensor, taps: torch.Tensor, precision: str, gradient: bool) -> dict[str, Any]:
+    """What the table's conditions may name."""
+    batch, height, width, c_in = image.shape
+    describable = launch.describable(image, taps)
+    sizes = {"C_in": c_in, "C_out": taps.shape[0], "pixels": batch * height * width}
+    return {**sizes, "precision": precision, "gradient": gradient, "describable": describable}
+
+
+def _views(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x as (B, H, W, C_in) and the weight as (C_out, 9, C_in), with the strides of their memory in every dimension of size 1 too."""
+    batch, c_in, height, width = x.shape
+    return x.permute(0, 2, 3, 1).view(-1).view(batch, height, width, c_in), weight.permute(0, 2, 3, 1).reshape(-1, 9, c_in)
+
+
+def _descriptors(image: torch.Tensor, taps: torch.Tensor, config: Mapping[str, Any]) -> tuple[TensorDescriptor, TensorDescriptor]:
+    pixels = [1, config["BLOCK_H"], config["BLOCK_W"], config["BLOCK_K"]]
+    return TensorDescriptor.from_tensor(image, pixels), TensorDescriptor.from_tensor(taps, [config["BLOCK_N"], 1, config["BLOCK_K"]])
+
+
+def _with_cudnn(x: torch.Tensor, weight: torch.Tensor, epilogue: tuple[Any, ...], flags: Mapping[str, bool]) -> torch.Tensor:
+    out = F.conv2d(x, weight, padding=1).contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = out.shape
+    config = launch.config("conv3x3_epilogue", launch.device_family(x.device), x.dtype, C=channels, pixels=batch * height * width)
+    grid = (batch * triton.cdiv(height * width, config["BLOCK_M"]), triton.cdiv(channels, config["BLOCK_N"]))
+    launch.launch(conv3x3_epilogue, grid, out, *epilogue, CHANNELS=channels, **flags, **config)
+    return out
+
+
+def conv3x3_weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The gradient (C_out, C_in, 3, 3) of the weight, by PyTorch's own convolution: cuDNN on a GPU, as deterministic as it is set to be.
+
+    grad (B, C_out, H, W); x (B, C_in, H, W), as the convolution saw it; weight gives shape and layout.
+    """
+    needed = [False, True, False]
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, needed)[1]
+
+
+def conv3x3_input_weight(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """The weight (C_in, C_out, 3, 3) of the convolution that gives the gradient of the input, with the norm's ``scale`` (C_out,) in it."""
+    turned = weight if scale is None else (weight.float() * scale[:, None, None, None]).to(weight.dtype)
+    return turned.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+# (C, side of the map, dtype, precision) that stand for what the table distinguishes; C=20 is beyond TMA's alignment.
+COMPILED_SHAPES = (
+    *((channels, 64, torch.bfloat16, "ieee") for channels in (20, 32, 48, 64, 96, 256)),
+    (256, 16, torch.bfloat16, "ieee"),
+    (256, 64, torch.float16, "ieee"),
+    *((channels, 64, torch.float32, "tf32") for channels in (32, 256)),
+    (256, 16, torch.float32, "tf32"),
+    (256, 64, torch.float32, "ieee"),
+)
+
+
+def _unit_arguments(channels: int, side: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """(x, weight, the other arguments of each kind of launch that a residual convolution unit makes), random."""
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    x, add = random(2, channels, side, side), random(2, channels, side // 2, side // 2)
+    weight = random(channels, channels, 3, 3) / (9 * channels) ** 0.5
+    bias, variance = torch.randn(channels, device=device), torch.rand(channels, device=device) + 0.5
+    after = {"bias": bias, "norm": Norm(variance, bias, bias, variance, 1e-5)}
+    first = {**after, "relu_input": True, "relu_output": True}
+    return x, weight, {"first": first, "second": {**after, "skip": x, "add": add}, "gradient": {"mask": x, "skip": x, "gradient": True}}
+
+
+def compile_cases(family: str) -> Iterator[launch.CompileCase]:
+    """Every configuration of the table with the heaviest epilogues of a unit's two convolutions, and a gradient's for the widest."""
+    for channels, side, dtype, precision in COMPILED_SHAPES:
+        x, weight, launches = _unit_arguments(channels, side, dtype, "meta")
+        exact = dtype == torch.float32 and precision == "ieee"  # left to cuDNN: the kernel recorded is the epilogue
+        checks = {"precision": precision, "tensor_cores": not exact, "async_copies": not exact}
+        for name, arguments in launches.items():
+            if name != "gradient" or channels == 256:
+                variant = f"{name} C={channels} {side}x{side} {str(dtype).removeprefix('torch.')} {precision}"
+                yield from launch.record(family, variant, conv3x3, x, weight, **arguments, **checks)
+
+
+def _candidates(kernel: str) -> Iterator[dict[str, Any]]:
+    if kernel == "conv3x3_epilogue":
+        for block_m, block_n, num_warps in itertools.product((32, 64, 128), (32, 64, 128), (4, 8)):
+            yield {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": num_warps, "num_stages": 1}
+        return
+    yield {"backend": "cudnn"}
+    tiles: list[dict[str, Any]] = [{"descriptor": False, "BLOCK_M": m} for m in (64, 128)]
+    tiles += [{"descriptor": True, "BLOCK_H": h, "BLOCK_W": w} for h, w in ((8, 8), (8, 16), (16, 16))]
+    for tile, n, k, (warps, stages) in itertools.product(tiles, (32, 64, 128), (32, 64), ((4, 3), (4, 4), (8, 2), (8, 3))):
+        rest = {"BLOCK_N": n, "BLOCK_K": k, "EPILOGUE_PARTS": n // 32, "num_warps": warps, "num_stages": stages}
+        yield {"backend": "triton", **tile, **rest}
+
+
+def tuning_space(family: str) -> Iterator[Any]:
+    """The tuning command's buckets: the entries that the shapes above select, timed on a unit's second convolution."""
+    from .tune import Bucket
+
+    seen = []
+    for channels, side, dtype, precision in reversed(COMPILED_SHAPES):
+        x, weight, launches = _unit_arguments(channels, side, dtype, "cuda")
+        shape = {"dtype": str(dtype).removeprefix("torch."), **_shape(*_views(x, weight), precision, False)}
+        exact = dtype == torch.float32 and precision == "ieee"
+        kernel = "conv3x3_epilogue" if exact else "conv3x3"
+        when = {} if exact else launch.select(launch.load_table(family)["conv3x3"], shape)["when"]
+        if (kernel, when) in seen:
+            continue
+        seen.append((kernel, when))
+        arguments = {**launches["second"], "precision": precision}
+        meta = _unit_arguments(channels, side, dtype, "meta")
+        on_meta = {**meta[2]["second"], "precision": precision, "tensor_cores": not exact, "async_copies": not exact}
+        yield Bucket(
+            kernel=kernel,
+            when=when,
+            candidates=[c for c in _candidates(kernel) if not c.get("descriptor") or family in ("sm_90", "sm_100", "sm_120")],
+            run=functools.partial(conv3x3, x, weight, **arguments),
+            check=functools.partial(_check, x, weight, arguments),
+            cases=functools.partial(launch.record, family, "tuned", conv3x3, *meta[:2], **on_meta),
+        )
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor, arguments: Mapping[str, Any]) -> None:
+    """AssertionError unless the second convolution loses at most twice what PyTorch loses in this dtype, and one unit in the last place."""
+
+    def reference(dtype: torch.dtype) -> torch.Tensor:
+        bias, norm, skip, add = (arguments[name] for name in ("bias", "norm", "skip", "add"))
+        mean, variance, scale, shift = (t.to(dtype) for t in (norm.mean, norm.variance, norm.weight, norm.bias))
+        y = F.batch_norm(F.conv2d(x.to(dtype), weight.to(dtype), bias.to(dtype), padding=1), mean, variance, scale, shift, eps=norm.eps)
+        return y + skip.to(dtype) + F.interpolate(add.to(dtype), size=x.shape[2:], mode="bilinear", align_corners=True)
+
+    exact = reference(torch.float64)
+    allowed = 2 * (reference(x.dtype).double() - exact).abs().max() + torch.finfo(x.dtype).eps * exact.abs().max()
+    worst = (conv3x3(x, weight, **arguments).double() - exact).abs().max()
+    assert worst <= allowed, f"off by {worst:.3e}, allowed {allowed:.3e}"

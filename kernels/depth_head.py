@@ -1,0 +1,439 @@
+"""The depth head after its first convolution: bilinear resize, 3x3 convolution, ReLU, 1x1 convolution to one channel, ReLU or sigmoid.
+
+    u = resize(x), align_corners=True                                     (B, C, H', W'), never written
+    y = act(w2 . relu(conv3x3(u, w1) + b1) + b2)                          (B, H', W')
+
+x (B, C, H, W) channels_last, w1 (F, C, 3, 3), w2 (1, F, 1, 1); act is ReLU, or max_depth * sigmoid (metric models). Resize and
+convolution are linear, so a tap's product with w1 is taken at the pixels of x, before the resize: for x2 that is a quarter of the
+convolution's work, and no channel is interpolated nine times. One program makes a strip of BLOCK_H rows and up to BLOCK_W columns of y.
+It walks down the rows of x, and for each row of x and each of the nine taps computes
+
+    z = x_row w1_tap^T          (SOURCE_W, C) x (C, F):           the product, at the pixels of x
+    t += p_dx z                 (BLOCK_W, SOURCE_W) x (SOURCE_W, F): resized along the row, moved by dx; p_dx holds the weights
+
+both on the tensor cores, keeps t for the three taps along y, and mixes the t of two rows of x, with the weights along y, into the rows
+of y between them. p_dx is the same for every row and has zeros where the tap falls into the padding. In half precision its weights are
+rounded to multiples of 2^-8 (bfloat16) or 2^-11 (float16), so that they still sum to exactly 1 and a constant map stays constant.
+
+FLOPs at x2: 18 C F + 12 BLOCK_W F a pixel of x and column tile, about half of the 72 C F of the convolution at full size, for C = 128.
+Moves x once and y, (C/4 + 1) elements a pixel of y; eager PyTorch moves 2 (C + F) + C/4 + 2.
+
+Backward: the hidden map is recomputed; its gradient (B, F, H', W') is written, and gathered, tap by tap and in a fixed order, to the
+pixels of x (upsample.upsample_backward). The gradients of x and w1 are then two plain GEMMs of the library, those of w2 and b2 sums of one
+row a program. Saved: x and the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from . import launch
+from .conv3x3 import input_precision
+from .fused_linear import compiled_variants
+from .upsample import bilinear_source, channels_last, check_map, check_size, empty_channels_last, first_target, upsample_backward
+from .upsample import upsample_bilinear
+
+ACTIVATIONS = ("relu", "sigmoid")
+
+
+def depth_head_ref(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    size: Sequence[int],
+    activation: str = "relu",
+    max_depth: float = 1.0,
+) -> torch.Tensor:
+    """The head in plain PyTorch. Same arguments and result as :func:`depth_head`."""
+    upsampled = F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+    y = F.conv2d(F.relu(F.conv2d(upsampled, w1, b1, padding=1)), w2, b2)[:, 0]
+    return F.relu(y) if activation == "relu" else y.sigmoid() * max_depth
+
+
+@triton.jit(do_not_specialize=["source_width", "target_width", "step"])
+def _resize_weights_kernel(
+    out_ptr,  # (column tiles, BLOCK_W + 2, SOURCE_W)
+    source_width,
+    target_width,
+    step,
+    BLOCK_W: tl.constexpr,
+    SOURCE_W: tl.constexpr,
+):
+    """For each column tile: the weights of its SOURCE_W columns of x in its columns of the resized map, from one before to one after."""
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    first_column = tl.program_id(0) * step
+    row = tl.arange(0, 2 * BLOCK_W)
+    target = first_column - 1 + row
+    inside = (target >= 0) & (target < target_width)
+    lower, upper, weight = bilinear_source(tl.where(inside, target, 0), source_width, target_width, True)
+    if dtype == tl.bfloat16:
+        weight = tl.floor(weight * 256 + 0.5) / 256
+    if dtype == tl.float16:
+        weight = tl.floor(weight * 2048 + 0.5) / 2048
+    offset = tl.arange(0, SOURCE_W)
+    source = first_source(first_column, source_width, target_width) + offset
+    of_lower = tl.where(inside[:, None] & (lower[:, None] == source[None, :]), 1 - weight[:, None], 0.0)
+    of_upper = tl.where(inside[:, None] & (upper[:, None] == source[None, :]), weight[:, None], 0.0)
+    out_ptr += tl.program_id(0) * (BLOCK_W + 2) * SOURCE_W
+    tl.store(out_ptr + row[:, None] * SOURCE_W + offset[None, :], (of_lower + of_upper).to(dtype), mask=(row < BLOCK_W + 2)[:, None])
+
+
+@triton.jit
+def first_source(first_column, source_width, target_width):
+    """The first column of x that a tile of y from ``first_column`` needs: its convolution begins one column before."""
+    return bilinear_source(tl.maximum(first_column - 1, 0), source_width, target_width, True)[0]
+
+
+@triton.jit
+def _tap_product(
+    x_ptr, weight_ptr, source, source_width, tap, CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """(SOURCE_W, HIDDEN): a row of x times one tap of the convolution's weight."""
+    hidden = tl.arange(0, HIDDEN)
+    product = tl.zeros((source.shape[0], HIDDEN), dtype=tl.float32)
+    for first_channel in range(0, CHANNELS, BLOCK_C):
+        channel = first_channel + tl.arange(0, BLOCK_C)
+        exists = channel < CHANNELS
+        pixels = tl.load(x_ptr + source[:, None] * CHANNELS + channel[None, :], mask=(source < source_width)[:, None] & exists[None, :], other=0.0)
+        weight = tl.load(weight_ptr + (hidden * 9 + tap)[None, :] * CHANNELS + channel[:, None], mask=exists[:, None], other=0.0)
+        product = tl.dot(pixels, weight, product, input_precision=PRECISION)
+    return product.to(x_ptr.dtype.element_ty)
+
+
+@triton.jit
+def _convolve_row(
+    x_ptr, weight_ptr, resize_ptr, row, source, source_width, taps,
+    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, SOURCE_W: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Three (BLOCK_W, HIDDEN) tiles, one a tap along y: row ``row`` of x, convolved along x as if it were resized along x alone."""
+    x_ptr += row.to(tl.int64) * source_width * CHANNELS
+    above = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
+    centre = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
+    below = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
+    for dx in range(taps):
+        target = dx + tl.arange(0, BLOCK_W)
+        resize = tl.load(resize_ptr + target[:, None] * SOURCE_W + tl.arange(0, SOURCE_W)[None, :])
+        product = _tap_product(x_ptr, weight_ptr, source, source_width, dx, CHANNELS, HIDDEN, BLOCK_C, PRECISION)
+        above = tl.dot(resize, product, above, input_precision=PRECISION)
+        product = _tap_product(x_ptr, weight_ptr, source, source_width, 3 + dx, CHANNELS, HIDDEN, BLOCK_C, PRECISION)
+        centre = tl.dot(resize, product, centre, input_precision=PRECISION)
+        product = _tap_product(x_ptr, weight_ptr, source, source_width, 6 + dx, CHANNELS, HIDDEN, BLOCK_C, PRECISION)
+        below = tl.dot(resize, product, below, input_precision=PRECISION)
+    return above, centre, below
+
+
+@triton.jit
+def _finish_row(
+    convolved, row, first_row, image, column, inside, b1_ptr, w2_ptr, b2_ptr, out_ptr, grad_ptr, w2_total, b2_total, max_depth,
+    target_height, target_width, HIDDEN: tl.constexpr, SIGMOID: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Store a row of y; or, given its gradient, that of the hidden map, and add to those of w2 and b2. Nothing for rows of other strips."""
+    inside = inside & (row >= first_row) & (row < tl.minimum(first_row + BLOCK_H, target_height))
+    channel = tl.arange(0, HIDDEN)
+    w2 = tl.load(w2_ptr + channel).to(tl.float32)[None, :]
+    hidden = tl.maximum(convolved + tl.load(b1_ptr + channel).to(tl.float32)[None, :], 0.0)
+    y = tl.sum(hidden * w2, axis=1) + tl.load(b2_ptr).to(tl.float32)
+    position = (image * target_height + row) * target_width + column
+    if grad_ptr is None:
+        y = max_depth * tl.sigmoid(y) if SIGMOID else tl.maximum(y, 0.0)
+        tl.store(out_ptr + position, y.to(out_ptr.dtype.element_ty), mask=inside)
+    else:
+        grad = tl.load(grad_ptr + position, mask=inside, other=0.0).to(tl.float32)
+        if SIGMOID:
+            share = tl.sigmoid(y)
+            grad = grad * max_depth * share * (1 - share)
+        else:
+            grad = tl.where(y > 0, grad, 0.0)
+        grad_hidden = tl.where(hidden > 0, grad[:, None] * w2, 0.0)
+        tl.store(out_ptr + position[:, None] * HIDDEN + channel[None, :], grad_hidden.to(out_ptr.dtype.element_ty), mask=inside[:, None])
+        w2_total += grad[:, None] * hidden
+        b2_total += grad
+    return w2_total, b2_total
+
+
+@triton.jit(do_not_specialize=["source_height", "source_width", "target_height", "target_width", "step", "taps"])
+def _depth_head_kernel(
+    x_ptr,  # (B, H, W, C)
+    w1_ptr,  # (HIDDEN, 9, C)
+    resize_ptr,  # (column tiles, BLOCK_W + 2, SOURCE_W): _resize_weights_kernel's
+    b1_ptr,  # (HIDDEN,)
+    w2_ptr,  # (HIDDEN,)
+    b2_ptr,  # (1,)
+    out_ptr,  # y (B, H', W'); given grad, the hidden map's gradient (B, H', W', HIDDEN)
+    grad_ptr,  # (B, H', W'), or None
+    partial_ptr,  # (programs, HIDDEN + 1) float32: each program's share of the gradients of w2 and b2; or None
+    max_depth,
+    source_height,
+    source_width,
+    target_height,
+    target_width,
+    step,  # columns of y a program makes: at most BLOCK_W, and as many as SOURCE_W columns of x reach
+    taps,  # 3, the side of the convolution: not a constant, or the compiler unrolls the loop over it and runs out of registers
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    SOURCE_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    columns = tl.cdiv(target_width, step)
+    strips = tl.cdiv(target_height, BLOCK_H)
+    program = tl.program_id(0)
+    image = (program // (columns * strips)).to(tl.int64)
+    first_row = program // columns % strips * BLOCK_H
+    first_column = program % columns * step
+    x_ptr += image * source_height * source_width * CHANNELS
+
+    resize_ptr += program % columns * (BLOCK_W + 2) * SOURCE_W
+    source = first_source(first_column, source_width, target_width) + tl.arange(0, SOURCE_W)
+    offset = tl.arange(0, BLOCK_W)
+    column = first_column + offset
+    inside = (offset < step) & (column < target_width)
+
+    # The rows of the resized map that this strip's convolution sees, to the one after it: at the border that is padding, and adds nothing.
+    begin = tl.maximum(first_row - 1, 0)
+    end = tl.minimum(first_row + BLOCK_H, target_height)
+    first = bilinear_source(begin, source_height, target_height, True)[0]
+    last = bilinear_source(tl.minimum(end, target_height - 1), source_height, target_height, True)[0]
+    # What the rows of y above the current one, and at it, have so far; and the taps of the current row of x.
+    previous = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
+    current = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
+    above = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
+    centre = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
+    below = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
+    w2_total = tl.zeros((BLOCK_W, HIDDEN) if grad_ptr is not None else (1, 1), dtype=tl.float32)
+    b2_total = tl.zeros((BLOCK_W,) if grad_ptr is not None else (1,), dtype=tl.float32)
+    for source_row in range(first - 1, last + 1):  # the first turn only computes row `first`
+        following = tl.minimum(source_row + 1, source_height - 1)
+        next_above, next_centre, next_below = _convolve_row(
+            x_ptr, w1_ptr, resize_ptr, following, source, source_width, taps, CHANNELS, HIDDEN, BLOCK_C, BLOCK_W, SOURCE_W, PRECISION
+        )
+        start = tl.maximum(first_target(source_row, source_height, target_height, True), begin)
+        stop = tl.minimum(first_target(source_row + 1, source_height, target_height, True), end + 1)
+        stop = tl.where(source_row == last, end + 1, stop)
+        for row in range(start, stop):
+            weight = bilinear_source(row, source_height, target_height, True)[2]
+            weight = tl.where(row < target_height, weight, 0.0)
+            rest = tl.where(row < target_height, 1 - weight, 0.0)
+            # Row `row` of the resized map is what tap `below` of the row above it sees, and tap `above` of the row below it.
+            w2_total, b2_total = _finish_row(
+                previous + rest * below + weight * next_below,
+                row - 1, first_row, image, column, inside, b1_ptr, w2_ptr, b2_ptr, out_ptr, grad_ptr, w2_total, b2_total, max_depth,
+                target_height, target_width, HIDDEN, SIGMOID, BLOCK_H,
+            )  # fmt: skip
+            previous = current + rest * centre + weight * next_centre
+            current = rest * above + weight * next_above
+        above, centre, below = next_above, next_centre, next_below
+    if grad_ptr is not None:
+        partial_ptr += program.to(tl.int64) * (HIDDEN + 1)
+        tl.store(partial_ptr + tl.arange(0, HIDDEN), tl.sum(w2_total, axis=0))
+        tl.store(partial_ptr + HIDDEN, tl.sum(b2_total, axis=0))
+
+
+def _columns_per_program(source_width: int, target_width: int, block: int, source_block: int) -> int:
+    """As many columns of y as ``source_block`` columns of x reach: floor and ceiling at both ends cost two of them."""
+    if source_width == 1 or target_width == 1:
+        return block
+    return min(block, (source_block - 2) * (target_width - 1) // (source_width - 1) - 1)
+
+
+def _launch(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """y and None; or, given its gradient, that of the hidden map and the (programs, F + 1) shares of those of w2 and b2."""
+    x, w1 = channels_last(x), channels_last(w1)
+    batch, channels, source_height, source_width = x.shape
+    height, width = size
+    hidden = w1.shape[0]
+    backward = grad is not None
+    precision = precision or input_precision(x.dtype)
+    name = "depth_head_backward" if backward else "depth_head"
+    options = launch.config(name, launch.device_family(x.device), x.dtype, C=channels, precision=precision)
+    step = _columns_per_program(source_width, width, options["BLOCK_W"], options["SOURCE_W"])
+    columns = triton.cdiv(width, step)
+    blocks = {name: options[name] for name in ("BLOCK_W", "SOURCE_W")}
+    resize = torch.empty((columns, blocks["BLOCK_W"] + 2, blocks["SOURCE_W"]), dtype=x.dtype, device=x.device)
+    launch.launch(_resize_weights_kernel, (columns,), resize, source_width, width, step, **blocks)
+    grid = (batch * triton.cdiv(height, options["BLOCK_H"]) * columns,)
+    if backward:
+        out = empty_channels_last(x, hidden, height, width)
+        partial = torch.empty((grid[0], hidden + 1), dtype=torch.float32, device=x.device)
+    else:
+        out = torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
+        partial = None
+    launch.launch(
+        _depth_head_kernel, grid, x, w1, resize, b1, w2, b2, out, grad, partial, max_depth,
+        source_height, source_width, height, width, step, 3,
+        CHANNELS=channels, HIDDEN=hidden, SIGMOID=sigmoid, PRECISION=precision, **options,
+    )  # fmt: skip
+    return out, partial
+
+
+def _weight_matrix(w1: torch.Tensor) -> torch.Tensor:
+    """(F, C, 3, 3) as (9 F, C): tap by tap, as upsample_backward orders its channels."""
+    return w1.permute(2, 3, 0, 1).reshape(-1, w1.shape[1])
+
+
+def _backward(grad, x, w1, b1, w2, b2, sigmoid, max_depth) -> tuple[torch.Tensor, ...]:
+    x = channels_last(x)
+    hidden, channels = w1.shape[:2]
+    grad_hidden, partial = _launch(x, w1, b1, w2, b2, grad.shape[1:], sigmoid, max_depth, grad.contiguous())
+    grad_w2, grad_b2 = partial[:, :-1].sum(0).view(w2.shape), partial[:, -1:].sum(0)
+    taps = upsample_backward(grad_hidden, x.shape[2:], True, taps=3).permute(0, 2, 3, 1).reshape(-1, 9 * hidden)  # (B*H*W, 9*F)
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    grad_x = (taps @ _weight_matrix(w1)).view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
+    grad_w1 = (taps.T @ pixels).view(3, 3, hidden, channels).permute(2, 3, 0, 1)
+    grad_b1 = grad_hidden.sum((0, 2, 3), dtype=torch.float32)
+    return grad_x, grad_w1.contiguous(), grad_b1.to(b1.dtype), grad_w2.to(w2.dtype), grad_b2.to(b2.dtype)
+
+
+@torch.library.custom_op("dpt::depth_head", mutates_args=())
+def _depth_head(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    height: int,
+    width: int,
+    sigmoid: bool,
+    max_depth: float,
+) -> torch.Tensor:
+    return _launch(x, w1, b1, w2, b2, (height, width), sigmoid, max_depth, None)[0]
+
+
+@_depth_head.register_fake
+def _(x, w1, b1, w2, b2, height, width, sigmoid, max_depth):
+    return x.new_empty((x.shape[0], height, width))
+
+
+@torch.library.custom_op("dpt::depth_head_backward", mutates_args=())
+def _depth_head_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    sigmoid: bool,
+    max_depth: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _backward(grad, x, w1, b1, w2, b2, sigmoid, max_depth)
+
+
+@_depth_head_backward.register_fake
+def _(grad, x, w1, b1, w2, b2, sigmoid, max_depth):
+    parameters = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (w1, b1, w2, b2))
+    return empty_channels_last(x, *x.shape[1:]), *parameters
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, _, _, ctx.sigmoid, ctx.max_depth = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, grad):
+    return *_depth_head_backward(grad, *ctx.saved_tensors, ctx.sigmoid, ctx.max_depth), None, None, None, None
+
+
+_depth_head.register_autograd(_differentiate, setup_context=_save)
+
+
+def _check_parameter(name: str, parameter: torch.Tensor, shape: tuple[int, ...], x: torch.Tensor) -> None:
+    if parameter.dtype != x.dtype:
+        raise TypeError(f"{name} is {parameter.dtype}: must be {x.dtype}, as x is")
+    if tuple(parameter.shape) != shape or parameter.device != x.device:
+        raise ValueError(f"{name} is {tuple(parameter.shape)} on {parameter.device}: must be {shape} on {x.device}")
+
+
+def _check_hidden(w1: torch.Tensor) -> int:
+    hidden = w1.shape[0] if w1.dim() == 4 else 0
+    if hidden not in (16, 32, 64):
+        raise ValueError(f"w1 is {tuple(w1.shape)}: must be (F, C, 3, 3) with F one of 16, 32, 64")
+    return hidden
+
+
+def depth_head(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    size: Sequence[int],
+    activation: str = "relu",
+    max_depth: float = 1.0,
+) -> torch.Tensor:
+    """Depth (B, H', W') of ``size``, in ``x``'s dtype: resize, 3x3 convolution, ReLU, 1x1 convolution, activation. Differentiable.
+
+    Args:
+        x: (B, C, H, W), float32, float16 or bfloat16. Channels-last is read as it is; another layout is copied once.
+        w1, b1: (F, C, 3, 3) and (F,), F one of 16, 32, 64; w2, b2: (1, F, 1, 1) and (1,). In x's dtype.
+        size: (H', W'). Where a side is smaller than x's, x is first resized, in memory: the head then runs on the smaller map.
+        activation: "relu", or "sigmoid", which is multiplied by ``max_depth`` (metres, as the model was trained).
+
+    Under autocast x and the parameters are taken in autocast's dtype. Accumulation in float32; float32 products in TF32 where PyTorch's
+    switch for convolutions says so (its default).
+
+    Raises:
+        TypeError: a dtype that is not as above.
+        ValueError: a shape, device or activation that is not as above, or a side over 32767.
+    """
+    x, w1, b1, w2, b2 = launch.autocast(x, w1, b1, w2, b2)
+    check_map("x", x)
+    height, width = check_size("size", size)
+    hidden = _check_hidden(w1)
+    _check_parameter("w1", w1, (hidden, x.shape[1], 3, 3), x)
+    _check_parameter("b1", b1, (hidden,), x)
+    _check_parameter("w2", w2, (1, hidden, 1, 1), x)
+    _check_parameter("b2", b2, (1,), x)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+    if not launch.runs_kernels(x):
+        return depth_head_ref(x, w1, b1, w2, b2, (height, width), activation, max_depth)
+    if height < x.shape[2] or width < x.shape[3]:
+        x = upsample_bilinear(x, (height, width), True)
+    return _depth_head(x, w1, b1, w2, b2, height, width, activation == "sigmoid", float(max_depth))
+
+
+def compile_cases(family: str) -> Iterator[launch.CompileCase]:
+    """Every shipped configuration, forward and backward, for the widths of the three Depth Anything models and of DPT-Large."""
+    yield from launch.distinct(_cases(family))
+
+
+def _cases(family: str) -> Iterator[launch.CompileCase]:
+    for dtype, precision, name, kinds in compiled_variants():
+        kinds = {"tensor_cores": kinds["tensor_cores"] and "HMMA", "async_copies": dtype != torch.float32}
+        for channels in (32, 64, 128):
+            x = torch.empty(1, channels, 32, 32, dtype=dtype, device="meta", memory_format=torch.channels_last)
+            shapes = ((32, channels, 3, 3), (32,), (1, 32, 1, 1), (1,))
+            parameters = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
+            for sigmoid, grad in ((False, None), (True, torch.empty(1, 64, 64, dtype=dtype, device="meta"))):
+                variant = f"C={channels}{' backward' if grad is not None else ''} {name}"
+                cases = launch.record(family, variant, _launch, x, *parameters, (64, 64), sigmoid, 1.0, grad, precision, **kinds)
+                yield from (case if case.function is _depth_head_kernel else replace(case, tensor_cores=False, async_copies=False) for case in cases)
+
+
+def tuning_space(kernel_name: str) -> Iterable[dict[str, int]]:
+    """Candidate configurations for the tuning command."""
+    for block_h in (8, 16, 32):
+        for block_w, source_w in ((64, 32), (128, 64)):
+            for block_c in (32, 64, 128):
+                for num_warps in (4, 8):
+                    for num_stages in (1, 2, 3):
+                        yield {
+                            "BLOCK_H": block_h,
+                            "BLOCK_W": block_w,
+                            "SOURCE_W": source_w,
+                            "BLOCK_C": block_c,
+                            "num_warps": num_warps,
+                            "num_stages": num_stages,
+                        }

@@ -1,0 +1,302 @@
+"""Reassemble: the readout projection and the transposed convolution, each a product of matrices whose epilogue does the rest.
+
+    readout_project(tokens, W, b)   y[b, n] = GELU(W [patch[b, n]; cls[b]] + b)      tokens (B, 1+N, D), W (D, 2D) -> (B, N, D)
+    transposed_conv(x, w, b)        y[b, :, s*i+p, s*j+q] = w[:, :, p, q]^T x[b, :, i, j] + b      stride = kernel = s
+
+(DPT paper, section 3.1 and supplement.) The readout splits, W [patch; cls] = W1 patch + W2 cls: the second product is a vector an image, so
+half of the work and the concatenated tokens go, and W2 cls + b becomes a bias an image, added with the GELU in the epilogue of the first:
+2*B*N*D^2 FLOPs; moves tokens, W and y once. The class token is skipped by address, so the patches are not copied. The pixels of a
+transposed convolution whose stride is its kernel do not overlap: it is the product of the (B*H*W, C) map with s*s matrices (C, O), whose
+tiles are stored where they belong in the channels-last result: 2*B*H*W*C*O*s*s FLOPs, x and y moved once, no pixel shuffle.
+
+One kernel serves both; the operands are read by pointers on every architecture, for the rows of a tile may belong to two images.
+
+Backward, readout: the pre-activation is computed again, in the same kernel, whose epilogue multiplies the incoming gradient with GELU'. That
+gradient is written in the layout of the tokens, with zeros for the class token, so that the products for tokens and W run on all tokens
+at once. Transposed convolution: the gradient is gathered once into (B*H*W, s*s*O). All further products and sums are PyTorch's own, in a
+fixed order. Saved: the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from . import launch
+from .conv3x3 import input_precision as conv_precision
+from .fused_linear import _gelu, _gelu_slope, check_input, check_operand, compiled_variants
+from .upsample import channels_last, check_map, empty_channels_last
+
+
+def readout_project_ref(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """:func:`readout_project` in plain PyTorch, as the paper has it: every patch token with the class token appended."""
+    patches = tokens[:, 1:]
+    return F.gelu(F.linear(torch.cat([patches, tokens[:, :1].expand_as(patches)], dim=-1), weight, bias))
+
+
+def transposed_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """:func:`transposed_conv` in plain PyTorch."""
+    return F.conv_transpose2d(x, weight, bias, stride=weight.shape[-1])
+
+
+@triton.jit(do_not_specialize=["images", "positions", "width"])
+def _project_kernel(
+    x_ptr,  # (images, positions, DEPTH), images x_stride apart
+    weight_ptr,  # (STRIDE * STRIDE, COLUMNS, DEPTH), rows weight_stride apart
+    bias_ptr,  # (images, COLUMNS), images bias_stride apart; or None
+    grad_ptr,  # (images, positions, COLUMNS): what GELU's slope is multiplied with, instead of storing GELU; or None
+    out_ptr,  # (images, height * STRIDE, width * STRIDE, COLUMNS), images out_stride apart; positions = height * width
+    images,
+    positions,
+    width,
+    x_stride,
+    weight_stride,
+    bias_stride,
+    out_stride,
+    DEPTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    GELU: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program: a (BLOCK_M, BLOCK_N) tile of one of the STRIDE * STRIDE products; neighbouring programs share the rows of x."""
+    column_blocks: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    product = tl.program_id(0) % (column_blocks * STRIDE * STRIDE)
+    tap = product // column_blocks
+    row = tl.program_id(0) // (column_blocks * STRIDE * STRIDE) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = product % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_exists = row < images * positions
+    column_exists = column < COLUMNS
+    image = (row // positions).to(tl.int64)
+    position = row % positions
+    x_row = x_ptr + image * x_stride + position.to(tl.int64) * DEPTH
+    weight_row = weight_ptr + (tap * COLUMNS + column).to(tl.int64) * weight_stride
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k in range(0, DEPTH, BLOCK_K):
+        depth = k + tl.arange(0, BLOCK_K)
+        x = tl.load(x_row[:, None] + depth[None, :], mask=row_exists[:, None] & (depth < DEPTH)[None, :], other=0.0)
+        weight = tl.load(weight_row[None, :] + depth[:, None], mask=column_exists[None, :] & (depth < DEPTH)[:, None], other=0.0)
+        accumulator = tl.dot(x, weight, accumulator, input_precision=PRECISION)
+    mask = row_exists[:, None] & column_exists[None, :]
+    if bias_ptr is not None:
+        accumulator += tl.load(bias_ptr + (image * bias_stride)[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    if grad_ptr is not None:
+        grad = tl.load(grad_ptr + row.to(tl.int64)[:, None] * COLUMNS + column[None, :], mask=mask, other=0.0)
+        accumulator = grad.to(tl.float32) * _gelu_slope(accumulator)
+    elif GELU:
+        accumulator = _gelu(accumulator)
+    target = ((position // width) * STRIDE + tap // STRIDE).to(tl.int64) * (width * STRIDE) + position % width * STRIDE + tap % STRIDE
+    out_ptr += image[:, None] * out_stride + target[:, None] * COLUMNS + column[None, :]
+    tl.store(out_ptr, accumulator.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def _launch(x, weight, bias, out, *, width, stride, precision, name, gelu=False, grad=None) -> None:
+    """x (B, positions, K), weight (s*s, N, K) or (N, K), bias (N,), (B, N) or None, out (B, positions * s*s, N): the last dimensions dense."""
+    (images, positions, depth), columns = x.shape, weight.shape[-2]
+    config = launch.config(name, launch.device_family(x.device), x.dtype, columns=columns, depth=depth, precision=precision)
+    blocks = triton.cdiv(images * positions, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
+    launch.launch(
+        _project_kernel,
+        (blocks * stride * stride,),
+        x,
+        weight,
+        bias,
+        grad,
+        out,
+        images,
+        positions,
+        width,
+        x.stride(0),
+        weight.stride(-2),
+        bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
+        out.stride(0),
+        DEPTH=depth,
+        COLUMNS=columns,
+        STRIDE=stride,
+        GELU=gelu,
+        PRECISION=precision,
+        **config,
+    )
+
+
+def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
+    """(B, N, D); or, given its gradient, that of the pre-activation in the layout of the tokens, (B, 1+N, D), zero for the class token."""
+    tokens, features = tokens.contiguous(), tokens.shape[-1]
+    patches = tokens[:, 1:]
+    image_bias = F.linear(tokens[:, 0], weight[:, features:], bias)  # (B, D)
+    shape = {"width": patches.shape[1], "stride": 1, "precision": precision}
+    if grad is None:
+        out = torch.empty(patches.shape, dtype=tokens.dtype, device=tokens.device)
+        _launch(patches, weight[:, :features], image_bias, out, name="readout_project", gelu=True, **shape)
+        return out
+    out = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
+    out[:, 0] = 0
+    _launch(patches, weight[:, :features], image_bias, out[:, 1:], name="readout_project_backward", grad=grad.contiguous(), **shape)
+    return out
+
+
+@torch.library.custom_op("dpt::readout_project", mutates_args=())
+def _readout_op(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return _readout(tokens, weight.contiguous(), bias, launch.input_precision(tokens.dtype))
+
+
+@_readout_op.register_fake
+def _(tokens, weight, bias):
+    batch, count, features = tokens.shape
+    return tokens.new_empty((batch, count - 1, features))
+
+
+@torch.library.custom_op("dpt::readout_project_backward", mutates_args=())
+def _readout_backward(
+    grad: torch.Tensor, tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of tokens, weight and bias."""
+    features = tokens.shape[-1]
+    tokens, weight = tokens.contiguous(), weight.contiguous()
+    grad_pre = _readout(tokens, weight, bias, launch.input_precision(tokens.dtype), grad)
+    grad_image = grad_pre.sum(1, dtype=torch.float32)  # (B, D): of W2 cls + b
+    grad_vector = grad_image.to(tokens.dtype)
+    rows = grad_pre.view(-1, features)
+    grad_tokens = (rows @ weight[:, :features]).view(tokens.shape)
+    grad_tokens[:, 0] = grad_vector @ weight[:, features:]
+    grad_weight = torch.cat([rows.T @ tokens.view(-1, features), grad_vector.T @ tokens[:, 0]], dim=1)
+    return grad_tokens, grad_weight, grad_image.sum(0).to(tokens.dtype if bias is None else bias.dtype)
+
+
+@_readout_backward.register_fake
+def _(grad, tokens, weight, bias):
+    dtype = tokens.dtype if bias is None else bias.dtype
+    return tokens.new_empty(tokens.shape), weight.new_empty(weight.shape), tokens.new_empty(tokens.shape[-1], dtype=dtype)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_readout(ctx, grad):
+    tokens, weight, bias = ctx.saved_tensors
+    grad_tokens, grad_weight, grad_bias = _readout_backward(grad, tokens, weight, bias)
+    return grad_tokens, grad_weight, None if bias is None else grad_bias
+
+
+_readout_op.register_autograd(_differentiate_readout, setup_context=_save)
+
+
+def readout_project(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """GELU (erf) of the projection of each patch token together with the class token: (B, N, D), contiguous, in the tokens' dtype.
+
+    tokens: (B, 1+N, D), the class token first; float32, float16 or bfloat16; under autocast, autocast's dtype. Dense memory is read as it is,
+    another layout is copied once. weight: (D, 2D), for [patch, class]; bias: (D,) or None; both in tokens' dtype. Differentiable.
+    float32 products are exact unless PyTorch's own switch for matmuls allows tf32.
+    Raises TypeError for a dtype, ValueError for a shape or device, naming it and the rule.
+    """
+    tokens, weight, bias = launch.autocast(tokens, weight, bias)
+    check_input("tokens", tokens)
+    if tokens.dim() != 3 or tokens.shape[1] < 2:
+        raise ValueError(f"tokens has shape {tuple(tokens.shape)}: it must be (B, 1+N, D), the class token first, with N at least 1")
+    features = tokens.shape[-1]
+    check_operand("weight", weight, (features, 2 * features), tokens)
+    if bias is not None:
+        check_operand("bias", bias, (features,), tokens)
+    if not launch.runs_kernels(tokens):
+        return readout_project_ref(tokens, weight, bias)
+    return _readout_op(tokens, weight, bias)
+
+
+def _pixels(x: torch.Tensor) -> torch.Tensor:
+    """A channels-last map (B, C, H, W) as (B, H*W, C), without a copy."""
+    batch, channels, height, width = x.shape
+    return x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+
+
+def _tap_matrices(weight: torch.Tensor) -> torch.Tensor:
+    """(C, O, s, s) as (s*s, O, C): copied at each call, for neighbouring channels to be neighbours in memory."""
+    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[1], weight.shape[0]).contiguous()
+
+
+def _transposed_conv(x, weight, bias, precision) -> torch.Tensor:
+    x = channels_last(x)
+    channels, stride = weight.shape[1], weight.shape[-1]
+    height, width = x.shape[2:]
+    out = empty_channels_last(x, channels, height * stride, width * stride)
+    matrices, pixels = _tap_matrices(weight), _pixels(out)
+    _launch(_pixels(x), matrices, bias, pixels, width=width, stride=stride, precision=precision, name="transposed_conv")
+    return out
+
+
+@torch.library.custom_op("dpt::transposed_conv", mutates_args=())
+def _transposed_conv_op(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return _transposed_conv(x, weight, bias, conv_precision(x.dtype))
+
+
+@_transposed_conv_op.register_fake
+def _(x, weight, bias):
+    stride = weight.shape[-1]
+    return empty_channels_last(x, weight.shape[1], x.shape[2] * stride, x.shape[3] * stride)
+
+
+def _differentiate_transposed_conv(ctx, grad):
+    x, weight, bias = ctx.saved_tensors
+    (batch, depth, height, width), (_, channels, stride, _) = x.shape, weight.shape
+    tiles = grad.reshape(batch, channels, height, stride, width, stride)
+    rows = tiles.permute(0, 2, 4, 3, 5, 1).reshape(-1, stride * stride * channels)  # (B*H*W, s*s*O)
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = (rows @ _tap_matrices(weight).view(-1, depth)).view(batch, height, width, depth).permute(0, 3, 1, 2)
+    if ctx.needs_input_grad[1]:
+        products = rows.T @ channels_last(x).permute(0, 2, 3, 1).reshape(-1, depth)  # (s*s*O, C)
+        grad_weight = products.view(stride, stride, channels, depth).permute(3, 2, 0, 1).contiguous()
+    if bias is not None and ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype)
+    return grad_x, grad_weight, grad_bias
+
+
+_transposed_conv_op.register_autograd(_differentiate_transposed_conv, setup_context=_save)
+
+
+def transposed_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Transposed convolution whose stride is its kernel: (B, O, s*H, s*W), channels-last, in x's dtype.
+
+    x: (B, C, H, W), float32, float16 or bfloat16; under autocast, autocast's dtype. Channels-last is read as it is, another layout is copied
+    once. weight: (C, O, s, s); bias: (O,) or None; both in x's dtype. Differentiable. float32 products in TF32 where PyTorch's switch for
+    convolutions says so (its default).
+    Raises TypeError for a dtype, ValueError for a shape or device, naming it and the rule.
+    """
+    x, weight, bias = launch.autocast(x, weight, bias)
+    check_map("x", x)
+    if weight.dim() != 4 or weight.shape[2] != weight.shape[3] or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: it must be (C, O, s, s)")
+    check_operand("weight", weight, (x.shape[1], *weight.shape[1:]), x)
+    if bias is not None:
+        check_operand("bias", bias, (weight.shape[1],), x)
+    if not launch.runs_kernels(x):
+        return transposed_conv_ref(x, weight, bias)
+    return _transposed_conv_op(x, weight, bias)
+
+
+def compile_cases(family: str) -> Iterator[launch.CompileCase]:
+    """Every shipped configuration: the readout of ViT-S, -B and -L forward and backward, and the transposed convolutions of the neck."""
+    yield from launch.distinct(_cases(family))
+
+
+def _cases(family: str) -> Iterator[launch.CompileCase]:
+    for dtype, precision, name, kinds in compiled_variants():
+        for features in (384, 768, 1024):
+            tokens, grad = (torch.empty(2, count, features, dtype=dtype, device="meta") for count in (577, 576))
+            weight = torch.empty(features, 2 * features, dtype=dtype, device="meta")
+            bias = torch.empty(features, dtype=dtype, device="meta")
+            yield from launch.record(family, f"readout D={features} {name}", _readout, tokens, weight, bias, precision, **kinds)
+            yield from launch.record(family, f"readout D={features} backward {name}", _readout, tokens, weight, bias, precision, grad, **kinds)
+        for channels, stride in ((48, 4), (96, 2), (256, 4)):
+            x = torch.empty(2, channels, 24, 24, dtype=dtype, device="meta", memory_format=torch.channels_last)
+            weight = torch.empty(channels, channels, stride, stride, dtype=dtype, device="meta")
+            bias = torch.empty(channels, dtype=dtype, device="meta")
+            variant = f"transposed convolution C={channels} s={stride} {name}"
+            yield from launch.record(family, variant, _transposed_conv, x, weight, bias, precision, **kinds)

@@ -1,0 +1,171 @@
+"""What the shipped configurations compile to, for five architectures, without a GPU; and that the gates on it can fail.
+
+The compiler runs in a process of its own without TRITON_INTERPRET, so these tests do not care how theirs was started.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from dpt.kernels import compiled, launch
+
+ROOT = Path(__file__).resolve().parents[2]
+OPS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "\ndef compile_cases(" in path.read_text())
+
+
+def run_compiler(*arguments):
+    """``python -m dpt.kernels.compiled`` in a fresh process."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "dpt.kernels.compiled", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory):
+    """Op -> reports of every case, all compiled in one go."""
+    file = tmp_path_factory.mktemp("compiled") / "reports.json"
+    done = run_compiler("--json", str(file))
+    assert file.exists(), done.stderr[-4000:]
+    return {op: [compiled.Report(**report) for report in reports] for op, reports in json.loads(file.read_text()).items()}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_configuration_passes(op, reports):
+    """No spills, no serialised MMAs, within shared and tensor memory, tensor cores and asynchronous copies present, on every architecture."""
+    assert {report.family for report in reports[op]} == set(compiled.DEFAULT_FAMILIES)
+    assert not [(report.family, report.name, report.problems) for report in reports[op] if report.problems]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_table_is_current(op, reports):
+    """The table in the repository is what the code compiles to now."""
+    if triton.__version__ != compiled.TABLE_TRITON:
+        pytest.skip(f"the tables were made with triton {compiled.TABLE_TRITON}; {triton.__version__} allocates registers differently")
+    committed = (ROOT / "kernels" / "compiled-code" / f"{op}.md").read_text()
+    assert committed == compiled.table(op, reports[op]), "run `python -m dpt.kernels.compiled --write`"
+
+
+def test_configurations_have_a_default_and_a_provenance():
+    """Every list of every family ends without conditions, every entry says where it comes from, and no family lacks a kernel."""
+    tables = {path.stem: json.loads(path.read_text()) for path in launch.CONFIGS.glob("*.json")}
+    assert set(tables) == set(launch.TABLES.values())
+    assert len({tuple(sorted(table)) for table in tables.values()}) == 1
+    for table in tables.values():
+        for entries in table.values():
+            assert entries[-1]["when"] == {}
+            assert all(entry["provenance"].startswith(("chosen by compiling, not measured", "measured on ")) for entry in entries)
+
+
+GOOD = compiled.Report(
+    name="x",
+    family="sm_90",
+    warps=8,
+    stages=2,
+    registers=128,
+    stack=0,
+    shared=100 * 1024,
+    tensor_memory=0,
+    serialised=False,
+    instructions={**dict.fromkeys(compiled.INSTRUCTIONS, 0), "HGMMA": 4, "LDGSTS": 4},
+)
+CASE = launch.CompileCase("x", "sm_90", None, (), {})
+
+
+def with_instructions(**counts):
+    return {"instructions": {**GOOD.instructions, **counts}}
+
+
+def test_gates_let_good_code_pass():
+    """The case that the next test damages is itself without a problem."""
+    assert list(compiled.problems(CASE, GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"stack": 8}, "spills: 8 bytes"),
+        (with_instructions(STL=1), "1 stores"),
+        (with_instructions(LDL=2), "2 loads"),
+        ({"serialised": True}, "serialised"),
+        ({"shared": 228 * 1024}, "shared memory, the limit is 232448"),
+        ({"tensor_memory": 1024}, "tensor memory"),
+        (with_instructions(HGMMA=0, HMMA=9), "no HGMMA"),
+        (with_instructions(LDGSTS=0), r"no asynchronous copies (LDGSTS)"),
+    ],
+)
+def test_each_gate_fails(damage, says):
+    """Every gate refuses what it is there for, by name."""
+    found = list(compiled.problems(CASE, dataclasses.replace(GOOD, **damage)))
+    assert len(found) == 1 and says in found[0]
+
+
+def test_gates_follow_the_case():
+    """A float32 kernel needs no tensor cores, a small dot may use HMMA, and descriptors must become UTMALDG."""
+    bare = dataclasses.replace(GOOD, **with_instructions(HGMMA=0, LDGSTS=0, HMMA=1))
+    assert not list(compiled.problems(dataclasses.replace(CASE, tensor_cores=False, async_copies=False), bare))
+    assert not list(compiled.problems(dataclasses.replace(CASE, tensor_cores="HMMA", async_copies=False), bare))
+    described = dataclasses.replace(CASE, args=(TensorDescriptor.from_tensor(torch.empty(16, 16, device="meta"), [16, 16]),))
+    assert list(compiled.problems(described, GOOD)) == ["no asynchronous copies (UTMALDG)"]
+
+
+def test_ctas_per_sm():
+    """By hand: 8 warps of 128 registers are 32768 registers, two to an SM; 100 KB and the reserved 1 KB fit twice into 228 KB."""
+    assert GOOD.ctas_per_sm == 2
+    assert dataclasses.replace(GOOD, registers=129).ctas_per_sm == 1  # allocated as 136
+    assert dataclasses.replace(GOOD, shared=114 * 1024).ctas_per_sm == 1
+    assert dataclasses.replace(GOOD, registers=16, shared=0).ctas_per_sm == 8  # 64 warps
+
+
+PROBE = """
+import torch, triton, triton.language as tl
+from dpt.kernels import compiled, launch
+
+@triton.jit
+def spilling(a_ptr, out_ptr):
+    rows, columns = tl.arange(0, 128), tl.arange(0, 256)
+    tile = tl.load(a_ptr + rows[:, None] * 256 + columns[None, :])
+    tl.store(out_ptr + rows[:, None] * 256 + columns[None, :], tl.exp2(tile) / tl.sum(tile, 0)[None, :] + tl.sum(tile, 1)[:, None])
+
+@triton.jit
+def serialised(a_ptr, out_ptr, K):
+    rows, columns = tl.arange(0, 64), tl.arange(0, 64)
+    tile = tl.load(a_ptr + rows[:, None] * 64 + columns[None, :])
+    acc = tl.zeros([64, 64], tl.float32)
+    for start in tl.range(0, K, 64):
+        b = tl.load(a_ptr + (start + rows)[:, None] * 64 + columns[None, :])
+        acc = tl.dot(tl.dot(tile, tl.trans(b)).to(b.dtype), b, acc)
+    last = tl.load(a_ptr + (K + tl.arange(0, 16))[:, None] * 64 + columns[None, :])
+    acc = tl.dot(tl.dot(tile, tl.trans(last)).to(last.dtype), last, acc * 0.5)
+    tl.store(out_ptr + rows[:, None] * 64 + columns[None, :], acc)
+
+def run(kernel, *args):
+    launch.launch(kernel, (1,), *args, num_warps=4 if kernel is serialised else 1, num_stages=2)
+
+a = torch.empty(128, 256, device="meta")
+cases = launch.record("sm_80", "x", run, spilling, a, a, tensor_cores=False, async_copies=False)
+cases += launch.record("sm_90", "x", run, serialised, a.half(), a, 1024)
+for case in cases:
+    print(compiled.measure(case).problems)
+    print(compiled.measure(case).problems)  # from the cache
+"""
+
+
+def test_real_faults_are_seen(tmp_path):
+    """From Triton through ptxas, cuobjdump and nvdisasm: a tile of 1024 values a thread spills, a dot after the loop serialises it; and both
+    are still reported when they come from the cache."""
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE)
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    first, again, serialised, serialised_again = done.stdout.splitlines()
+    assert "spills: " in first and first == again
+    assert "serialised" in serialised and serialised == serialised_again

@@ -1,0 +1,263 @@
+"""dpt.kernels.attention against PyTorch's attention, by the rule of parity.py: forward, backward, both ways of loading, and its edges."""
+
+import functools
+import mmap
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from parity import assert_parity, values_and_gradients
+
+from dpt.kernels import launch
+from dpt.kernels.attention import _load_rows, _store_rows, attention, attention_ref
+
+
+def packed(batch, tokens, heads, dim, dtype, device, spread=1.0):
+    """Random qkv (B, N, 3*H*D); ``spread`` scales q and k, and so, squared, the logits."""
+    qkv = torch.randn(batch, tokens, 3, heads * dim, device=device)
+    qkv[:, :, :2] *= spread
+    return qkv.reshape(batch, tokens, -1).to(dtype)
+
+
+def assert_attention_parity(qkv, heads, scale=None):
+    """Output, dq, dk and dv, each by the rule. Terms of dq and dk cancel (exactly, for one token), so ``tiny`` counts from all of dqkv."""
+    cotangent = torch.randn(*qkv.shape[:2], qkv.shape[2] // 3, device=qkv.device).to(qkv.dtype)
+    run = functools.partial(values_and_gradients, inputs=[qkv], cotangent=cotangent)
+    out, dqkv = run(lambda x: attention(x, heads, scale))
+    out64, dqkv64 = run(lambda x: attention_ref(x, heads, scale), dtype=torch.float64)
+    out_torch, dqkv_torch = run(lambda x: attention_ref(x, heads, scale))
+    assert_parity(out, out64, out_torch, "output")
+    magnitude = dqkv64.abs().max().item()
+    for name, *parts in zip(("dq", "dk", "dv"), *(t.chunk(3, -1) for t in (dqkv, dqkv64, dqkv_torch)), strict=True):
+        assert_parity(*parts, name=name, magnitude=magnitude)
+
+
+SHAPES = [  # (B, N, H, D): one token; a tail of one query block; 64k+1; padded and wide heads; several blocks; an odd everything
+    (1, 1, 1, 32),
+    (2, 17, 2, 64),
+    (2, 65, 3, 32),
+    (1, 65, 2, 80),
+    (1, 64, 1, 128),
+    (1, 100, 1, 48),
+    (1, 197, 2, 64),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_parity(shape, dtype, device, path):
+    """Every element of output and gradients, over tails, head counts, padded head dimensions and both loading paths."""
+    assert_attention_parity(packed(*shape, dtype, device), shape[2])
+
+
+def test_parity_many_blocks(device):
+    """The loop over full blocks runs several times (N=577 of the 384-pixel models), forward and backward."""
+    assert_attention_parity(packed(1, 577, 1, 64, torch.float32, device), 1)
+
+
+def test_custom_scale(dtype, device, path):
+    """A scale that is not D**-0.5 reaches the forward and each gradient, once."""
+    assert_attention_parity(packed(1, 70, 2, 64, dtype, device), 2, scale=0.3)
+
+
+def test_large_logits(device, path):
+    """Logits in the hundreds, both signs: the running maximum keeps exp2 from overflowing. q and k are whole numbers, so that the scores are
+    exact whatever the order of summation, and only the softmax is under test; the scale is no power of two, so PyTorch rounds as well."""
+    qkv = packed(1, 70, 1, 64, torch.float32, device)
+    qkv[..., :128] = (qkv[..., :128] * 12).round()
+    assert_attention_parity(qkv, 1, scale=0.1)
+
+
+def test_all_logits_very_negative(device, path):
+    """exp2(0 - lse) of a key that is not there is infinite when every logit is below -100: it must not reach a gradient."""
+    qkv = packed(1, 70, 1, 64, torch.float16, device)
+    qkv[..., :64] += 5
+    qkv[..., 64:128] -= 5
+    assert_attention_parity(qkv, 1)
+
+
+def test_heads_are_independent(device, path):
+    """NaN in one head stays there: the columns that pad D=48 to 64 would read it, and 0 * NaN is NaN."""
+    qkv = packed(1, 70, 2, 48, torch.float32, device)
+    cotangent = torch.randn(1, 70, 96, device=device)
+    expected = values_and_gradients(lambda x: attention(x, 2), [qkv], cotangent)
+    qkv.view(70, 3, 2, 48)[:, :, 1] = float("nan")
+    polluted = values_and_gradients(lambda x: attention(x, 2), [qkv], cotangent)
+    for clean, other in zip(expected, polluted, strict=True):
+        assert torch.equal(clean.unflatten(-1, (-1, 2, 48))[..., 0, :], other.unflatten(-1, (-1, 2, 48))[..., 0, :])
+
+
+def test_both_paths_ran(monkeypatch, device):
+    """The fixture ``path`` really switches between pointers and descriptors."""
+    if device.type == "cuda":
+        pytest.skip("a GPU runs its own family's path")
+    taken = []
+    launched = launch.launch
+
+    def spy(kernel, grid, *args, **kwargs):
+        taken.append(kwargs["DESCRIPTOR"])
+        launched(kernel, grid, *args, **kwargs)
+
+    monkeypatch.setattr(launch, "launch", spy)
+    for family in ("sm_80", "sm_90"):
+        monkeypatch.setenv(launch.INTERPRETED_FAMILY_VARIABLE, family)
+        attention(packed(1, 20, 1, 32, torch.float32, device), 1)
+    assert taken == [False, True]
+
+
+@pytest.mark.parametrize("layout", ("sliced tokens", "transposed", "odd offset", "expanded"))
+def test_non_contiguous(layout, device, path):
+    """Any strides are right: read in place where the last is 1, copied where not, off descriptors where TMA could not address them."""
+    qkv = packed(2, 33, 2, 32, torch.float16, device)
+    layouts = {
+        "sliced tokens": lambda: qkv[:, 3:],
+        "transposed": lambda: qkv.transpose(1, 2).contiguous().transpose(1, 2),
+        "odd offset": lambda: torch.cat([qkv.new_zeros(1), qkv.flatten()])[1:].view_as(qkv),
+        "expanded": lambda: qkv[:1].expand(2, -1, -1),
+    }
+    assert_attention_parity(layouts[layout](), 2)
+
+
+def test_expanded_gradient(device, path):
+    """A cotangent of stride 0 (the gradient of a sum) and a transposed one are read right."""
+    qkv = packed(1, 33, 2, 32, torch.float32, device).requires_grad_()
+    for make in (lambda out: out.sum(), lambda out: (out.transpose(1, 2) * torch.arange(33.0, device=device)).sum()):
+        ours = torch.autograd.grad(make(attention(qkv, 2)), qkv)[0]
+        theirs = torch.autograd.grad(make(attention_ref(qkv, 2)), qkv)[0]
+        double = qkv.detach().double().requires_grad_()
+        assert_parity(ours, torch.autograd.grad(make(attention_ref(double, 2)), double)[0], theirs)
+
+
+@triton.jit
+def _copy_tile(ptr, batch, N, C, D: tl.constexpr, ROWS: tl.constexpr):
+    tile = _load_rows(ptr, None, batch, 1, N - ROWS, N * tl.cast(C, tl.int64), C, N, D, ROWS, D, True, False)
+    _store_rows(ptr, tile, batch, 0, N - ROWS, N, C, D, ROWS, D)
+
+
+def test_offsets_beyond_int32(device):
+    """Offsets are 64 bits wide: a tile that lies 2^31 elements into a tensor is read from and written to its place.
+
+    On a CPU the buffer is reserved, not given out: only the touched pages exist. It begins 2^31 elements before the tensor, so that an offset
+    that wraps around lands in zeros and fails the comparison, rather than ending the process.
+    """
+    batch, tokens, channels, dim, rows = 32, 2**20, 64, 32, 16
+    before, needed = 2**31, (batch + 1) * tokens * channels
+    if device.type == "cuda":
+        tensor = torch.zeros(needed, dtype=torch.float16, device=device)
+    else:
+        reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)
+        memory = mmap.mmap(-1, 2 * (before + needed), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserve)
+        tensor = torch.frombuffer(memory, dtype=torch.float16)[before:]
+    assert batch * tokens * channels >= 2**31
+    tensor = tensor.view(batch + 1, tokens, channels)
+    written = torch.randn(rows, dim, device=device).half()
+    tensor[batch, -rows:, dim:] = written
+    _copy_tile[(1,)](tensor, batch, tokens, channels, dim, rows)
+    assert torch.equal(tensor[batch, -rows:, :dim], written)
+
+
+def test_reproducible_gradients(device, path):
+    """No atomics: the same call gives the same bits."""
+    qkv = packed(1, 150, 2, 64, torch.float32, device)
+    cotangent = torch.randn(1, 150, 128, device=device)
+    first, second = (values_and_gradients(lambda x: attention(x, 2), [qkv], cotangent)[1] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_gradient_only_where_required(device):
+    """Without requires_grad nothing is recorded, and under no_grad neither."""
+    qkv = packed(1, 17, 1, 32, torch.float32, device)
+    assert not attention(qkv, 1).requires_grad
+    with torch.no_grad():
+        assert not attention(qkv.requires_grad_(), 1).requires_grad
+    assert attention(qkv, 1).requires_grad
+
+
+def test_saved_memory(device):
+    """Saved for the backward: qkv, the output and the log-sum-exp; no N x N map, no copy."""
+    saved = []
+    qkv = packed(1, 40, 2, 32, torch.float32, device).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out = attention(qkv, 2)
+    assert sorted(tuple(t.shape) for t in saved) == sorted([tuple(qkv.shape), tuple(out.shape), (1, 2, 40)])
+
+
+def test_autocast_is_followed(device):
+    """Under autocast a float32 qkv is taken in autocast's dtype, as PyTorch's own attention takes it; its gradient is float32."""
+    qkv = packed(1, 20, 1, 32, torch.float32, device).requires_grad_()
+    with torch.autocast(device.type, dtype=torch.float16):
+        out = attention(qkv, 1)
+        assert attention_ref(qkv, 1).dtype == out.dtype == torch.float16
+    assert torch.equal(out, attention(qkv.half(), 1))
+    assert torch.autograd.grad(out.float().sum(), qkv)[0].dtype == torch.float32
+
+
+def test_empty_batch(device, path):
+    """A batch of nothing gives nothing, forward and backward, without a launch."""
+    qkv = torch.zeros(0, 5, 96, device=device, requires_grad=True)
+    out = attention(qkv, 1)
+    assert out.shape == (0, 5, 32)
+    assert torch.autograd.grad(out.sum(), qkv)[0].shape == (0, 5, 96)
+
+
+def test_opcheck(device, path, monkeypatch):
+    """PyTorch's own checks of the registration: schema, fake kernels, autograd, compilation with static and dynamic shapes."""
+    qkv = packed(1, 18, 1, 32, torch.float32, device).requires_grad_()
+    torch.library.opcheck(torch.ops.dpt.attention.default, (qkv, 1, 0.2))
+    out, lse = torch.ops.dpt.attention(qkv.detach(), 1, 0.2)
+    torch.library.opcheck(torch.ops.dpt.attention_backward.default, (torch.randn_like(out), qkv.detach(), out, lse, 1, 0.2))
+
+
+def test_compile_fullgraph(device):
+    """torch.compile takes the op whole, forward and backward, without a graph break."""
+    qkv = packed(1, 18, 1, 32, torch.float32, device).requires_grad_()
+    compiled = torch.compile(lambda x: attention(x, 1) * 2, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(qkv), attention(qkv, 1) * 2)
+    assert torch.equal(*(torch.autograd.grad(f(qkv).sum(), qkv)[0] for f in (compiled, lambda x: attention(x, 1) * 2)))
+
+
+def test_export(device):
+    """torch.export keeps the op as one node, with any number of tokens."""
+
+    class Module(torch.nn.Module):
+        def forward(self, qkv):
+            return attention(qkv, 2)
+
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    program = torch.export.export(Module(), (packed(1, 18, 2, 32, torch.float32, device),), dynamic_shapes=({1: tokens},))
+    assert "dpt.attention" in str(program.graph)
+    other = packed(1, 35, 2, 32, torch.float32, device)
+    assert torch.equal(program.module()(other), attention(other, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (lambda: (None, 1), TypeError, "qkv is a NoneType"),
+        (lambda: (torch.zeros(1, 4, 96, dtype=torch.float64), 1), TypeError, "float64: it must be float32, float16 or bfloat16"),
+        (lambda: (torch.zeros(1, 4, 96), 1.0), TypeError, "num_heads is 1.0"),
+        (lambda: (torch.zeros(1, 4, 96), True), TypeError, "num_heads is True"),
+        (lambda: (torch.zeros(4, 96), 1), ValueError, r"shape \(4, 96\): it must be \(B, N, 3\*H\*D\)"),
+        (lambda: (torch.zeros(1, 0, 96), 1), ValueError, "N, its second size, must be at least 1"),
+        (lambda: (torch.zeros(1, 4, 96), 0), ValueError, "num_heads=0"),
+        (lambda: (torch.zeros(1, 4, 100), 1), ValueError, r"100, must be 3 \* num_heads \* D"),
+        (lambda: (torch.zeros(1, 4, 3 * 40), 1), ValueError, "D=40: must be a multiple of 16"),
+        (lambda: (torch.zeros(1, 4, 48), 1), ValueError, "D=16"),
+        (lambda: (torch.zeros(1, 4, 3 * 144), 1), ValueError, "D=144"),
+        (lambda: (torch.zeros(1, 4, 96), 1, 0.0), ValueError, "scale=0.0"),
+        (lambda: (torch.zeros(1, 4, 96), 1, float("nan")), ValueError, "scale=nan"),
+    ],
+)
+def test_errors(arguments, error, says):
+    """Each wrong argument is refused by name, with the rule."""
+    with pytest.raises(error, match=says):
+        attention(*arguments())
+
+
+def test_reference_is_softmax_of_scores():
+    """The reference itself, against the formula written out: a mistake in the packing of heads would pass every test above."""
+    qkv = torch.randn(2, 5, 3, 2, 32, dtype=torch.float64)
+    q, k, v = qkv.unbind(2)
+    weights = torch.einsum("bihd,bjhd->bhij", q, k).mul(0.7).softmax(-1)
+    expected = torch.einsum("bhij,bjhd->bihd", weights, v).reshape(2, 5, 64)
+    torch.testing.assert_close(attention_ref(qkv.reshape(2, 5, -1), 2, 0.7), expected)

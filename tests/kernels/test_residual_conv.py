@@ -1,0 +1,421 @@
+"""dpt.kernels.residual_conv against plain PyTorch, by the rule of parity.py: forward, backward, both ways of loading, both backends."""
+
+import functools
+import mmap
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from dpt.kernels import conv3x3, launch
+from dpt.kernels.residual_conv import residual_conv_unit, residual_conv_unit_ref
+from parity import assert_op_parity, assert_parity
+
+FAMILIES = sorted(set(launch.TABLES.values()))
+NAMES = ("x", "w1", "b1", "w2", "b2", "norm1 weight", "norm1 bias", "norm2 weight", "norm2 bias", "add")
+CUDNN = {"backend": "cudnn"}
+
+
+class Case:
+    """Random arguments of a unit: the ten that take a gradient in ``inputs``, means and variances beside them."""
+
+    def __init__(self, shape, dtype, device, biases=False, norms=False, add=None, variances=(0.3, 2.0), gain=1.0):
+        batch, channels, *_ = shape
+        random = functools.partial(torch.randn, device=device)
+        self.constants = [(random(channels) * 0.3 * gain, random(channels).uniform_(*variances)) for _ in range(2)]
+        maps = [random(shape), random(batch, channels, *add) if add else None]
+        weights = [random(channels, channels, 3, 3) * gain / (9 * channels) ** 0.5 for _ in range(2)]
+        bias = [random(channels) * 0.5 if biases else None for _ in range(2)]
+        norm = [random(channels) * 0.3 + 1 if norms else None for _ in range(2)]
+        shift = [random(channels) * 0.3 if norms else None for _ in range(2)]
+        cast = [None if t is None else t.to(dtype) for t in (maps[0], weights[0], bias[0], weights[1], bias[1])]
+        cast = [t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t for t in cast]
+        self.inputs = [*cast, norm[0], shift[0], norm[1], shift[1], None if maps[1] is None else maps[1].to(dtype)]
+
+    def call(self, function):
+        """``function`` as one of the ten inputs alone, in whatever dtype they come."""
+
+        def called(x, w1, b1, w2, b2, norm1_weight, norm1_bias, norm2_weight, norm2_bias, add):
+            norms = {}
+            for name, weight, bias, constants in zip(
+                ("norm1", "norm2"), (norm1_weight, norm2_weight), (norm1_bias, norm2_bias), self.constants, strict=True
+            ):
+                if weight is not None:
+                    norms[name] = (weight, bias, *(c.to(weight.dtype) for c in constants), 1e-5)
+            return function(x, w1, b1, w2, b2, **norms, add=add)
+
+        return called
+
+    def assert_parity(self):
+        assert_op_parity(self.call(residual_conv_unit), self.call(residual_conv_unit_ref), self.inputs, NAMES)
+
+
+PARITY = {  # odd, non-square maps; channels that are not powers of two; each part with and without the others
+    "biases, smaller add": dict(shape=(2, 64, 5, 7), biases=True, add=(3, 4)),
+    "norms, same add": dict(shape=(1, 48, 12, 20), norms=True, add=(12, 20)),
+    "biases, add of another aspect": dict(shape=(1, 32, 33, 18), biases=True, add=(9, 40)),
+    "one pixel": dict(shape=(3, 32, 1, 1), biases=True, norms=True),
+    "biases and norms, add of one pixel": dict(shape=(1, 96, 5, 3), biases=True, norms=True, add=(1, 1)),
+    "bare": dict(shape=(1, 128, 3, 4)),
+    "one column": dict(shape=(1, 256, 3, 1), norms=True, add=(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_parity(name, dtype, device, path):
+    """Output and every gradient: partial tiles, masked channels, each optional part, the gather and its transpose, both loading paths."""
+    Case(dtype=dtype, device=device, **PARITY[name]).assert_parity()
+
+
+@pytest.mark.parametrize("name", ("biases, smaller add", "norms, same add", "bare"))
+def test_parity_cudnn(name, dtype, device):
+    """The other backend: PyTorch's convolution with the epilogue kernel after it, in both passes."""
+    if name.startswith("biases") and dtype != torch.float32:
+        pytest.skip("the bare convolution is rounded before the bias, so that a ReLU may cut elsewhere than the reference's: float32 only")
+    with launch.using("conv3x3", CUDNN):
+        Case(dtype=dtype, device=device, **PARITY[name]).assert_parity()
+
+
+def shipped_configurations():
+    """Every distinct Triton configuration of every table."""
+    found = {}
+    for family in FAMILIES:
+        for entry in launch.load_table(family)["conv3x3"]:
+            if entry["config"]["backend"] == "triton":
+                found[" ".join(f"{k}={v}" for k, v in entry["config"].items() if k not in ("backend", "num_warps", "num_stages"))] = entry
+    return found
+
+
+@pytest.mark.parametrize("name", shipped_configurations())
+def test_every_shipped_configuration(name, device):
+    """Tiles that the table keeps for large maps or other GPUs compute the same: 48 channels leave each with partial blocks."""
+    if device.type == "cuda" and "descriptor=True" in name and torch.cuda.get_device_capability(device)[0] < 9:
+        pytest.skip("descriptors need compute capability 9.0")
+    case = Case((2, 48, 9, 13), torch.float32, device, biases=True, norms=True, add=(5, 6))
+    ours, reference = case.call(residual_conv_unit), case.call(residual_conv_unit_ref)
+    with launch.using("conv3x3", shipped_configurations()[name]["config"]):
+        out = ours(*case.inputs)
+    in_double = [None if t is None else t.double() for t in case.inputs]
+    assert_parity(out, reference(*in_double), reference(*case.inputs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compile_cases_cover_the_table(family):
+    """An entry that no compile case selects would ship without having been compiled."""
+    launched = [dict(case.kwargs) for case in conv3x3.compile_cases(family)]
+    for kernel in ("conv3x3", "conv3x3_epilogue"):
+        for entry in launch.load_table(family)[kernel]:
+            config = {k: v for k, v in entry["config"].items() if k not in ("backend", "descriptor")}
+            assert any(config.items() <= kwargs.items() for kwargs in launched), entry
+
+
+def test_both_paths_ran(monkeypatch, device):
+    """The fixture ``path`` and the backend of the table really switch between the three kernels."""
+    if device.type == "cuda":
+        pytest.skip("a GPU runs its own family's path")
+    taken = []
+    launched = launch.launch
+
+    def spy(kernel, *args, **kwargs):
+        taken.append(kernel.__name__)
+        launched(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(launch, "launch", spy)
+    case = Case((1, 48, 3, 4), torch.float16, device)
+    for family in ("sm_80", "sm_90"):
+        monkeypatch.setenv(launch.INTERPRETED_FAMILY_VARIABLE, family)
+        case.call(residual_conv_unit)(*case.inputs)
+    with launch.using("conv3x3", CUDNN):
+        case.call(residual_conv_unit)(*case.inputs)
+    assert taken == ["conv3x3_pointers"] * 2 + ["conv3x3_descriptors"] * 2 + ["conv3x3_epilogue"] * 2
+
+
+@pytest.mark.parametrize("allowed", (True, False))
+def test_precision_follows_pytorch(allowed, monkeypatch, device):
+    """float32 is multiplied in TF32 exactly where PyTorch's own convolutions are; where not, the table hands it to cuDNN."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    assert conv3x3.input_precision(torch.float32) == ("tf32" if allowed else "ieee")
+    assert conv3x3.input_precision(torch.bfloat16) == "ieee"
+    x = torch.empty(1, 64, 8, 8, device="meta").contiguous(memory_format=torch.channels_last)
+    weight = torch.empty(64, 64, 3, 3, device="meta").contiguous(memory_format=torch.channels_last)
+    for family in FAMILIES:
+        (case,) = launch.record(family, "", conv3x3.conv3x3, x, weight)
+        assert case.kwargs.get("PRECISION") == ("tf32" if allowed else None)
+
+
+def test_unaligned_channels(dtype, device, path):
+    """20 channels: rows that are not a multiple of 16 bytes, which descriptors cannot address in half precision."""
+    Case((1, 20, 4, 9), dtype, device, biases=True, add=(2, 5)).assert_parity()
+
+
+def neighbours(size):
+    """How many of the three taps fall inside, for every position of an axis."""
+    return torch.tensor([float((i > 0) + 1 + (i < size - 1)) for i in range(size)])
+
+
+@pytest.mark.parametrize("size", ((1, 1), (1, 6), (5, 7), (9, 17)), ids=str)
+def test_border(size, device, dtype, path):
+    """All ones, exactly: each pixel counts its neighbours, then sums its neighbours' counts; a wrong pad shows at the border at once."""
+    channels = 32
+    x = torch.ones(1, channels, *size, device=device, dtype=dtype)
+    weight = torch.full((channels, channels, 3, 3), 1 / channels, device=device, dtype=dtype)
+    counts = [neighbours(side) for side in size]
+    sums = [F.conv1d(count[None, None], torch.ones(1, 1, 3), padding=1).flatten() for count in counts]
+    expected = torch.outer(*sums).to(device, dtype) + 1
+    out = residual_conv_unit(x, weight, None, weight, None)
+    assert torch.equal(out, expected.expand_as(out))
+
+
+@pytest.mark.parametrize(
+    ("size", "source"),
+    [((12, 20), (6, 10)), ((5, 7), (9, 3)), ((1, 1), (4, 5)), ((7, 1), (3, 2)), ((33, 18), (1, 1)), ((6, 5), (6, 9))],
+    ids=str,
+)
+def test_gather_is_interpolate(size, source, device, path):
+    """The gather alone (weights and x zero) against F.interpolate in float64, to any size, and exact in the corners it aligns."""
+    x = torch.zeros(2, 32, *size, device=device)
+    weight = torch.zeros(32, 32, 3, 3, device=device)
+    add = torch.randn(2, 32, *source, device=device)
+    out = residual_conv_unit(x, weight, None, weight, None, add=add)
+    resize = functools.partial(F.interpolate, size=size, mode="bilinear", align_corners=True)
+    assert_parity(out, resize(add.double()), resize(add))
+    assert torch.equal(out[..., 0, 0], add[..., 0, 0])
+    if min(size) > 1:
+        assert torch.equal(out[..., -1, -1], add[..., -1, -1])
+
+
+@pytest.mark.parametrize("variance", (1e-12, 1e6))
+def test_extreme_variance(variance, dtype, device):
+    """Dead channels (the variance vanishes beside eps) and exploding ones: scale, shift and their gradients keep the rule."""
+    gain = 0.01 if variance < 1 else 1.0  # 316 times a larger map would overflow float16
+    Case((2, 32, 5, 7), dtype, device, norms=True, variances=(variance, 2 * variance), gain=gain).assert_parity()
+
+
+def test_zero_norm_weight(device):
+    """A norm weight of exactly 0 has a gradient that no division by it can give."""
+    case = Case((1, 32, 4, 5), torch.float32, device, norms=True)
+    for index in (5, 7):
+        case.inputs[index][::3] = 0.0
+    case.assert_parity()
+
+
+def test_nan_passes(device, path):
+    """NaN in, NaN out, where PyTorch has it: the ReLUs must not turn it into 0."""
+    case = Case((1, 32, 9, 11), torch.float32, device)
+    case.inputs[0][0, 3, 4, 4] = float("nan")
+    ours, theirs = (case.call(f)(*case.inputs).isnan() for f in (residual_conv_unit, residual_conv_unit_ref))
+    assert theirs.any() and not theirs.all() and torch.equal(ours, theirs)
+
+
+def test_memory_formats(device, path):
+    """Any layout of maps and weights is right (copied where it is not channels-last), and the output is channels-last."""
+    case = Case((2, 32, 5, 7), torch.float32, device, add=(3, 4))
+    unit = case.call(residual_conv_unit)
+    expected = unit(*case.inputs)
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+    contiguous = [None if t is None else t.contiguous() for t in case.inputs]
+    strided = [None if t is None else torch.stack([t, t], -1)[..., 0] for t in case.inputs]
+    for inputs in (contiguous, strided):
+        out = unit(*inputs)
+        assert out.is_contiguous(memory_format=torch.channels_last) and torch.equal(out, expected)
+
+
+def test_expanded_gradient(device):
+    """A cotangent of stride 0, the gradient of a sum, is read right."""
+    case = Case((1, 32, 4, 5), torch.float32, device, add=(2, 2))
+    ours, theirs = [], []
+    for function, grads in ((residual_conv_unit, ours), (residual_conv_unit_ref, theirs)):
+        leaves = [None if t is None else t.clone().requires_grad_() for t in case.inputs]
+        grads += torch.autograd.grad(case.call(function)(*leaves).sum(), [leaf for leaf in leaves if leaf is not None])
+    for ours_one, theirs_one in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(ours_one, theirs_one)
+
+
+@triton.jit
+def _far_tile(out_ptr, skip_ptr, add_ptr, image, height, width, C: tl.constexpr, PIXELS: tl.constexpr):
+    position = tl.arange(0, PIXELS)
+    values = tl.zeros((PIXELS, C), tl.float32)
+    operands = (None, None, None, None, None, None, skip_ptr, add_ptr)
+    row = height - 1 + 0 * position
+    column = width - PIXELS + position
+    conv3x3._finish(
+        values, out_ptr, operands, 0.0, tl.cast(image, tl.int64), row, column, column < width, 0,
+        height, width, height // 2, width, C, False, True, C, 2,
+    )  # fmt: skip
+
+
+def test_offsets_beyond_int32(device):
+    """Offsets are 64 bits wide: the epilogue reads skip and add, and stores, 2^31 elements into the tensor.
+
+    On a CPU the memory is reserved, not given out: only touched pages exist. It begins 2^31 elements before the tensor, so that an offset
+    that wraps around lands in zeros and fails the comparison, rather than ending the process.
+    """
+    images, height, width, channels, pixels = 33, 1024, 2048, 32, 16
+    per_image, before = height * width * channels, 2**31
+    assert (images - 1) * per_image >= 2**31
+
+    def far_map(rows):
+        needed = images * rows * width * channels
+        if device.type == "cuda":
+            flat = torch.zeros(needed, dtype=torch.float16, device=device)
+        else:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+            flat = torch.frombuffer(mmap.mmap(-1, 2 * (before + needed), flags=flags), dtype=torch.float16)[before:]
+        return flat.view(images, rows, width, channels)
+
+    skip, add, out = far_map(height), far_map(height // 2), far_map(height)
+    skip[-1, -1, -pixels:] = 1 + torch.arange(pixels, device=device)[:, None].half()
+    add[-1, -1, -pixels:] = 0.5
+    _far_tile[(1,)](out, skip, add, images - 1, height, width, channels, pixels)
+    assert torch.equal(out[-1, -1, -pixels:], skip[-1, -1, -pixels:] + 0.5)
+
+
+def test_reproducible_gradients(device, path, monkeypatch):
+    """The same call gives the same bits, cuDNN's weight gradients included where PyTorch asks it for that."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    case = Case((2, 32, 9, 11), torch.float32, device, biases=True, norms=True, add=(4, 5))
+    cotangent = torch.randn_like(case.inputs[0])
+
+    def gradients():
+        leaves = [t.clone().requires_grad_() for t in case.inputs]
+        return torch.autograd.grad(case.call(residual_conv_unit)(*leaves), leaves, cotangent)
+
+    assert all(torch.equal(first, second) for first, second in zip(gradients(), gradients(), strict=True))
+
+
+@pytest.mark.parametrize("wanted", NAMES)
+def test_each_gradient_alone(wanted, device):
+    """Whichever one input needs a gradient, it is the one it has when all do: what is skipped for the others is not what it needs."""
+    case = Case((1, 32, 4, 5), torch.float32, device, biases=True, norms=True, add=(2, 3))
+    unit, cotangent = case.call(residual_conv_unit), torch.randn_like(case.inputs[0])
+    leaves = [t.clone().requires_grad_() for t in case.inputs]
+    together = torch.autograd.grad(unit(*leaves), leaves, cotangent)[NAMES.index(wanted)]
+    alone = [t.clone().requires_grad_(name == wanted) for name, t in zip(NAMES, case.inputs, strict=True)]
+    assert torch.equal(torch.autograd.grad(unit(*alone), alone[NAMES.index(wanted)], cotangent)[0], together)
+
+
+def test_saved_memory(device):
+    """Saved for the backward: x and one map between the convolutions, beside the parameters; nothing of add."""
+    case = Case((1, 32, 9, 11), torch.float32, device, biases=True, norms=True, add=(4, 5))
+    saved = []
+    leaves = [t.requires_grad_() for t in case.inputs]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        case.call(residual_conv_unit)(*leaves)
+    assert [tuple(t.shape) for t in saved if t.dim() == 4 and t.shape[0] == 1] == [(1, 32, 9, 11)] * 2
+
+
+def test_gradient_only_where_required(device):
+    """Without requires_grad nothing is recorded, and under no_grad neither."""
+    case = Case((1, 32, 2, 3), torch.float32, device)
+    unit = case.call(residual_conv_unit)
+    assert not unit(*case.inputs).requires_grad
+    case.inputs[0].requires_grad_()
+    with torch.no_grad():
+        assert not unit(*case.inputs).requires_grad
+    assert unit(*case.inputs).requires_grad
+
+
+def test_autocast_is_followed(device):
+    """Under autocast float32 maps and weights are taken in autocast's dtype, as PyTorch's convolutions take them; gradients are float32."""
+    case = Case((1, 32, 4, 5), torch.float32, device, biases=True, norms=True, add=(2, 3))
+    leaves = [t.requires_grad_() for t in case.inputs]
+    with torch.autocast(device.type, dtype=torch.float16):
+        out = case.call(residual_conv_unit)(*leaves)
+    halves = [t.detach().half() if t.dim() == 4 else t.detach() for t in leaves]
+    assert out.dtype == torch.float16 and torch.equal(out, case.call(residual_conv_unit)(*halves))
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(out.float().sum(), leaves))
+
+
+def test_empty_batch(device, path):
+    """A batch of nothing gives nothing, forward and backward, without a launch."""
+    case = Case((0, 32, 4, 5), torch.float32, device, biases=True, add=(2, 3))
+    case.inputs[0].requires_grad_()
+    out = case.call(residual_conv_unit)(*case.inputs)
+    assert out.shape == (0, 32, 4, 5)
+    assert torch.autograd.grad(out.sum(), case.inputs[0])[0].shape == (0, 32, 4, 5)
+
+
+def operands(case):
+    """The arguments of the registered op."""
+    x, w1, b1, w2, b2, norm1_weight, norm1_bias, norm2_weight, norm2_bias, add = case.inputs
+    (mean1, variance1), (mean2, variance2) = case.constants
+    first = (w1, b1, norm1_weight, norm1_bias, mean1, variance1, 1e-5)
+    return x, *first, w2, b2, norm2_weight, norm2_bias, mean2, variance2, 1e-5, add
+
+
+def test_opcheck(device, path):
+    """PyTorch's own checks of both registrations: schema, fake kernels, autograd, compilation with static and dynamic shapes."""
+    case = Case((1, 32, 3, 4), torch.float32, device, biases=True, norms=True, add=(2, 3))
+    x, w1, *_ = inputs = operands(case)
+    y, hidden = torch.ops.dpt.residual_conv_unit(*inputs)
+    for tensor in case.inputs:
+        tensor.requires_grad_()
+    torch.library.opcheck(torch.ops.dpt.residual_conv_unit.default, inputs)
+    x, w1, scale = x.detach(), w1.detach(), case.constants[0][1]
+    backward = (torch.randn_like(y), x, hidden, w1, scale, w1, None)
+    for needs in ((True, True, True), (True, False, True)):
+        torch.library.opcheck(torch.ops.dpt.residual_conv_unit_backward.default, (*backward, *needs))
+
+
+def test_compile_fullgraph(device):
+    """torch.compile takes the op whole, forward and backward, without a graph break."""
+    case = Case((1, 32, 3, 4), torch.float32, device, biases=True, norms=True, add=(2, 3))
+    leaves = [t.requires_grad_() for t in case.inputs]
+    unit = case.call(residual_conv_unit)
+    compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*leaves), unit(*leaves))
+    cotangent = torch.randn_like(leaves[0])
+    for ours, theirs in zip(*(torch.autograd.grad(f(*leaves), leaves, cotangent) for f in (compiled, unit)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_export(device):
+    """torch.export keeps the op as one node, at any height."""
+    case = Case((1, 32, 4, 5), torch.float32, device, biases=True)
+    _, w1, b1, w2, b2, *_ = case.inputs
+
+    class Unit(torch.nn.Module):
+        def forward(self, x):
+            return residual_conv_unit(x, w1, b1, w2, b2)
+
+    height = torch.export.Dim("height", min=2, max=512)
+    program = torch.export.export(Unit(), (case.inputs[0],), dynamic_shapes=({2: height},))
+    assert "dpt.residual_conv_unit" in str(program.graph)
+    other = torch.randn(1, 32, 7, 5, device=device)
+    assert torch.equal(program.module()(other), Unit()(other))
+
+
+def arguments(**changed):
+    tensors = {"x": torch.zeros(2, 8, 3, 4), "w1": torch.zeros(8, 8, 3, 3), "b1": None, "w2": torch.zeros(8, 8, 3, 3), "b2": None}
+    return {**tensors, **changed}
+
+
+VECTOR = torch.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"x": torch.zeros(2, 8, 3, 4, dtype=torch.float64)}, TypeError, "x is torch.float64"),
+        ({"x": torch.zeros(8, 3, 4)}, ValueError, r"x has shape \(8, 3, 4\)"),
+        ({"x": torch.zeros(2, 8, 0, 4)}, ValueError, "H and W from 1 to 32767"),
+        ({"w1": torch.zeros(8, 8, 3, 3).half()}, TypeError, "w1 is torch.float16: must be torch.float32"),
+        ({"w2": torch.zeros(8, 4, 3, 3)}, ValueError, r"w2 is \(8, 4, 3, 3\) on cpu: must be \(8, 8, 3, 3\)"),
+        ({"w2": torch.zeros(8, 8, 1, 1)}, ValueError, "w2 is"),
+        ({"b1": torch.zeros(4)}, ValueError, r"b1 is \(4,\) on cpu: must be \(8,\)"),
+        ({"b2": torch.zeros(8, dtype=torch.int32)}, TypeError, "b2 is torch.int32"),
+        ({"norm1": (VECTOR, VECTOR, VECTOR, VECTOR)}, ValueError, "norm1 must be"),
+        ({"norm1": (VECTOR, None, VECTOR, VECTOR, 1e-5)}, ValueError, "norm1 must be"),
+        ({"norm2": (VECTOR, VECTOR[:4], VECTOR, VECTOR, 1e-5)}, ValueError, "norm2's bias"),
+        ({"norm2": (VECTOR, VECTOR, VECTOR, VECTOR, -1.0)}, ValueError, "norm2's eps is -1.0"),
+        ({"add": torch.zeros(1, 8, 3, 4)}, ValueError, r"add is \(1, 8, 3, 4\) on cpu: must be \(2, 8, any, any\)"),
+        ({"add": torch.zeros(2, 8, 3, 0)}, ValueError, "add has shape"),
+        ({"add": torch.zeros(2, 8, 3, 4).half()}, TypeError, "add is torch.float16"),
+        ({"w1": torch.zeros(8, 8, 3, 3, device="meta")}, ValueError, "on meta: must be"),
+    ],
+)
+def test_errors(changed, error, says):
+    """Each wrong argument is refused by name, with the rule."""
+    with pytest.raises(error, match=says):
+        residual_conv_unit(**arguments(**changed))

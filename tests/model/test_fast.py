@@ -1,0 +1,222 @@
+"""The seam, on a machine without a GPU: what is exchanged, what is refused, and that nothing else changes."""
+
+import ast
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from small import config, randomise, small
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import dpt
+from dpt import fast
+from dpt.encoder import Block
+from dpt.model import DPT
+
+ROOT = Path(__file__).parents[2]
+# Imports run one way: each module may import what stands before it.
+ORDER = ["ade20k", "scene_surfaces", "scene_world", "scenes", "config", "encoder", "decoder", "head", "model", "checkpoints", "factory"]
+
+
+def wide(name: str = "dpt-large-midas", **encoder) -> DPT:
+    """A small model whose heads are wide enough for the kernel: 2 of 32."""
+    full = config(name, **encoder)
+    return randomise(DPT(full.with_("encoder", embed_dim=64, num_heads=2)))
+
+
+NAMES = ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth"]
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float = 2e-5) -> None:
+    assert (ours - theirs).abs().max() <= relative * theirs.abs().max()
+
+
+@pytest.mark.parametrize("layer_scale", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_algebra_on_a_cpu(name, layer_scale):
+    """Blind spot: the rewritten forward, with and without LayerScale, on even and odd grids."""
+    plain = wide(name, layer_scale=layer_scale)
+    quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
+    for size in ((64, 96), (48, 16)):
+        x = torch.randn(2, 3, *size)
+        with torch.inference_mode():
+            close(quick(x), plain(x))
+
+
+def test_gradients_are_the_plain_ones():
+    """Blind spot: a rewrite that is right forward only."""
+    plain = wide("dpt-base-ade20k").train()
+    plain.head.dropout.p = 0.0
+    quick = dpt.accelerate(copy.deepcopy(plain))
+    x, cotangent = torch.randn(2, 3, 48, 64), torch.randn(2, 5, 48, 64)
+    for model in (plain, quick):
+        model(x).backward(cotangent)
+    for (name, one), other in zip(plain.named_parameters(), quick.parameters(), strict=True):
+        largest = max(one.grad.abs().max().item(), 1e-3 * max(p.grad.abs().max().item() for p in plain.parameters()))
+        assert (one.grad - other.grad).abs().max() <= 1e-4 * largest, name
+
+
+def test_nothing_but_the_class_changes():
+    """Blind spot: a fast class that adds or renames state."""
+    plain = wide("dpt-large-ade20k", layer_scale=True)
+    before = {key: value.data_ptr() for key, value in plain.state_dict(keep_vars=True).items()}
+    names, modes = [n for n, _ in plain.named_modules()], [m.training for m in plain.modules()]
+    quick = dpt.accelerate(plain)
+    assert quick is plain
+    assert {key: value.data_ptr() for key, value in quick.state_dict(keep_vars=True).items()} == before
+    assert [n for n, _ in quick.named_modules()] == names and [m.training for m in quick.modules()] == modes
+    assert "FastBlock" in repr(quick)
+
+
+def test_fast_classes_override_forward_only():
+    """Blind spot: constructors, buffers or parameters in the seam."""
+    for plain, replacement in fast.FAST.items():
+        assert replacement.fast.__bases__ == (plain,)
+        own = {name for name in vars(replacement.fast) if not name.startswith("__")}
+        assert "forward" in own and all(callable(getattr(replacement.fast, name)) for name in own)
+        assert "__init__" not in vars(replacement.fast)
+
+
+def test_twice_is_once_and_copies_stay_fast():
+    """Blind spot: a class exchanged twice, or lost by deepcopy and pickle."""
+    quick = dpt.accelerate(dpt.accelerate(wide()))
+    x = torch.randn(1, 3, 32, 48)
+    expected = quick(x)
+    for other in (copy.deepcopy(quick), pickle.loads(pickle.dumps(quick))):
+        assert type(other.encoder.blocks[0]) is fast.FastBlock and torch.equal(other(x), expected)
+
+
+def test_build_and_load_take_fast(tmp_path):
+    """Blind spot: an argument that is accepted and forgotten."""
+    dpt.save(wide(), tmp_path / "mine.safetensors")
+    for model in (dpt.build(wide().config, fast=True), dpt.load(tmp_path / "mine.safetensors", fast=True)):
+        assert all(row.fused for row in dpt.fast_report(model))
+
+
+def test_compiles_and_exports():
+    """Blind spot: a seam that breaks the graph."""
+    quick = dpt.accelerate(wide())
+    x = torch.randn(1, 3, 32, 48)
+    with torch.inference_mode():
+        expected = quick(x)
+        close(torch.export.export(quick, (x,), strict=True).module()(x), expected)
+        close(torch.compile(quick, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+def test_hooks_on_the_block_itself_work():
+    """Blind spot: feature extraction by hooks, which users have."""
+    quick = dpt.accelerate(wide())
+    seen = []
+    quick.encoder.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    quick(torch.randn(1, 3, 32, 32))
+    assert seen == [(1, 5, 64)] and dpt.fast_report(quick)[1].fused
+
+
+class LoRA(nn.Linear):
+    pass
+
+
+def spoil_type(block: Block) -> None:
+    block.attn.qkv.__class__ = LoRA
+
+
+def spoil_hook(block: Block) -> None:
+    block.mlp.register_forward_hook(lambda *args: None)
+
+
+def spoil_parametrization(block: Block) -> None:
+    parametrizations.weight_norm(block.mlp.fc1)
+
+
+def spoil_forward(block: Block) -> None:
+    block.attn.forward = lambda x: x
+
+
+def spoil_child(block: Block) -> None:
+    block.adapter = nn.Identity()
+
+
+def spoil_missing(block: Block) -> None:
+    del block.ls2
+
+
+def spoil_dtype(block: Block) -> None:
+    block.double()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (spoil_type, "attn.qkv is a LoRA"),
+        (spoil_hook, "mlp has hooks"),
+        (spoil_parametrization, "mlp.fc1.* parametri|mlp.fc1 is a Parametrized"),
+        (spoil_forward, "attn has a forward of its own"),
+        (spoil_child, "adapter is a Identity"),
+        (spoil_missing, "ls2 is missing"),
+        (spoil_dtype, "torch.float64"),
+    ],
+)
+def test_refusals_have_reasons(spoil, reason):
+    """Blind spot: a change to a child that the fused forward passes over in silence."""
+    model = wide()
+    spoil(model.encoder.blocks[2])
+    with pytest.raises(ValueError, match=rf"encoder\.blocks\.2 cannot run fused: .*({reason})"):
+        dpt.accelerate(model, strict=True)
+    assert type(model.encoder.blocks[0]) is Block  # strict: all or nothing
+    dpt.accelerate(model)
+    assert type(model.encoder.blocks[2]) is Block and type(model.encoder.blocks[1]) is fast.FastBlock
+    rows = {row.name: row for row in dpt.fast_report(model)}
+    import re
+
+    assert not rows["encoder.blocks.2"].fused and re.search(reason, rows["encoder.blocks.2"].how)
+    assert rows["encoder.blocks.1"].fused
+
+
+def test_head_sizes_the_kernel_has_not():
+    """Blind spot: an error from inside the kernel at the first picture."""
+    model = small()  # heads of 16
+    with pytest.raises(ValueError, match="heads of 16 channels"):
+        dpt.accelerate(model, strict=True)
+
+
+def test_a_model_with_nothing_to_exchange():
+    """Blind spot: accelerate() that does nothing and says nothing."""
+    with pytest.raises(ValueError, match="Linear holds no module that has a fast form"):
+        dpt.accelerate(nn.Linear(2, 2))
+
+
+def test_the_report_says_where_it_runs():
+    """Blind spot: a report that claims kernels on a CPU."""
+    text = str(dpt.fast_report(dpt.accelerate(wide())))
+    assert "the same algebra in PyTorch: on cpu there are no kernels" in text
+    assert "not accelerated" in str(dpt.fast_report(wide()))
+
+
+def imports(path: Path) -> set[str]:
+    """What a file imports, relative imports with their dots."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level
+            found |= {dots + (node.module or "")} if node.module else {dots + alias.name for alias in node.names}
+    return found
+
+
+def test_kernels_know_nothing_of_dpt_and_only_fast_knows_the_kernels():
+    """Blind spot: an import that runs the wrong way."""
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert not {name for name in imports(path) if name.startswith(("dpt", ".."))}, path
+    users = [path.name for path in (ROOT / "dpt").glob("*.py") if any(name.startswith(".kernels") for name in imports(path))]
+    assert users == ["fast.py"]
+
+
+def test_imports_run_one_way():
+    """Blind spot: a cycle held together by import order."""
+    for place, name in enumerate(ORDER):
+        later = {f".{other}" for other in ORDER[place + 1 :]}
+        assert not imports(ROOT / "dpt" / f"{name}.py") & later, name
