@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import CompileCase, DTYPES, config, device_family, launch, record, runs_kernels
+from .launch import DTYPES, CompileCase, config, device_family, launch, record, runs_kernels
 from .upsample import bilinear_source, check_map, check_size, gather_bilinear, upsample_bilinear_ref
 
 MAX_CLASSES = 32767  # of int16

@@ -6,9 +6,10 @@ Shapes: qkv (B, N, 3, H, D) packed as (B, N, 3*H*D), out (B, N, H*D). Nothing is
 are read in blocks and the softmax is rescaled as its maximum grows (Dao et al. 2022, FlashAttention; Milakov and Gimelshein 2018, online
 softmax). Work in base 2: scale * log2(e) is folded into one multiply-add, and exp2 is one instruction.
 
-Forward: 4*B*H*N^2*D FLOPs and B*H*N^2 exponentials; 4*B*N*H*D elements moved. Saved for the backward: qkv, out and the log-sum-exp (B, H, N).
-Backward: two passes that write every gradient once, so it is reproducible bit for bit: one over blocks of queries (dq, and
-delta = rowsum(dout * out)), one over blocks of keys (dk, dv). 14*B*H*N^2*D FLOPs: the two products that both passes need are computed twice.
+Forward: 4*B*H*N^2*D FLOPs and B*H*N^2 exponentials; 4*B*N*H*D elements moved. Saved for the backward: qkv, out and the log-sum-exp (B, H,
+N). Backward: two passes that write every gradient once, so it is reproducible bit for bit: one over blocks of queries (dq, and
+delta = rowsum(dout * out)), one over blocks of keys (dk, dv). 14*B*H*N^2*D FLOPs: the two products that both passes need are computed
+twice.
 
 N is often 64k+1 (patches and a class token). The keys beyond the last full block are a tile of their own, 16 wide where that is
 enough, so that the loop over full blocks needs no mask and the class token does not cost a whole block.
@@ -45,7 +46,8 @@ def attention(qkv: torch.Tensor, num_heads: int, scale: float | None = None) -> 
     qkv: (B, N, 3*H*D), N >= 1, packed as the projection gives it: all of q, then k, then v, heads inside. Any strides: a layout whose last
     stride is 1 is read in place, others are copied first. float32, float16 or bfloat16; under autocast, autocast's dtype.
     num_heads: H; D must come out as a multiple of 16 from 32 to 128. scale: positive; default D**-0.5.
-    Returns (B, N, H*D), contiguous, in qkv's dtype; differentiable once. float32 products are exact unless PyTorch's own switch allows tf32.
+    Returns (B, N, H*D), contiguous, in qkv's dtype; differentiable once. float32 products are exact unless PyTorch's own switch allows
+    tf32.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
     head_dim = _check(qkv, num_heads, scale)
@@ -72,7 +74,9 @@ def _check(qkv: torch.Tensor, num_heads: int, scale: float | None) -> int:
         raise ValueError(f"num_heads={num_heads}: qkv's last size, {qkv.shape[2]}, must be 3 * num_heads * D")
     head_dim = qkv.shape[2] // (3 * num_heads)
     if head_dim % 16 or not 32 <= head_dim <= 128:
-        raise ValueError(f"qkv's last size {qkv.shape[2]} and num_heads={num_heads} give D={head_dim}: must be a multiple of 16 from 32 to 128")
+        raise ValueError(
+            f"qkv's last size {qkv.shape[2]} and num_heads={num_heads} give D={head_dim}: must be a multiple of 16 from 32 to 128"
+        )
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale={scale}: it must be finite and positive")
     return head_dim
@@ -393,9 +397,7 @@ def _backward(
     launch.launch(attention_backward_dq, plan.grid, qkv, q_desc, kv_desc, dout, out, lse, delta, dqkv, *scalars, **plan.constants)
     plan = _Plan("attention_backward_dkv", qkv, num_heads, precision, launch.describable(qkv, dout))
     q_desc, kv_desc, dout_desc = plan.describe(qkv, plan.block_m), plan.describe(qkv, plan.block_n), plan.describe(dout, plan.block_m)
-    launch.launch(
-        attention_backward_dkv, plan.grid, qkv, q_desc, kv_desc, dout, dout_desc, lse, delta, dqkv, *scalars, **plan.constants
-    )
+    launch.launch(attention_backward_dkv, plan.grid, qkv, q_desc, kv_desc, dout, dout_desc, lse, delta, dqkv, *scalars, **plan.constants)
     return dqkv
 
 
@@ -418,9 +420,7 @@ def _attention_backward_op(
 
 
 @_attention_backward_op.register_fake
-def _(
-    dout: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, num_heads: int, scale: float
-) -> torch.Tensor:
+def _(dout: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, num_heads: int, scale: float) -> torch.Tensor:
     return qkv.new_empty(qkv.shape)
 
 

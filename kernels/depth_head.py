@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +36,16 @@ import triton.language as tl
 from . import launch
 from .conv3x3 import input_precision
 from .fused_linear import compiled_variants
-from .upsample import bilinear_source, channels_last, check_map, check_size, empty_channels_last, first_target, upsample_backward
-from .upsample import upsample_bilinear
+from .upsample import (
+    bilinear_source,
+    channels_last,
+    check_map,
+    check_size,
+    empty_channels_last,
+    first_target,
+    upsample_backward,
+    upsample_bilinear,
+)
 
 ACTIVATIONS = ("relu", "sigmoid")
 
@@ -95,7 +102,8 @@ def first_source(first_column, source_width, target_width):
 
 @triton.jit
 def _tap_product(
-    x_ptr, weight_ptr, source, source_width, tap, CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr
+    x_ptr, weight_ptr, source, source_width, tap,
+    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(SOURCE_W, HIDDEN): a row of x times one tap of the convolution's weight."""
     hidden = tl.arange(0, HIDDEN)
@@ -103,7 +111,9 @@ def _tap_product(
     for first_channel in range(0, CHANNELS, BLOCK_C):
         channel = first_channel + tl.arange(0, BLOCK_C)
         exists = channel < CHANNELS
-        pixels = tl.load(x_ptr + source[:, None] * CHANNELS + channel[None, :], mask=(source < source_width)[:, None] & exists[None, :], other=0.0)
+        pixels = tl.load(
+            x_ptr + source[:, None] * CHANNELS + channel[None, :], mask=(source < source_width)[:, None] & exists[None, :], other=0.0
+        )
         weight = tl.load(weight_ptr + (hidden * 9 + tap)[None, :] * CHANNELS + channel[:, None], mask=exists[:, None], other=0.0)
         product = tl.dot(pixels, weight, product, input_precision=PRECISION)
     return product.to(x_ptr.dtype.element_ty)
@@ -112,7 +122,8 @@ def _tap_product(
 @triton.jit
 def _convolve_row(
     x_ptr, weight_ptr, resize_ptr, row, source, source_width, taps,
-    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, SOURCE_W: tl.constexpr, PRECISION: tl.constexpr,
+    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, SOURCE_W: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Three (BLOCK_W, HIDDEN) tiles, one a tap along y: row ``row`` of x, convolved along x as if it were resized along x alone."""
     x_ptr += row.to(tl.int64) * source_width * CHANNELS
@@ -419,7 +430,9 @@ def _cases(family: str) -> Iterator[launch.CompileCase]:
             for sigmoid, grad in ((False, None), (True, torch.empty(1, 64, 64, dtype=dtype, device="meta"))):
                 variant = f"C={channels}{' backward' if grad is not None else ''} {name}"
                 cases = launch.record(family, variant, _launch, x, *parameters, (64, 64), sigmoid, 1.0, grad, precision, **kinds)
-                yield from (case if case.function is _depth_head_kernel else replace(case, tensor_cores=False, async_copies=False) for case in cases)
+                yield from (
+                    case if case.function is _depth_head_kernel else replace(case, tensor_cores=False, async_copies=False) for case in cases
+                )
 
 
 def tuning_space(kernel_name: str) -> Iterable[dict[str, int]]:

@@ -7,10 +7,11 @@ Not an op by itself: ``layernorm_linear``, ``linear_residual`` and ``layernorm_m
 x, weight and out are moved once through memory, x once more per N tile out of L2.
 
 LayerNorm is a prologue: a tile of x passes through registers between its load and the dot, (x - mean) * rstd * gamma + beta, rounded to x's
-dtype as PyTorch rounds it. The algebraic alternative is an epilogue, rstd * (acc - mean * colsum(W')) + b' with W' = W * gamma, which keeps both
-operands out of the registers; it needs W' and two column sums prepared anew after each optimiser step, and it cancels: with |mean| = 30 sigma
-a float32 accumulator loses five bits to a product that is then subtracted. The prologue serves inference and training, every dtype and any
-mean with one form, and what it costs, four instructions per element and N tile against 2*BLOCK_N FLOPs, runs beside the tensor cores.
+dtype as PyTorch rounds it. The algebraic alternative is an epilogue, rstd * (acc - mean * colsum(W')) + b' with W' = W * gamma, which keeps
+both operands out of the registers; it needs W' and two column sums prepared anew after each optimiser step, and it cancels: with |mean| =
+30 sigma a float32 accumulator loses five bits to a product that is then subtracted. The prologue serves inference and training, every dtype
+and any mean with one form, and what it costs, four instructions per element and N tile against 2*BLOCK_N FLOPs, runs beside the tensor
+cores.
 
 The row statistics come from a first pass over the rows in the same launch (block means and squared deviations, merged as in Chan, Golub and
 LeVeque 1983: no cancellation), once for every ``TILES`` tiles of N that a program computes. They are written out for the backward, by every
@@ -157,7 +158,9 @@ def linear_kernel(
     IN_REGISTERS: tl.constexpr,
 ):
     """One program: TILES neighbouring (BLOCK_M, BLOCK_N) tiles of a row block; neighbouring programs share the rows."""
-    tl.assume(depth > 0)  # without a way around the loop, or ptxas sees the zeros that it starts from join the wgmmas' results, and serialises
+    tl.assume(
+        depth > 0
+    )  # without a way around the loop, or ptxas sees the zeros that it starts from join the wgmmas' results, and serialises
     HALF: tl.constexpr = BLOCK_N // 2
     groups = tl.cdiv(columns, BLOCK_N * TILES)
     row = tl.program_id(0) // groups * BLOCK_M
@@ -276,7 +279,9 @@ def check_operand(name: str, tensor: torch.Tensor | None, shape: Sequence[int], 
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}: it must be a tensor")
     if tensor.dtype != x.dtype and not (vector and tensor.dtype == torch.float32):
-        raise TypeError(f"{name} is {tensor.dtype} and the input {x.dtype}: it must be of the input's dtype{' or float32' if vector else ''}")
+        raise TypeError(
+            f"{name} is {tensor.dtype} and the input {x.dtype}: it must be of the input's dtype{' or float32' if vector else ''}"
+        )
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must be {tuple(shape)}")
     if tensor.device != x.device:
@@ -350,8 +355,8 @@ def linear(
 ) -> tuple[torch.Tensor, torch.Tensor | None, Statistics | None]:
     """One launch of :func:`linear_kernel`: (out (M, N), the pre-activation (M, N) if ``save_pre``, the statistics if ``norm``).
 
-    ``name``: of the configuration. All matrices contiguous, in x's dtype. ``epilogue``: "none" (bias), "gelu" (bias, GELU), "residual" (bias,
-    scale, plus extra) or "gelu_gradient" (times GELU'(extra); the weight is (K, N)).
+    ``name``: of the configuration. All matrices contiguous, in x's dtype. ``epilogue``: "none" (bias), "gelu" (bias, GELU), "residual"
+    (bias, scale, plus extra) or "gelu_gradient" (times GELU'(extra); the weight is (K, N)).
     """
     rows, depth = x.shape
     columns = weight.shape[1] if epilogue == "gelu_gradient" else weight.shape[0]
@@ -401,7 +406,8 @@ def weight_gradient(
     scale: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One launch of :func:`weight_gradient_kernel`: (dweight (N, K) in x's dtype, sum_k weight * grad.T @ prologue(x) (N,) float32 or None).
+    """One launch of :func:`weight_gradient_kernel`: (dweight (N, K) in x's dtype, sum_k weight * grad.T @ prologue(x) (N,) float32 or
+    None).
 
     grad (M, N) and x (M, K) contiguous, of one dtype. ``prologue``: "none", "layernorm" (with ``norm`` and ``statistics``) or "gelu". With
     ``scale`` the gradient is scaled by it, and the second result is the gradient of the scale, but for the bias's share in it.

@@ -57,7 +57,7 @@ def family_of_capability(capability: tuple[int, int]) -> str:
     return older[-1]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _family_of_gpu(index: int) -> str:
     return family_of_capability(torch.cuda.get_device_capability(index))
 
@@ -79,7 +79,7 @@ def device_family(device: torch.device) -> str:
     return family
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_table(family: str) -> Mapping[str, list[dict[str, Any]]]:
     """The configuration table of ``family``: kernel name -> entries, read once a process."""
     return json.loads((CONFIGS / f"{TABLES[family]}.json").read_text())
@@ -108,7 +108,9 @@ def _entry(kernel_name: str, family: str, dtype: torch.dtype, shape: tuple[tuple
         raise ValueError(f"no configuration of kernel {kernel_name!r} in configs/{TABLES[family]}.json")
     entry = select(table[kernel_name], {"dtype": str(dtype).removeprefix("torch."), **dict(shape)})
     if entry is None:
-        raise ValueError(f"configs/{TABLES[family]}.json has no entry of {kernel_name!r} for {dict(shape)}, {dtype}: the last needs no conditions")
+        raise ValueError(
+            f"configs/{TABLES[family]}.json has no entry of {kernel_name!r} for {dict(shape)}, {dtype}: the last needs no conditions"
+        )
     return entry
 
 
@@ -224,8 +226,9 @@ def _recording(family: str) -> Iterator[_Recorder]:
         _recorder.reset(token)
 
 
-def record(family: str, variant: str, launcher: Any, *args: Any,
-    tensor_cores: bool | str = True, async_copies: bool = True, **kwargs: Any) -> list[CompileCase]:
+def record(
+    family: str, variant: str, launcher: Any, *args: Any, tensor_cores: bool | str = True, async_copies: bool = True, **kwargs: Any
+) -> list[CompileCase]:
     """The compile cases of the launches that ``launcher(*args, **kwargs)`` makes for ``family``: nothing runs.
 
     Give it tensors on the meta device. So what is compiled without a GPU is what is launched on one, argument for argument.
@@ -233,7 +236,9 @@ def record(family: str, variant: str, launcher: Any, *args: Any,
     with _recording(family) as recorder:
         launcher(*args, **kwargs)
     return [
-        CompileCase(f"{function.__name__} {variant}", family, function, arguments, options, tensor_cores, async_copies, tuple(recorder.used))
+        CompileCase(
+            f"{function.__name__} {variant}", family, function, arguments, options, tensor_cores, async_copies, tuple(recorder.used)
+        )
         for function, arguments, options in recorder.launches
     ]
 

@@ -8,7 +8,8 @@ normalised copy, and 2*M*N more for GELU. The kernel is ``fused_linear``'s, Laye
 Saved for the backward: the inputs, mean and rstd (M,) float32, and with GELU the pre-activation; the normalised rows are computed again:
 
     dpre = dout * GELU'(pre)        dweight = dpre.T @ LN(x)        g = dpre @ weight
-    dx = rstd * (g' - mean(g') - xhat * mean(g' * xhat)), g' = g * norm_weight        dnorm_weight = sum(g * xhat)        dnorm_bias = sum(g)
+    dx = rstd * (g' - mean(g') - xhat * mean(g' * xhat)), g' = g * norm_weight
+    dnorm_weight = sum(g * xhat)        dnorm_bias = sum(g)
 
 g is a plain product, left to PyTorch's matmul, as the sum of dpre that is the bias's gradient is. The sums over rows that give the norm's
 gradients are taken in two stages in float32, in a fixed order, so all gradients are reproducible bit for bit.
@@ -53,8 +54,8 @@ def layernorm_linear(
 ) -> torch.Tensor:
     """LayerNorm over the last dimension, then a linear layer, then GELU (the exact one) if ``activation`` is "gelu".
 
-    x: (..., D), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or bfloat16.
-    weight: (N, D) in x's dtype. norm_weight, norm_bias: (D,), bias: (N,) or None; in x's dtype or float32. eps: positive.
+    x: (..., D), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or
+    bfloat16. weight: (N, D) in x's dtype. norm_weight, norm_bias: (D,), bias: (N,) or None; in x's dtype or float32. eps: positive.
     Returns (..., N) in x's dtype, contiguous; differentiable once. Products accumulate in float32, and those of float32 are exact unless
     PyTorch's own switch allows tf32. Under autocast x and weight are cast to autocast's dtype first, LayerNorm included; the vectors are
     used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be copied in wide pieces.

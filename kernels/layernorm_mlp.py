@@ -3,8 +3,8 @@
     out = x + layer_scale * (GELU(LN(x) @ w1.T + b1) @ w2.T + b2)
 
 x and out (..., D), w1 (H, D), w2 (D, H). The first launch is ``layernorm_linear``'s, the second ``linear_residual``'s. 4*M*D*H FLOPs for M
-rows; (3*M*D + 2*D*H + 2*M*H) elements moved. One kernel for both is not to be had: the float32 accumulator of a row block, BLOCK_M x D, does not
-fit beside the hidden block, and the traffic of the hidden activation hides under the products.
+rows; (3*M*D + 2*D*H + 2*M*H) elements moved. One kernel for both is not to be had: the float32 accumulator of a row block, BLOCK_M x D,
+does not fit beside the hidden block, and the traffic of the hidden activation hides under the products.
 
 Saved for the backward: the inputs, mean and rstd (M,) float32 and the pre-activation (M, H), the only large tensor; the normalised rows
 and GELU's output are computed again where they are used:
@@ -60,11 +60,12 @@ def layernorm_mlp(
 ) -> torch.Tensor:
     """x + layer_scale * MLP(LN(x)), with the exact GELU between the MLP's two linear layers.
 
-    x: (..., D), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or bfloat16.
-    w1: (H, D), w2: (D, H), in x's dtype. norm_weight, norm_bias, b2, layer_scale: (D,), b1: (H,), in x's dtype or float32; b1, b2 and
-    layer_scale may be None. eps: positive. Returns (..., D) in x's dtype, contiguous; differentiable once. Products accumulate in float32, and
-    those of float32 are exact unless PyTorch's own switch allows tf32. Under autocast x, w1 and w2 are cast to autocast's dtype first, so
-    LayerNorm and the residual sum are of that dtype too. D and H whose rows are no multiple of 16 bytes are right, but slow.
+    x: (..., D), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or
+    bfloat16. w1: (H, D), w2: (D, H), in x's dtype. norm_weight, norm_bias, b2, layer_scale: (D,), b1: (H,), in x's dtype or float32; b1, b2
+    and layer_scale may be None. eps: positive. Returns (..., D) in x's dtype, contiguous; differentiable once. Products accumulate in
+    float32, and those of float32 are exact unless PyTorch's own switch allows tf32. Under autocast x, w1 and w2 are cast to autocast's
+    dtype first, so LayerNorm and the residual sum are of that dtype too. D and H whose rows are no multiple of 16 bytes are right, but
+    slow.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
     x, w1, w2 = launch.autocast(x, w1, w2)

@@ -2,8 +2,8 @@
 
     out = residual + layer_scale * (x @ weight.T + bias)
 
-x (..., K), weight (N, K), residual and out (..., N). 2*M*N*K FLOPs for M rows; (M*K + N*K + 2*M*N) elements moved, where PyTorch moves 2*M*N
-more for the sum and 2*M*N more for the scale. The kernel is ``fused_linear``'s, scale and residual its epilogue.
+x (..., K), weight (N, K), residual and out (..., N). 2*M*N*K FLOPs for M rows; (M*K + N*K + 2*M*N) elements moved, where PyTorch moves
+2*M*N more for the sum and 2*M*N more for the scale. The kernel is ``fused_linear``'s, scale and residual its epilogue.
 
 Saved for the backward: x, weight, bias and layer_scale. With s = sum(dout) over the rows:
 
@@ -46,10 +46,11 @@ def linear_residual(
 ) -> torch.Tensor:
     """A linear layer, scaled by ``layer_scale`` where it is given, added to ``residual``.
 
-    x: (..., K), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or bfloat16.
-    weight: (N, K) and residual: (..., N), of x's leading sizes, in x's dtype. bias, layer_scale: (N,) or None, in x's dtype or float32.
-    Returns (..., N) in x's dtype, contiguous; differentiable once. Products accumulate in float32, and those of float32 are exact unless
-    PyTorch's own switch allows tf32. Under autocast x, weight and residual are cast to autocast's dtype first, so the sum is of that dtype.
+    x: (..., K), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or
+    bfloat16. weight: (N, K) and residual: (..., N), of x's leading sizes, in x's dtype. bias, layer_scale: (N,) or None, in x's dtype or
+    float32. Returns (..., N) in x's dtype, contiguous; differentiable once. Products accumulate in float32, and those of float32 are exact
+    unless PyTorch's own switch allows tf32. Under autocast x, weight and residual are cast to autocast's dtype first, so the sum is of that
+    dtype.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
     x, weight, residual = launch.autocast(x, weight, residual)
@@ -76,7 +77,7 @@ def gradients(
     layer_scale: torch.Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of (weight, bias, layer_scale), each if needed, from that of the output, (M, N). The layer's input is prologue(x), (M, K)."""
+    """Gradients of (weight, bias, layer_scale), each if needed, from the output's, (M, N). The layer's input is prologue(x), (M, K)."""
     weight_grad = bias_grad = scale_grad = sums = None
     if needs[1] or (needs[2] and bias is not None):
         sums = grad.sum(0, dtype=torch.float32)

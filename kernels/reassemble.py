@@ -11,10 +11,10 @@ tiles are stored where they belong in the channels-last result: 2*B*H*W*C*O*s*s 
 
 One kernel serves both; the operands are read by pointers on every architecture, for the rows of a tile may belong to two images.
 
-Backward, readout: the pre-activation is computed again, in the same kernel, whose epilogue multiplies the incoming gradient with GELU'. That
-gradient is written in the layout of the tokens, with zeros for the class token, so that the products for tokens and W run on all tokens
-at once. Transposed convolution: the gradient is gathered once into (B*H*W, s*s*O). All further products and sums are PyTorch's own, in a
-fixed order. Saved: the inputs.
+Backward, readout: the pre-activation is computed again, in the same kernel, whose epilogue multiplies the incoming gradient with GELU'.
+That gradient is written in the layout of the tokens, with zeros for the class token, so that the products for tokens and W run on all
+tokens at once. Transposed convolution: the gradient is gathered once into (B*H*W, s*s*O). All further products and sums are PyTorch's own,
+in a fixed order. Saved: the inputs.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _project_kernel(
 
 
 def _launch(x, weight, bias, out, *, width, stride, precision, name, gelu=False, grad=None) -> None:
-    """x (B, positions, K), weight (s*s, N, K) or (N, K), bias (N,), (B, N) or None, out (B, positions * s*s, N): the last dimensions dense."""
+    """x (B, positions, K), weight (s*s, N, K) or (N, K), bias (N,), (B, N) or None, out (B, positions * s*s, N): last dimensions dense."""
     (images, positions, depth), columns = x.shape, weight.shape[-2]
     config = launch.config(name, launch.device_family(x.device), x.dtype, columns=columns, depth=depth, precision=precision)
     blocks = triton.cdiv(images * positions, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
@@ -192,8 +192,8 @@ _readout_op.register_autograd(_differentiate_readout, setup_context=_save)
 def readout_project(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """GELU (erf) of the projection of each patch token together with the class token: (B, N, D), contiguous, in the tokens' dtype.
 
-    tokens: (B, 1+N, D), the class token first; float32, float16 or bfloat16; under autocast, autocast's dtype. Dense memory is read as it is,
-    another layout is copied once. weight: (D, 2D), for [patch, class]; bias: (D,) or None; both in tokens' dtype. Differentiable.
+    tokens: (B, 1+N, D), the class token first; float32, float16 or bfloat16; under autocast, autocast's dtype. Dense memory is read as it
+    is, another layout is copied once. weight: (D, 2D), for [patch, class]; bias: (D,) or None; both in tokens' dtype. Differentiable.
     float32 products are exact unless PyTorch's own switch for matmuls allows tf32.
     Raises TypeError for a dtype, ValueError for a shape or device, naming it and the rule.
     """
@@ -264,9 +264,9 @@ _transposed_conv_op.register_autograd(_differentiate_transposed_conv, setup_cont
 def transposed_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Transposed convolution whose stride is its kernel: (B, O, s*H, s*W), channels-last, in x's dtype.
 
-    x: (B, C, H, W), float32, float16 or bfloat16; under autocast, autocast's dtype. Channels-last is read as it is, another layout is copied
-    once. weight: (C, O, s, s); bias: (O,) or None; both in x's dtype. Differentiable. float32 products in TF32 where PyTorch's switch for
-    convolutions says so (its default).
+    x: (B, C, H, W), float32, float16 or bfloat16; under autocast, autocast's dtype. Channels-last is read as it is, another layout is
+    copied once. weight: (C, O, s, s); bias: (O,) or None; both in x's dtype. Differentiable. float32 products in TF32 where PyTorch's
+    switch for convolutions says so (its default).
     Raises TypeError for a dtype, ValueError for a shape or device, naming it and the rule.
     """
     x, weight, bias = launch.autocast(x, weight, bias)
@@ -293,7 +293,9 @@ def _cases(family: str) -> Iterator[launch.CompileCase]:
             weight = torch.empty(features, 2 * features, dtype=dtype, device="meta")
             bias = torch.empty(features, dtype=dtype, device="meta")
             yield from launch.record(family, f"readout D={features} {name}", _readout, tokens, weight, bias, precision, **kinds)
-            yield from launch.record(family, f"readout D={features} backward {name}", _readout, tokens, weight, bias, precision, grad, **kinds)
+            yield from launch.record(
+                family, f"readout D={features} backward {name}", _readout, tokens, weight, bias, precision, grad, **kinds
+            )
         for channels, stride in ((48, 4), (96, 2), (256, 4)):
             x = torch.empty(2, channels, 24, 24, dtype=dtype, device="meta", memory_format=torch.channels_last)
             weight = torch.empty(channels, channels, stride, stride, dtype=dtype, device="meta")

@@ -2,9 +2,9 @@
 
     python -m dpt.kernels.tune [--kernel attention] [--budget SECONDS]
 
-For every kernel and shape bucket of an op module's ``tuning_space(family)``: each candidate configuration is compiled and held to the gates of
-``compiled.py`` (no spills, ...), run and held to the parity rule, and then timed; the fastest goes into ``configs/<family>.json`` with its
-provenance. A candidate that fails is told and left out; one whose gain over the shipped configuration is within the noise does not
+For every kernel and shape bucket of an op module's ``tuning_space(family)``: each candidate configuration is compiled and held to the gates
+of ``compiled.py`` (no spills, ...), run and held to the parity rule, and then timed; the fastest goes into ``configs/<family>.json`` with
+its provenance. A candidate that fails is told and left out; one whose gain over the shipped configuration is within the noise does not
 replace it. Each bucket is written as soon as it is done, so that a run that is cut short loses nothing.
 """
 
@@ -203,7 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     buckets = (bucket for module in chosen if hasattr(module, "tuning_space") for bucket in module.tuning_space(family))
     failed = False
     for bucket, outcomes, best in tune(
-        buckets, family, timer=time_on_gpu, gates=lambda case: compiled.measure(case).problems, provenance=_provenance, budget=options.budget
+        buckets,
+        family,
+        timer=time_on_gpu,
+        gates=lambda case: compiled.measure(case).problems,
+        provenance=_provenance,
+        budget=options.budget,
     ):
         print(f"{bucket.kernel} {dict(bucket.when)}")
         for outcome in outcomes:

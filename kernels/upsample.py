@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .launch import CompileCase, DTYPES, config, device_family, launch, record, runs_kernels
+from .launch import DTYPES, CompileCase, config, device_family, launch, record, runs_kernels
 
 MAX_SIDE = 32767  # 2 * side * side stays below 2^31, in which the kernels compute source coordinates
 
@@ -54,7 +54,7 @@ def bilinear_source(position, source_side, target_side, ALIGN_CORNERS: tl.conste
 
 @triton.jit
 def first_target(source, source_side, target_side, ALIGN_CORNERS: tl.constexpr):
-    """The first target position whose lower index is at least ``source``; 0 for ``source`` <= 0. For a source of side 1, at most 0 counts."""
+    """The first target position whose lower index is at least ``source``, 0 for ``source`` <= 0; of a source of side 1, at most 0."""
     if ALIGN_CORNERS:
         denominator = tl.maximum(source_side - 1, 1)
         numerator = source * (target_side - 1)
@@ -66,7 +66,7 @@ def first_target(source, source_side, target_side, ALIGN_CORNERS: tl.constexpr):
 
 @triton.jit
 def gather_bilinear(x_ptr, source_y, source_x, stride_y, stride_x, channel_offset, mask):
-    """The interpolated (pixels, channels) tile in float32; ``source_y`` and ``source_x`` are triples of bilinear_source, a pixel an entry."""
+    """The interpolated (pixels, channels) tile, float32; ``source_y`` and ``source_x`` are triples of bilinear_source, a pixel an entry."""
     top, bottom, weight_y = source_y
     left, right, weight_x = source_x
     top = x_ptr + top.to(tl.int64)[:, None] * stride_y + channel_offset[None, :]
@@ -227,9 +227,7 @@ def upsample_backward(grad: torch.Tensor, source_size: tuple[int, int], align_co
     )
     windows = (_window(source_height, height, align_corners), _window(source_width, width, align_corners))
     sides = (source_height, source_width, height, width, *windows)
-    launch(
-        _upsample_backward_kernel, grid, grad, out, *sides, CHANNELS=channels, ALIGN_CORNERS=align_corners, TAPS=taps, **options
-    )
+    launch(_upsample_backward_kernel, grid, grad, out, *sides, CHANNELS=channels, ALIGN_CORNERS=align_corners, TAPS=taps, **options)
     return out
 
 

@@ -2,9 +2,9 @@
 
     python tests/mutate.py [--only attention]
 
-``tests/mutations/<op>.json`` lists {"name", "file", "old", "new", "tests", "count"?}: ``old`` must occur exactly ``count`` times (default once)
-in ``file``; all are replaced in a temporary copy of the repository, and ``tests`` (arguments to pytest) run there. A mutation that the
-tests do not notice is an error; so is one whose tests cannot even be collected, for that proves nothing.
+``tests/mutations/<op>.json`` lists {"name", "file", "old", "new", "tests", "count"?}: ``old`` must occur exactly ``count`` times (default
+once) in ``file``; all are replaced in a temporary copy of the repository, and ``tests`` (arguments to pytest) run there. A mutation that
+the tests do not notice is an error; so is one whose tests cannot even be collected, for that proves nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run_tests(mutation: dict, copy: Path) -> tuple[int, str]:
 
 
 def check(mutation: dict, copy: Path) -> str:
-    """"caught", or what is wrong."""
+    """ "caught", or what is wrong."""
     target = copy / mutation["file"]
     original = target.read_text()
     target.write_text(mutated(original, mutation))

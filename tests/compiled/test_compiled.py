@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from triton.tools.tensor_descriptor import TensorDescriptor
-
 from dpt.kernels import compiled, launch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "\ndef compile_cases(" in path.read_text())
@@ -40,7 +39,7 @@ def reports(tmp_path_factory):
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_configuration_passes(op, reports):
-    """No spills, no serialised MMAs, within shared and tensor memory, tensor cores and asynchronous copies present, on every architecture."""
+    """No spills, no serialised MMAs, within shared and tensor memory, tensor cores and asynchronous copies there, on every architecture."""
     assert {report.family for report in reports[op]} == set(compiled.DEFAULT_FAMILIES)
     assert not [(report.family, report.name, report.problems) for report in reports[op] if report.problems]
 
@@ -160,8 +159,8 @@ for case in cases:
 
 
 def test_real_faults_are_seen(tmp_path):
-    """From Triton through ptxas, cuobjdump and nvdisasm: a tile of 1024 values a thread spills, a dot after the loop serialises it; and both
-    are still reported when they come from the cache."""
+    """From Triton through ptxas, cuobjdump and nvdisasm: a tile of 1024 values a thread spills, a dot after the loop serialises it; and
+    both are still reported when they come from the cache."""
     script = tmp_path / "probe.py"
     script.write_text(PROBE)
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}

@@ -6,6 +6,7 @@ the kernels; a process that imported Triton before cannot be trusted and is refu
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,21 @@ def dtype(request) -> torch.dtype:
 
 
 @pytest.fixture(params=("pointers", "descriptors"))
-def path(request, monkeypatch) -> str:
-    """Both ways of loading: sm_80's table (pointers) and sm_90's (descriptors), in the interpreter; a GPU has its own."""
+def path(request, monkeypatch) -> Iterator[str]:
+    """Both ways of loading: sm_80's table (pointers) and sm_90's (descriptors), in the interpreter; a GPU has its own.
+
+    The tables' float32 entries with descriptors are those of tf32, which is a name only in the interpreter: it multiplies float32 exactly.
+    """
     if ON_GPU:
         if request.param == "pointers":
             pytest.skip("a GPU runs its own family's path")
-    else:
-        monkeypatch.setenv("DPT_KERNELS_FAMILY", {"pointers": "sm_80", "descriptors": "sm_90"}[request.param])
-    return request.param
+        yield request.param
+        return
+    monkeypatch.setenv("DPT_KERNELS_FAMILY", {"pointers": "sm_80", "descriptors": "sm_90"}[request.param])
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = request.param == "descriptors"
+    yield request.param
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,9 @@
 
     max|out - ref64| <= 2 * max|torch_same_dtype - ref64| + tiny
 
-``ref64`` is the reference computed in float64, ``torch_same_dtype`` the reference computed by PyTorch in the dtype under test: the kernel may
-lose at most twice what PyTorch loses. ``tiny`` is one unit in the last place of the largest value, for results PyTorch happens to get exactly.
+``ref64`` is the reference computed in float64, ``torch_same_dtype`` the reference computed by PyTorch in the dtype under test: the kernel
+may lose at most twice what PyTorch loses. ``tiny`` is one unit in the last place of the largest value, for results PyTorch happens to get
+exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def assert_parity(
 ) -> None:
     """Fail unless ``out`` is as near to ``ref64`` as the rule demands, with the dtype, shape and finiteness of ``torch_same_dtype``.
 
-    ``magnitude``: the largest value that ``tiny`` is counted from, where the result is a small difference of large terms; default max|ref64|.
+    ``magnitude``: the largest value that ``tiny`` is counted from, where the result is a small difference of large terms; default
+    max|ref64|.
     """
     assert out.dtype == torch_same_dtype.dtype, f"{name}: dtype {out.dtype}, expected {torch_same_dtype.dtype}"
     assert out.shape == ref64.shape == torch_same_dtype.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref64.shape)}"

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from dpt.kernels import launch
 from parity import assert_parity
 
 import dpt
-from dpt.kernels import launch
 
 INPUT = (1, 3, 32, 48)
 MODELS = ("dpt-tiny-depth", "dpt-tiny-scenes")
@@ -59,7 +59,9 @@ def test_a_block_is_five_launches(device, monkeypatch):
     model = dpt.accelerate(dpt.build("dpt-tiny-depth", device=device))
     launches = []
     original = launch.launch
-    monkeypatch.setattr(launch, "launch", lambda kernel, *args, **kwargs: (launches.append(kernel.__name__), original(kernel, *args, **kwargs)))
+    monkeypatch.setattr(
+        launch, "launch", lambda kernel, *args, **kwargs: (launches.append(kernel.__name__), original(kernel, *args, **kwargs))
+    )
     with torch.inference_mode():
         model.encoder.blocks[0](torch.randn(1, 7, 192, device=device))
     assert launches == ["linear_kernel", "attention_forward", "linear_kernel", "linear_kernel", "linear_kernel"]

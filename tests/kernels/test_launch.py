@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-
 from dpt.kernels import launch
 
 ENTRIES = [
@@ -71,8 +70,8 @@ def test_using_overrides_one_kernel_only():
 
 @pytest.mark.parametrize(
     ("capability", "family"),
-    [((8, 0), "sm_80"), ((8, 6), "sm_86"), ((8, 7), "sm_86"), ((8, 9), "sm_89"), ((9, 0), "sm_90"), ((10, 0), "sm_100"), ((10, 3), "sm_100"),
-     ((12, 0), "sm_120"), ((12, 1), "sm_120")],
+    [((8, 0), "sm_80"), ((8, 6), "sm_86"), ((8, 7), "sm_86"), ((8, 9), "sm_89"), ((9, 0), "sm_90"), ((10, 0), "sm_100"),
+     ((10, 3), "sm_100"), ((12, 0), "sm_120"), ((12, 1), "sm_120")],
 )  # fmt: skip
 def test_family_of_capability(capability, family):
     """A device belongs to the newest family that is not newer than itself."""

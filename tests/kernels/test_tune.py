@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from dpt.kernels import launch, tune
 
 WHEN = {"D_max": 64}
