@@ -178,6 +178,6 @@ def fast_report(model: nn.Module) -> Report:
 
 def _how(module: nn.Module) -> str:
     parameter = next(module.parameters())
-    if launch.runs_kernels(parameter):
+    if launch.has_kernels(parameter):
         return "kernels"
     return f"the same algebra in PyTorch: on {parameter.device} there are no kernels, they need an NVIDIA GPU of compute capability 8.0"

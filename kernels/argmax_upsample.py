@@ -146,7 +146,7 @@ def upsample_argmax(
     if logits.shape[1] > MAX_CLASSES:
         raise ValueError(f"{logits.shape[1]} classes: int16 labels allow at most {MAX_CLASSES}")
     logits = logits.detach()
-    if not runs_kernels(logits):
+    if not runs_kernels(logits, "argmax_upsample"):
         return upsample_argmax_ref(logits, (height, width), align_corners, return_probability)
     labels, probability = _upsample_argmax(logits, height, width, align_corners, return_probability)
     return (labels, probability) if return_probability else labels

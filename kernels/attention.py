@@ -53,7 +53,7 @@ def attention(qkv: torch.Tensor, num_heads: int, scale: float | None = None) -> 
     head_dim = _check(qkv, num_heads, scale)
     scale = head_dim**-0.5 if scale is None else float(scale)
     (qkv,) = launch.autocast(qkv)
-    if not launch.runs_kernels(qkv):
+    if not launch.runs_kernels(qkv, "attention"):
         return attention_ref(qkv, num_heads, scale)
     return torch.ops.dpt.attention(qkv, num_heads, scale)[0]
 

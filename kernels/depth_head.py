@@ -408,7 +408,7 @@ def depth_head(
     _check_parameter("b2", b2, (1,), x)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-    if not launch.runs_kernels(x):
+    if not launch.runs_kernels(x, "depth_head"):
         return depth_head_ref(x, w1, b1, w2, b2, (height, width), activation, max_depth)
     if height < x.shape[2] or width < x.shape[3]:
         x = upsample_bilinear(x, (height, width), True)

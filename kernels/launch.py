@@ -39,14 +39,33 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 INTERPRETED_FAMILY_VARIABLE = "DPT_KERNELS_FAMILY"
 
 
-def runs_kernels(tensor: torch.Tensor) -> bool:
-    """Whether the ops run their kernels on ``tensor``, rather than their reference in PyTorch.
+def has_kernels(tensor: torch.Tensor) -> bool:
+    """Whether there are kernels for the device of ``tensor``.
 
     True for tensors on an NVIDIA GPU of compute capability 8.0 or newer, and for CPU tensors in Triton's interpreter.
     """
     if tensor.is_cuda:
         return torch.version.hip is None and torch.cuda.get_device_properties(tensor.device).major >= 8
     return tensor.device.type == "cpu" and INTERPRETED
+
+
+_only: frozenset[str] | None = None
+
+
+def runs_kernels(tensor: torch.Tensor, op: str) -> bool:
+    """Whether ``op``, a module of this folder, runs its kernels on ``tensor``, rather than the same algebra in PyTorch."""
+    return has_kernels(tensor) and (_only is None or op in _only)
+
+
+@contextlib.contextmanager
+def only(*ops: str) -> Iterator[None]:
+    """Leave all ops but these to PyTorch, in the whole process: to measure what each of them gains."""
+    global _only
+    before, _only = _only, frozenset(ops)
+    try:
+        yield
+    finally:
+        _only = before
 
 
 def family_of_capability(capability: tuple[int, int]) -> str:

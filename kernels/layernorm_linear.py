@@ -67,7 +67,7 @@ def layernorm_linear(
     fused_linear.check_linear("the", weight, bias, x.shape[-1], x)
     if activation not in (None, "gelu"):
         raise ValueError(f"activation={activation!r}: it must be None or 'gelu'")
-    if not launch.runs_kernels(x):
+    if not launch.runs_kernels(x, "layernorm_linear"):
         return layernorm_linear_ref(x, norm_weight, norm_bias, weight, bias, eps, activation)
     save = fused_linear.needs_gradient(x, norm_weight, norm_bias, weight, bias)
     return torch.ops.dpt.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, activation == "gelu", save)[0]

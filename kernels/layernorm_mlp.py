@@ -75,7 +75,7 @@ def layernorm_mlp(
     if fused_linear.check_linear("w2, b2:", w2, b2, hidden, x) != x.shape[-1]:
         raise ValueError(f"w2 has shape {tuple(w2.shape)}: it must be {(x.shape[-1], hidden)}, for its output is added to x")
     fused_linear.check_operand("layer_scale", layer_scale, x.shape[-1:], x, vector=True)
-    if not launch.runs_kernels(x):
+    if not launch.runs_kernels(x, "layernorm_mlp"):
         return layernorm_mlp_ref(x, norm_weight, norm_bias, w1, b1, w2, b2, eps, layer_scale)
     save = fused_linear.needs_gradient(x, norm_weight, norm_bias, w1, b1, w2, b2, layer_scale)
     return torch.ops.dpt.layernorm_mlp(x, norm_weight, norm_bias, w1, b1, w2, b2, eps, layer_scale, save)[0]

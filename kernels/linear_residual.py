@@ -58,7 +58,7 @@ def linear_residual(
     columns = fused_linear.check_linear("the", weight, bias, x.shape[-1], x)
     fused_linear.check_operand("residual", residual, (*x.shape[:-1], columns), x)
     fused_linear.check_operand("layer_scale", layer_scale, (columns,), x, vector=True)
-    if not launch.runs_kernels(x):
+    if not launch.runs_kernels(x, "linear_residual"):
         return linear_residual_ref(x, weight, bias, residual, layer_scale)
     return torch.ops.dpt.linear_residual(x, weight, bias, residual, layer_scale)
 

@@ -268,7 +268,7 @@ def residual_conv_unit(
     if add is not None:
         _check_map("add", add)
         _check_tensor("add", add, (x.shape[0], channels, None, None), x)
-    if not launch.runs_kernels(x):
+    if not launch.runs_kernels(x, "residual_conv"):
         return residual_conv_unit_ref(x, w1, b1, w2, b2, norm1=norm1, norm2=norm2, add=add)
     nothing = (None, None, None, None, 0.0)
     return _unit(channels_last(x), w1, b1, *(norm1 or nothing), w2, b2, *(norm2 or nothing), add)[0]

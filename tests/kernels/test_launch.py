@@ -98,8 +98,20 @@ def test_family_of_the_interpreter(monkeypatch):
 
 def test_runs_kernels(device):
     """Here, and not on the meta device."""
-    assert launch.runs_kernels(torch.zeros(1, device=device))
-    assert not launch.runs_kernels(torch.zeros(1, device="meta"))
+    tensor = torch.zeros(1, device=device)
+    assert launch.runs_kernels(tensor, "attention")
+    assert not launch.runs_kernels(tensor.to("meta"), "attention")
+
+
+def test_only(device):
+    """The ops that are named run their kernels and no others do; it ends with the context."""
+    tensor = torch.zeros(1, device=device)
+    with launch.only("attention", "upsample"):
+        assert launch.runs_kernels(tensor, "upsample") and not launch.runs_kernels(tensor, "depth_head")
+        with launch.only():
+            assert not launch.runs_kernels(tensor, "attention")
+        assert launch.runs_kernels(tensor, "attention")
+    assert launch.runs_kernels(tensor, "depth_head")
 
 
 @pytest.mark.parametrize("switch", ("allow_tf32", "fp32_precision", "set_float32_matmul_precision"))
