@@ -36,7 +36,7 @@ def check_attention(name: str) -> None:
         try:
             import xformers.ops  # noqa: F401
         except ImportError as error:
-            raise ImportError('attention="xformers" needs the package xformers: pip install "dpt[xformers]"') from error
+            raise ImportError('attention="xformers" needs the package xformers: pip install xformers') from error
 
 
 class Attention(nn.Module):

@@ -47,7 +47,7 @@ def load_pybullet() -> tuple[ModuleType, str]:
         import pybullet
         import pybullet_data
     except ImportError as error:
-        raise ImportError("rendering scenes needs PyBullet: pip install dpt[train]") from error
+        raise ImportError("rendering scenes needs PyBullet: pip install pybullet") from error
     return pybullet, pybullet_data.getDataPath()
 
 

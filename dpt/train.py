@@ -49,7 +49,7 @@ class Recipe:
 RECIPES = {
     recipe.model: recipe
     for recipe in (
-        Recipe(model="dpt-tiny-scenes", steps=3600, batch_size=16, learning_rate=1e-3, warmup=300, validate_every=400, amp="bfloat16"),
+        Recipe(model="dpt-tiny-scenes", steps=3600, batch_size=16, learning_rate=1e-3, warmup=300, validate_every=400),
         Recipe(
             model="dpt-tiny-depth",
             steps=2200,
@@ -57,7 +57,6 @@ RECIPES = {
             learning_rate=5e-4,
             warmup=200,
             validate_every=400,
-            amp="bfloat16",
             start_from="dpt-tiny-scenes",
         ),
     )

@@ -299,7 +299,7 @@ def test_bad_arguments_name_the_value_and_the_rule(call, message, tmp_path):
 
 def test_without_pybullet_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pybullet", None)
-    with pytest.raises(ImportError, match=r"pip install dpt\[train\]"):
+    with pytest.raises(ImportError, match="pip install pybullet"):
         scenes.render(0)
 
 
