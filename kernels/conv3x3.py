@@ -32,7 +32,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import launch
-from .upsample import bilinear_source, empty_channels_last, gather_bilinear
+from .upsample import bilinear_source, channels_last, empty_channels_last, gather_bilinear
 
 
 class Norm(NamedTuple):
@@ -43,6 +43,9 @@ class Norm(NamedTuple):
     mean: torch.Tensor
     variance: torch.Tensor
     eps: float
+
+
+NormArguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float]  # as Norm
 
 
 @triton.jit
@@ -359,6 +362,82 @@ def conv3x3_input_weight(weight: torch.Tensor, scale: torch.Tensor | None) -> to
     """The weight (C_in, C_out, 3, 3) of the convolution that gives the gradient of the input, with the norm's ``scale`` (C_out,) in it."""
     turned = weight if scale is None else (weight.float() * scale[:, None, None, None]).to(weight.dtype)
     return turned.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def norm_or_none(weight: torch.Tensor | None, bias: Any, mean: Any, variance: Any, eps: float) -> Norm | None:
+    return None if weight is None else Norm(weight, bias, mean, variance, eps)
+
+
+def parameter_gradients(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of a convolution's weight, channels-last, and bias, float32, from that of its output."""
+    return channels_last(conv3x3_weight_gradient(grad, x, weight)), grad.sum((0, 2, 3), dtype=torch.float32)
+
+
+def norm_scale(weight: torch.Tensor | None, variance: torch.Tensor | None, eps: float) -> torch.Tensor | None:
+    """What the norm multiplies with, (C,) float32."""
+    return None if weight is None else weight.float() * torch.rsqrt(variance.float() + eps)
+
+
+def through_norm(
+    grad_weight: torch.Tensor, grad_bias: torch.Tensor, parameters: tuple[torch.Tensor | None, ...], eps: float
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of (weight, bias, norm's weight, norm's bias), in their dtypes, from those of a convolution without a norm."""
+    weight, bias, norm_weight, norm_bias, mean, variance = parameters
+    if norm_weight is None:
+        return grad_weight, None if bias is None else grad_bias.to(bias.dtype), None, None
+    deviation = torch.rsqrt(variance.float() + eps)
+    scale = norm_weight.float() * deviation
+    centre = -mean.float() if bias is None else bias.float() - mean.float()
+    product = (weight.float() * grad_weight.float()).sum((1, 2, 3))
+    return (
+        (grad_weight.float() * scale[:, None, None, None]).to(weight.dtype),
+        None if bias is None else (grad_bias * scale).to(bias.dtype),
+        (deviation * (product + centre * grad_bias)).to(norm_weight.dtype),
+        grad_bias.to(norm_bias.dtype),
+    )
+
+
+def folded(weight: torch.Tensor, bias: torch.Tensor | None, norm: NormArguments | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weight and bias of the one convolution that a convolution and its norm are; as they are where there is no norm."""
+    if norm is None:
+        return weight, None if bias is None else bias.to(weight.dtype)
+    norm_weight, norm_bias, mean, variance, eps = (part.float() if isinstance(part, torch.Tensor) else part for part in norm)
+    scale = norm_weight * torch.rsqrt(variance + eps)
+    shift = norm_bias + ((0 if bias is None else bias.float()) - mean) * scale
+    return (weight.float() * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
+
+
+def check_vector(name: str, vector: torch.Tensor | None, weight: torch.Tensor) -> None:
+    """TypeError or ValueError unless ``vector`` is None or holds a floating-point number for each output channel of ``weight``."""
+    if vector is None:
+        return
+    if not vector.is_floating_point():
+        raise TypeError(f"{name} is {vector.dtype}: must be floating-point")
+    if tuple(vector.shape) != weight.shape[:1] or vector.device != weight.device:
+        wanted = f"({weight.shape[0]},) on {weight.device}"
+        raise ValueError(f"{name} is {tuple(vector.shape)} on {vector.device}: must be {wanted}, one for each channel that comes out")
+
+
+def check_norm(name: str, norm: NormArguments | None, weight: torch.Tensor) -> None:
+    """TypeError or ValueError unless ``norm`` is None or fits the output channels of ``weight``."""
+    if norm is None:
+        return
+    if len(norm) != 5 or any(part is None for part in norm):
+        raise ValueError(f"{name} must be (weight, bias, mean, variance, eps), none of them None")
+    for part, vector in zip(("weight", "bias", "mean", "variance"), norm, strict=False):
+        check_vector(f"{name}'s {part}", vector, weight)
+    if norm[4] < 0:
+        raise ValueError(f"{name}'s eps is {norm[4]}: must not be negative")
+
+
+def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], x: torch.Tensor) -> None:
+    """TypeError or ValueError unless ``tensor`` has ``shape`` (None: any) and the dtype and device of ``x``."""
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name} is {tensor.dtype}: must be {x.dtype}, as x is")
+    fits = tensor.dim() == len(shape) and all(want in (None, side) for want, side in zip(shape, tensor.shape, strict=True))
+    if not fits or tensor.device != x.device:
+        wanted = ", ".join("any" if side is None else str(side) for side in shape)
+        raise ValueError(f"{name} is {tuple(tensor.shape)} on {tensor.device}: must be ({wanted}) on {x.device}")
 
 
 # (C, side of the map, dtype, precision) that stand for what the table distinguishes; C=20 is beyond TMA's alignment.

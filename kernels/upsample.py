@@ -182,12 +182,12 @@ def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
 
 
 def check_map(name: str, x: torch.Tensor) -> None:
-    """TypeError unless ``x`` has a dtype of the kernels, ValueError unless it is a non-empty (B, C, H, W) map of sides up to 32767."""
+    """TypeError unless ``x`` has a dtype of the kernels, ValueError unless it is (B, C, H, W) with C >= 1 and sides of 1 to 32767."""
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} is {x.dtype}: must be one of {', '.join(map(str, DTYPES))}")
-    if x.dim() != 4 or x.shape[1] == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: must be (B, C, H, W) with C >= 1")
-    check_size(f"height and width of {name}", x.shape[2:])
+    # Compared, not converted to int: an exported graph keeps its sides open.
+    if x.dim() != 4 or x.shape[1] == 0 or not all(1 <= side <= MAX_SIDE for side in x.shape[2:]):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: must be (B, C, H, W), C at least 1, H and W from 1 to {MAX_SIDE}")
 
 
 def _forward(x: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
@@ -280,16 +280,23 @@ def upsample_bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool)
     return _upsample(x, height, width, align_corners)
 
 
+def conv1x1(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The 1x1 convolution of ``x`` (B, C, H, W) by ``weight`` (O, C, 1, 1) and ``bias`` (O,) or None: (B, O, H, W), channels-last.
+
+    A product of matrices on the channels-last memory, which the library ends with the bias: no convolution is planned. Differentiable.
+    """
+    return F.linear(channels_last(x).permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
 def conv1x1_upsample(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, size: Sequence[int], align_corners: bool
 ) -> torch.Tensor:
     """The 1x1 convolution of ``x`` (B, C, H, W) by ``weight`` (O, C, 1, 1) and ``bias`` (O,), resized to ``size``: (B, O, H', W').
 
-    Equal to the convolution of the resized map, at the work of the smaller one. The convolution is PyTorch's own. Errors as of
-    :func:`upsample_bilinear`.
+    Equal to the convolution of the resized map, at the work of the smaller one. Errors as of :func:`upsample_bilinear`.
     """
     check_map("x", x)
-    return upsample_bilinear(F.conv2d(channels_last(x), weight, bias), size, align_corners)
+    return upsample_bilinear(conv1x1(x, weight, bias), size, align_corners)
 
 
 def compile_cases(family: str) -> Iterable[CompileCase]:

@@ -1,0 +1,135 @@
+"""3x3 convolution with its batch norm and ReLU in the epilogue: the first layer of both heads, one launch of conv3x3's implicit GEMM.
+
+    y = relu(norm(conv3x3(x) + b))
+
+Bias, norm (in evaluation form) and ReLU may be left out; the numbers of channels may differ. FLOPs: 18 * C * O * B * H * W. Moves x and y
+once, where PyTorch moves y twice more for the norm and twice more for the ReLU.
+
+Saved for backward: x, y and the parameters: the sign of y is the ReLU's mask. The gradient of x is another launch of the same kernel, with
+turned weights; that of the weight is PyTorch's own convolution, as in residual_conv.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from . import launch
+from .conv3x3 import (
+    NormArguments,
+    check_norm,
+    check_tensor,
+    check_vector,
+    conv3x3,
+    conv3x3_input_weight,
+    folded,
+    norm_or_none,
+    norm_scale,
+    parameter_gradients,
+    through_norm,
+)
+from .upsample import channels_last, check_map, empty_channels_last
+
+
+def conv_norm_relu_ref(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: NormArguments | None = None, relu: bool = True
+) -> torch.Tensor:
+    """:func:`conv_norm_relu` in plain PyTorch. Same arguments and result."""
+    y = F.conv2d(x, weight, bias, padding=1)
+    if norm is not None:
+        norm_weight, norm_bias, mean, variance, eps = norm
+        y = F.batch_norm(y, mean, variance, norm_weight, norm_bias, training=False, eps=eps)
+    return F.relu(y) if relu else y
+
+
+@torch.library.custom_op("dpt::conv_norm_relu", mutates_args=())
+def _op(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    norm_mean: torch.Tensor | None,
+    norm_variance: torch.Tensor | None,
+    eps: float,
+    relu: bool,
+) -> torch.Tensor:
+    norm = norm_or_none(norm_weight, norm_bias, norm_mean, norm_variance, eps)
+    return conv3x3(channels_last(x), channels_last(weight), bias=bias, norm=norm, relu_output=relu)
+
+
+@_op.register_fake
+def _(x, weight, *_):
+    return empty_channels_last(x, weight.shape[0], *x.shape[2:])
+
+
+@torch.library.custom_op("dpt::conv_norm_relu_backward", mutates_args=())
+def _backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, needs_x: bool, needs_parameters: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, and of the weight and bias as if no norm followed them (bias: float32); empty where not needed."""
+    grad, x = channels_last(grad), channels_last(x)
+    grad_x = conv3x3(grad, conv3x3_input_weight(weight, scale), gradient=True) if needs_x else grad.new_empty(0)
+    return grad_x, *(parameter_gradients(grad, x, weight) if needs_parameters else (grad.new_empty(0), grad.new_empty(0)))
+
+
+@_backward.register_fake
+def _(grad, x, weight, scale, needs_x, needs_parameters):
+    grad_x = empty_channels_last(x, *x.shape[1:]) if needs_x else grad.new_empty(0)
+    if not needs_parameters:
+        return grad_x, grad.new_empty(0), grad.new_empty(0)
+    like = torch.empty_like(weight, memory_format=torch.channels_last)
+    return grad_x, like, torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, *parameters, ctx.eps, ctx.relu = inputs
+    ctx.save_for_backward(x, output if ctx.relu else None, *parameters)
+
+
+def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, y, *parameters = ctx.saved_tensors
+    needs_x, needs_parameters = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:5])
+    if ctx.relu:
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+    scale = norm_scale(parameters[2], parameters[5], ctx.eps)
+    grad_x, grad_weight, grad_bias = _backward(grad, x, parameters[0], scale, needs_x, needs_parameters)
+    found = through_norm(grad_weight, grad_bias, parameters, ctx.eps) if needs_parameters else (None,) * 4
+    return grad_x if needs_x else None, *found, None, None, None, None
+
+
+_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def conv_norm_relu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: NormArguments | None = None, relu: bool = True
+) -> torch.Tensor:
+    """relu(norm(conv3x3(x) + bias)), stride 1 and padding 1: (B, O, H, W), channels_last, in x's dtype. Differentiable.
+
+    Args:
+        x: (B, C, H, W), float32, float16 or bfloat16. channels_last is read as it is; another layout is copied once.
+        weight: (O, C, 3, 3) in x's dtype; bias: (O,) or None, in any floating-point dtype.
+        norm: batch norm in evaluation form: (weight, bias, mean, variance, eps), four (O,) and a number, or None. Mean and variance are
+            constants: they get no gradient.
+        relu: whether a ReLU ends it.
+
+    Under autocast x and the weight are taken in autocast's dtype, and so is the result. Accumulation in float32; float32 products in TF32
+    where ``torch.backends.cudnn.conv.fp32_precision`` says so, as for PyTorch's convolutions (its default).
+
+    Raises:
+        TypeError: a dtype that is not as above.
+        ValueError: a shape or device that is not as above, or a side over 32767.
+    """
+    x, weight = launch.autocast(x, weight)
+    check_map("x", x)
+    if weight.dim() != 4 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: must be (O, C, 3, 3)")
+    check_tensor("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x)
+    check_vector("bias", bias, weight)
+    check_norm("norm", norm, weight)
+    if not launch.runs_kernels(x, "conv_norm_relu"):
+        y = F.conv2d(x, *folded(weight, bias, norm), padding=1)
+        return F.relu(y) if relu else y
+    return _op(x, weight, bias, *(norm or (None, None, None, None, 0.0)), relu)
