@@ -99,7 +99,7 @@ class FusionBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Four maps, shallow to deep -> one map (B, F, H/2, W/2); with it the map one level deeper, for auxiliary heads."""
+    """Four maps, shallow to deep -> one map (B, F, H/2, W/2)."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -107,10 +107,11 @@ class Fusion(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(channels, config.features, 3, padding=1, bias=False) for channels in config.neck_channels)
         self.blocks = nn.ModuleList(FusionBlock(config, deepest=level == 3) for level in range(4))
 
-    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """If `deeper`, also the map one level deeper (B, F, H/4, W/4), which auxiliary heads read."""
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
-        x = deeper = None
+        x = below = None
         for level in (3, 2, 1, 0):
             size = tuple(skips[level - 1].shape[2:]) if self.match_size and level else None
-            x, deeper = self.blocks[level](x, skips[level], size), x
-        return x, deeper
+            x, below = self.blocks[level](x, skips[level], size), x
+        return (x, below) if deeper else x

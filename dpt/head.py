@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import HeadConfig
+from .config import HeadConfig, InputConfig
 
 
 class DepthHead(nn.Module):
@@ -41,6 +41,12 @@ class SegmentationHead(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(self.logits(x), size=size, mode="bilinear", align_corners=self.align_corners)
+
+    def labels(self, logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool = False) -> tuple[Tensor, Tensor | None]:
+        """One picture's logits (K, h, w) -> its labels at `size`; see `dpt.images.labels_from_logits`."""
+        from .images import labels_from_logits  # the model does not need image libraries; predicting does
+
+        return labels_from_logits(logits, size, config, probability)
 
 
 HEADS = {"depth": DepthHead, "segmentation": SegmentationHead}

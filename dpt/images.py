@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .config import InputConfig
 
+STRIP_ELEMENTS = 1 << 24  # float32 logits at the picture's size that are held at once: 64 MB
 MAX_ASPECT = 32  # the network's longer side over the nominal one: beyond it memory runs out before anything is seen
 
 
@@ -213,3 +215,59 @@ def postprocess(output: Tensor, content: tuple[int, int], size: tuple[int, int],
     maps = output.reshape(1, -1, *content)
     maps = F.interpolate(maps, size=size, mode=config.output_mode, align_corners=config.output_align_corners)
     return maps.reshape(*output.shape[:-2], *size)
+
+
+def labels_from_logits(
+    logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (K, h, w) -> labels (H, W) at `size`, uint8 or beyond 256 classes int16, and if asked the winner's softmax, float32.
+
+    The logits are upsampled a strip of rows at a time: the K maps never exist at the picture's size.
+    """
+    labels = torch.empty(size, dtype=torch.uint8 if len(logits) <= 256 else torch.int16, device=logits.device)
+    winner = torch.empty(size, device=logits.device) if probability else None
+    for rows, strip in resized_strips(logits, size, config):
+        if winner is None:
+            labels[rows] = strip.argmax(0).to(labels.dtype)
+        else:
+            winner[rows], best = strip.softmax(0).max(0)
+            labels[rows] = best.to(labels.dtype)
+    return labels, winner
+
+
+def resized_strips(maps: Tensor, size: tuple[int, int], config: InputConfig) -> Iterator[tuple[slice, Tensor]]:
+    """(K, h, w) resized to (K, *size) in float32, as `F.interpolate` would, in strips of rows: (rows, (K, rows, W))."""
+    height, width = size
+    index, weight = _row_taps(maps.shape[1], height, config)
+    index, weight = index.to(maps.device), weight.to(maps.device)
+    count = max(STRIP_ELEMENTS // (len(maps) * width), 1)
+    for start in range(0, height, count):
+        rows = slice(start, min(start + count, height))
+        taps = zip(index[rows].unbind(1), weight[rows].unbind(1), strict=True)
+        strip = sum(maps[:, i].float() * w[:, None] for i, w in taps)  # (K, rows, w)
+        strip = F.interpolate(strip[None], size=(strip.shape[1], width), mode=config.output_mode, align_corners=config.output_align_corners)
+        yield rows, strip[0]
+
+
+def _row_taps(source: int, target: int, config: InputConfig) -> tuple[Tensor, Tensor]:
+    """Source rows and float32 weights, (target, 2 or 4) each, of a bilinear or bicubic resize of `source` rows to `target`."""
+    row = torch.arange(target, dtype=torch.float64)
+    if config.output_align_corners:
+        position = row * ((source - 1) / max(target - 1, 1))
+    else:
+        position = (row + 0.5) * (source / target) - 0.5
+    floor = position.floor()
+    t = position - floor
+    if config.output_mode == "bilinear":
+        offsets, weights = (0, 1), (1 - t, t)
+    else:
+        offsets, weights = (-1, 0, 1, 2), (_cubic(t + 1), _cubic(t), _cubic(1 - t), _cubic(2 - t))
+    index = (floor[:, None].long() + torch.tensor(offsets)).clamp(0, source - 1)
+    return index, torch.stack(weights, dim=1).float()
+
+
+def _cubic(x: Tensor, a: float = -0.75) -> Tensor:
+    """Keys' cubic convolution kernel at 0 <= x <= 2, with the coefficient of PyTorch and OpenCV."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, far)

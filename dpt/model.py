@@ -36,11 +36,11 @@ class DPT(nn.Module):
         if config.head.task == "depth":
             nn.init.ones_(self.head.conv3.bias)  # a last ReLU that starts below zero gets no gradient and never leaves it
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2) and the one a level deeper (B, F, H/4, W/4)."""
+    def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
         grid = self.encoder.grid(x)
         tokens = self.encoder(x)
-        return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)])
+        return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
 
     def forward(self, x: Tensor) -> Tensor:
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W) or logits (B, K, H, W).
@@ -48,13 +48,12 @@ class DPT(nn.Module):
         Depth is inverse depth up to scale and shift where `config.head.inverse`, else metres. H and W are multiples of
         the patch size; ValueError otherwise.
         """
-        fused, _ = self.features(x)
-        return self.head(fused, tuple(x.shape[2:]))
+        return self.head(self.features(x), tuple(x.shape[2:]))
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""
         size = tuple(x.shape[2:])
-        fused, deeper = self.features(x)
+        fused, deeper = self.features(x, deeper=True)
         return self.head(fused, size), self.auxiliary_head(deeper, size)
 
     def predict(self, images, **options):

@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DPTConfig, InputConfig
-from .images import ImageError, load_image, network_size, pad_to_multiple, postprocess, resize_and_normalise
+from .images import ImageError, load_image, network_size, pad_to_multiple, postprocess, resize_and_normalise, resized_strips
 
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
-STRIP_ELEMENTS = 1 << 24  # float32 logits at the picture's size that are held at once: 64 MB
 MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabilities at their own size
 
 
@@ -253,7 +251,7 @@ def _labels(model: nn.Module, images: list[np.ndarray], options: Options) -> lis
         logits = _mean_log_probabilities(images, views, config)
     found = []
     for maps, image in zip(logits, images, strict=True):
-        labels, probability = labels_from_logits(maps, image.shape[:2], config, options.probability)
+        labels, probability = model.head.labels(maps, image.shape[:2], config, options.probability)
         found.append({"labels": labels.cpu().numpy(), "probability": probability.cpu().numpy() if options.probability else None})
     return found
 
@@ -271,65 +269,9 @@ def _mean_log_probabilities(images: list[np.ndarray], views: Iterator[Tensor], c
             sizes = [size if math.prod(size) <= MERGE_PIXELS else tuple(maps.shape[2:]) for size in own]
             sums = [torch.zeros(maps.shape[1], *size, device=maps.device) for size in sizes]
         for total, logits in zip(sums, maps, strict=True):
-            for rows, strip in _upsampled_strips(logits, tuple(total.shape[1:]), config):
+            for rows, strip in resized_strips(logits, tuple(total.shape[1:]), config):
                 total[:, rows] += strip.softmax(0)
     return [(total / number).clamp_min_(torch.finfo(total.dtype).tiny).log_() for total in sums]
-
-
-def labels_from_logits(
-    logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Logits (K, h, w) -> labels (H, W) at `size`, uint8 or beyond 256 classes int16, and if asked the winner's softmax, float32.
-
-    The logits are upsampled a strip of rows at a time: the K maps never exist at the picture's size.
-    """
-    labels = torch.empty(size, dtype=torch.uint8 if len(logits) <= 256 else torch.int16, device=logits.device)
-    winner = torch.empty(size, device=logits.device) if probability else None
-    for rows, strip in _upsampled_strips(logits, size, config):
-        if winner is None:
-            labels[rows] = strip.argmax(0).to(labels.dtype)
-        else:
-            winner[rows], best = strip.softmax(0).max(0)
-            labels[rows] = best.to(labels.dtype)
-    return labels, winner
-
-
-def _upsampled_strips(maps: Tensor, size: tuple[int, int], config: InputConfig) -> Iterator[tuple[slice, Tensor]]:
-    """(K, h, w) resized to (K, *size) in float32, as `F.interpolate` would, in strips of rows: (rows, (K, rows, W))."""
-    height, width = size
-    index, weight = _row_taps(maps.shape[1], height, config)
-    index, weight = index.to(maps.device), weight.to(maps.device)
-    count = max(STRIP_ELEMENTS // (len(maps) * width), 1)
-    for start in range(0, height, count):
-        rows = slice(start, min(start + count, height))
-        taps = zip(index[rows].unbind(1), weight[rows].unbind(1), strict=True)
-        strip = sum(maps[:, i].float() * w[:, None] for i, w in taps)  # (K, rows, w)
-        strip = F.interpolate(strip[None], size=(strip.shape[1], width), mode=config.output_mode, align_corners=config.output_align_corners)
-        yield rows, strip[0]
-
-
-def _row_taps(source: int, target: int, config: InputConfig) -> tuple[Tensor, Tensor]:
-    """Source rows and float32 weights, (target, 2 or 4) each, of a bilinear or bicubic resize of `source` rows to `target`."""
-    row = torch.arange(target, dtype=torch.float64)
-    if config.output_align_corners:
-        position = row * ((source - 1) / max(target - 1, 1))
-    else:
-        position = (row + 0.5) * (source / target) - 0.5
-    floor = position.floor()
-    t = position - floor
-    if config.output_mode == "bilinear":
-        offsets, weights = (0, 1), (1 - t, t)
-    else:
-        offsets, weights = (-1, 0, 1, 2), (_cubic(t + 1), _cubic(t), _cubic(1 - t), _cubic(2 - t))
-    index = (floor[:, None].long() + torch.tensor(offsets)).clamp(0, source - 1)
-    return index, torch.stack(weights, dim=1).float()
-
-
-def _cubic(x: Tensor, a: float = -0.75) -> Tensor:
-    """Keys' cubic convolution kernel at 0 <= x <= 2, with the coefficient of PyTorch and OpenCV."""
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return torch.where(x <= 1, near, far)
 
 
 def _views(model: nn.Module, images: list[np.ndarray], options: Options) -> Iterator[Tensor]:

@@ -68,7 +68,7 @@ def test_stages():
     levels = [Reassemble(32, channels, level, "project") for level, channels in enumerate(c.decoder.neck_channels)]
     maps = [reassemble(t, (4, 6)) for reassemble, t in zip(levels, tokens, strict=True)]
     assert [m.shape for m in maps] == [(2, 8, 16, 24), (2, 12, 8, 12), (2, 16, 4, 6), (2, 16, 2, 3)]
-    fused, deeper = Fusion(c.decoder)(maps)
+    fused, deeper = Fusion(c.decoder)(maps, deeper=True)
     assert fused.shape == (2, 16, 32, 48) and deeper.shape == (2, 16, 16, 24)
 
 
@@ -107,7 +107,7 @@ def test_match_size_upsamples_to_the_next_level():
     block = FusionBlock(decoder, deepest=False)
     assert block(torch.randn(1, 16, 3, 4), torch.randn(1, 16, 3, 4), (5, 7)).shape == (1, 16, 5, 7)
     maps = [torch.randn(1, c, *s) for c, s in zip(decoder.neck_channels, [(20, 12), (10, 6), (5, 3), (3, 2)], strict=True)]
-    assert Fusion(decoder)(maps)[0].shape == (1, 16, 40, 24)
+    assert Fusion(decoder)(maps).shape == (1, 16, 40, 24)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_auxiliary_head():
     x = torch.randn(2, 3, 32, 48)
     main, auxiliary = model.forward_auxiliary(x)
     assert torch.equal(main, model(x))
-    _, deeper = model.features(x)
+    _, deeper = model.features(x, deeper=True)
     assert auxiliary.shape == main.shape and torch.equal(auxiliary, model.auxiliary_head(deeper, (32, 48)))
 
 

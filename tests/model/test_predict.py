@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ class Stub(nn.Module):
         self.config, self.function, self.inputs = config, function, []
         self.parameter = nn.Parameter(torch.zeros(()))
         self.child = nn.Dropout(0.5)
+        self.head = SimpleNamespace(labels=images.labels_from_logits)
 
     def forward(self, x):
         assert not self.training and not torch.is_grad_enabled()
@@ -216,7 +218,7 @@ def test_tta_of_large_pictures(monkeypatch):
     model = Stub(_config("segmentation", classes=20), lambda x: F.pad(_three_classes(x), (0, 0, 0, 0, 0, 17), value=-20))
     full = predict.predict(model, pictures.scene(96, 128), tta=True, probability=True)
     monkeypatch.setattr(predict, "MERGE_PIXELS", 100)
-    monkeypatch.setattr(predict, "STRIP_ELEMENTS", 20 * 128)
+    monkeypatch.setattr(images, "STRIP_ELEMENTS", 20 * 128)
     with LargestTensor() as watch:
         small = predict.predict(model, pictures.scene(96, 128), tta=True, probability=True)
     assert watch.elements < 20 * 96 * 128 / 2
@@ -297,23 +299,23 @@ def test_sliding_depth(inverse):
 @pytest.mark.parametrize("size", [(5, 7), (31, 50), (9, 9), (1, 1)])
 def test_labels_from_logits(monkeypatch, classes, mode, align_corners, size):
     """Blind spot: strips that do not meet, rows of the wrong taps, uint8 overflow. Against `F.interpolate` in float64."""
-    monkeypatch.setattr(predict, "STRIP_ELEMENTS", classes * size[1] * 4)
+    monkeypatch.setattr(images, "STRIP_ELEMENTS", classes * size[1] * 4)
     config = _config("segmentation", output_mode=mode, output_align_corners=align_corners).input
     logits = 5 * torch.randn(classes, 9, 13, generator=torch.Generator().manual_seed(1))
-    labels, probability = predict.labels_from_logits(logits, size, config, probability=True)
+    labels, probability = images.labels_from_logits(logits, size, config, probability=True)
     full = F.interpolate(logits[None].double(), size=size, mode=mode, align_corners=align_corners)[0]
     assert labels.dtype == (torch.uint8 if classes <= 256 else torch.int16)
     assert labels.shape == probability.shape == size
     assert (full.amax(0) - full.gather(0, labels.long()[None])[0]).max() < 1e-4
     torch.testing.assert_close(probability, full.softmax(0).amax(0).float(), rtol=1e-4, atol=1e-5)
-    assert torch.equal(predict.labels_from_logits(logits, size, config)[0], labels)
+    assert torch.equal(images.labels_from_logits(logits, size, config)[0], labels)
 
 
 def test_labels_from_logits_memory(monkeypatch):
     """Blind spot: K maps at the picture's size. Counts elements of each tensor that an operator returns, not the process's memory."""
-    monkeypatch.setattr(predict, "STRIP_ELEMENTS", 40 * 300 * 5)
+    monkeypatch.setattr(images, "STRIP_ELEMENTS", 40 * 300 * 5)
     with LargestTensor() as watch:
-        predict.labels_from_logits(torch.randn(40, 20, 30), (200, 300), SCENES.input, probability=True)
+        images.labels_from_logits(torch.randn(40, 20, 30), (200, 300), SCENES.input, probability=True)
     assert 40 * 300 <= watch.elements <= 40 * 300 * 5  # 2.4 million at once would be all
 
 
