@@ -1,6 +1,6 @@
 """The seam between the model and the kernels: the only file that imports `dpt.kernels`.
 
-`FAST` maps a module of the plain model to its fast form, a subclass that overrides `forward` and nothing else: no parameters, no
+`FAST` maps a module of the plain model to its fast form, a subclass that overrides what computes and nothing else: no parameters, no
 buffers, no constructor. `accelerate` exchanges the class of each module whose `refusal` is None, so names, state dict, hooks, copies
 and pickles stay as they are. On an NVIDIA GPU the fast forward launches the kernels; elsewhere the ops compute the same algebra in
 PyTorch; under TRITON_INTERPRET=1 the kernels themselves run on CPU tensors.
@@ -10,19 +10,29 @@ Under autocast the fused block keeps the residual stream in autocast's dtype, wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .config import InputConfig
+from .decoder import Fusion, FusionBlock, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
 from .encoder import MLP, Attention, Block, LayerScale
+from .head import DepthHead, SegmentationHead
 
 try:
     from .kernels import launch
+    from .kernels.argmax_upsample import upsample_argmax
     from .kernels.attention import attention
+    from .kernels.conv_norm_relu import conv_norm_relu
+    from .kernels.depth_head import HIDDEN_CHANNELS, depth_head
     from .kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
+    from .kernels.reassemble import readout_project, transposed_conv
+    from .kernels.residual_conv import residual_conv_unit
+    from .kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
 except ImportError as error:
     raise ImportError("fast=True needs Triton, which PyPI has for Linux: pip install triton") from error
 
@@ -44,13 +54,154 @@ class FastBlock(Block):
         return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(self.ls2))
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """A fast class, the types its children must have, by name, and a further rule: the reason it refuses a module, or None."""
+class FastReassemble(Reassemble):
+    """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products."""
 
-    fast: type[nn.Module]
-    children: dict[str, tuple[type[nn.Module], ...]]
-    rule: Callable[[nn.Module], str | None] = lambda module: None
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        if isinstance(self.readout, ReadoutProject):
+            x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
+        else:
+            x = tokens[:, 1:]
+        x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
+        if isinstance(self.resize, nn.ConvTranspose2d):
+            return transposed_conv(x, self.resize.weight, self.resize.bias)
+        return self.resize(x)
+
+
+def _uses_batch_statistics(*norms: nn.Module) -> bool:
+    return any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms)
+
+
+def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor, float] | None:
+    """A batch norm in evaluation form; None for the identity."""
+    if not isinstance(module, nn.BatchNorm2d):
+        return None
+    return module.weight, module.bias, module.running_mean, module.running_var, module.eps
+
+
+class FastResidualConvUnit(ResidualConvUnit):
+    """`ResidualConvUnit` in two launches; PyTorch's convolutions and norms where these take the statistics of the batch."""
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """`add` (B, F, h, w), of any size, is resized to x's (bilinear, align_corners=True) and added."""
+        if _uses_batch_statistics(self.norm1, self.norm2):
+            y = super().forward(x)
+            return y if add is None else y + upsample_bilinear(add, y.shape[2:], True)
+        conv1, conv2 = self.conv1, self.conv2
+        norms = {"norm1": _norm(self.norm1), "norm2": _norm(self.norm2)}
+        return residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
+
+
+def _merge(unit: ResidualConvUnit, skip: Tensor, previous: Tensor) -> Tensor:
+    """unit(skip) + previous, resized to the skip; a unit that is plain, or has hooks, sees only what it sees in the plain model."""
+    if isinstance(unit, FastResidualConvUnit) and not _hooks(unit):
+        return unit(skip, previous)
+    return unit(skip) + upsample_bilinear(previous, skip.shape[2:], True)
+
+
+class FastFusion(Fusion):
+    """`Fusion` with each 1x1 projection before the upsampling, with which it commutes: a quarter of the work.
+
+    The upsampled map of the three deeper levels is never written: the next level's first unit gathers it where it adds it.
+    """
+
+    def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+        x, size = skips[3], None
+        for level in (3, 2, 1):
+            x = self._level(level, x, skips[level], size)
+            size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
+            x = conv1x1(x, self.blocks[level].project.weight, self.blocks[level].project.bias)
+        below = upsample_bilinear(x, size, True) if deeper else None
+        x = self._level(0, x, skips[0], size)
+        project = self.blocks[0].project
+        x = conv1x1_upsample(x, project.weight, project.bias, (2 * x.shape[2], 2 * x.shape[3]), True)
+        return (x, below) if deeper else x
+
+    def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
+        block = self.blocks[level]
+        if size is None:
+            return block.unit2(skip)
+        if tuple(skip.shape[2:]) != size:
+            skip = upsample_bilinear(skip, size, False)
+        return block.unit2(_merge(block.unit1, skip, previous))
+
+
+class FastDepthHead(DepthHead):
+    """`DepthHead` in two launches: the first convolution; upsampling, second convolution, ReLU, third and activation."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
+        parameters = (self.conv2.weight, self.conv2.bias, self.conv3.weight, self.conv3.bias)
+        return depth_head(x, *parameters, size, self.activation, self.max_depth)
+
+
+class FastSegmentationHead(SegmentationHead):
+    """`SegmentationHead` with its norm and ReLU in the convolution, and labels decided in one kernel with the upsampling."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return upsample_bilinear(self.logits(x), size, self.align_corners)
+
+    def logits(self, x: Tensor) -> Tensor:
+        if _uses_batch_statistics(self.norm):
+            return super().logits(x)
+        return self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
+
+    def labels(self, logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool = False) -> tuple[Tensor, Tensor | None]:
+        fused = config.output_mode == "bilinear" and logits.dtype in launch.DTYPES and launch.runs_kernels(logits, "argmax_upsample")
+        if not fused:
+            return super().labels(logits, size, config, probability)
+        found = upsample_argmax(logits[None], size, config.output_align_corners, probability)
+        return (found[0][0], found[1][0]) if probability else (found[0], None)
+
+
+Check = Callable[[nn.Module], str | None]  # what is wrong with a child, or None
+
+
+def _is(*types: type[nn.Module]) -> Check:
+    return lambda module: None if type(module) in types else f"is a {type(module).__name__}, which the fused kernels would pass over"
+
+
+def _has(expected: dict[str, object], kind: type[nn.Module]) -> Check:
+    """Of this very type, with these attributes."""
+
+    def check(module: nn.Module) -> str | None:
+        if type(module) is not kind:
+            return _is(kind)(module)
+        other = [f"{name}={getattr(module, name)!r}, not {value!r}" for name, value in expected.items() if getattr(module, name) != value]
+        return f"has {other[0]}: the kernels are for that alone" if other else None
+
+    return check
+
+
+def _convolution(side: int) -> Check:
+    geometry = {"kernel_size": (side,) * 2, "stride": (1, 1), "padding": (side // 2,) * 2, "dilation": (1, 1), "groups": 1}
+    return _has({**geometry, "padding_mode": "zeros"}, nn.Conv2d)
+
+
+def _either(*checks: Check) -> Check:
+    """What the first check says, unless another has no complaint."""
+    return lambda module: None if any(check(module) is None for check in checks) else checks[0](module)
+
+
+_IDENTITY = _is(nn.Identity)
+_LINEAR = _is(nn.Linear)
+_BATCH_NORM = _has({"affine": True, "track_running_stats": True}, nn.BatchNorm2d)
+_LAYER_SCALE = _is(LayerScale, nn.Identity)
+
+
+def _layer_norm(module: nn.Module) -> str | None:
+    problem = _is(nn.LayerNorm)(module)
+    return problem or ("has no weight or no bias" if module.weight is None or module.bias is None else None)
+
+
+def _resampling(module: nn.Module) -> str | None:
+    if type(module) is not nn.ConvTranspose2d:
+        return _is(nn.Identity, nn.Conv2d)(module)
+    side = module.kernel_size[0]
+    geometry = {"kernel_size": (side,) * 2, "stride": (side,) * 2, "padding": (0, 0), "output_padding": (0, 0)}
+    return _has({**geometry, "dilation": (1, 1), "groups": 1}, nn.ConvTranspose2d)(module)
 
 
 def _head_size(block: Block) -> str | None:
@@ -60,55 +211,139 @@ def _head_size(block: Block) -> str | None:
     return None
 
 
+def _depth_head_is_known(head: DepthHead) -> str | None:
+    hidden = head.conv2.out_channels
+    if hidden not in HIDDEN_CHANNELS:
+        return f"{hidden} channels before the last convolution: the kernel takes {', '.join(map(str, HIDDEN_CHANNELS))}"
+    return None if head.align_corners else "align_corners=False: the kernel upsamples with True"
+
+
+def _statistics(*names: str) -> Callable[[nn.Module], str | None]:
+    """What runs otherwise in a module whose norms now take the batch's statistics."""
+
+    def tell(module: nn.Module) -> str | None:
+        batch = _uses_batch_statistics(*(getattr(module, name) for name in names))
+        return "PyTorch's convolutions and batch norm, since it trains with the batch's statistics" if batch else None
+
+    return tell
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A fast class, and when a module may take it.
+
+    `reads` names the children whose parameters the fast forward reads without calling them (`*` is a number), and what they must be;
+    `calls` those that it calls as the plain one does, whatever they are. `rule`: a further reason to refuse, or None. `note`: what
+    does not run fused at the moment, or None.
+    """
+
+    fast: type[nn.Module]
+    reads: dict[str, Check]
+    calls: tuple[str, ...] = ()
+    rule: Callable[[nn.Module], str | None] = field(default=lambda module: None)
+    note: Callable[[nn.Module], str | None] = field(default=lambda module: None)
+
+
 FAST: dict[type[nn.Module], Replacement] = {
     Block: Replacement(
         FastBlock,
-        {
-            "norm1": (nn.LayerNorm,),
-            "attn": (Attention,),
-            "attn.qkv": (nn.Linear,),
-            "attn.proj": (nn.Linear,),
-            "ls1": (LayerScale, nn.Identity),
-            "norm2": (nn.LayerNorm,),
-            "mlp": (MLP,),
-            "mlp.fc1": (nn.Linear,),
-            "mlp.fc2": (nn.Linear,),
-            "ls2": (LayerScale, nn.Identity),
+        reads={
+            "norm1": _layer_norm,
+            "attn": _is(Attention),
+            "attn.qkv": _LINEAR,
+            "attn.proj": _LINEAR,
+            "ls1": _LAYER_SCALE,
+            "norm2": _layer_norm,
+            "mlp": _is(MLP),
+            "mlp.fc1": _LINEAR,
+            "mlp.fc2": _LINEAR,
+            "ls2": _LAYER_SCALE,
         },
-        _head_size,
+        rule=_head_size,
+    ),
+    Reassemble: Replacement(
+        FastReassemble,
+        reads={
+            "readout": _is(ReadoutProject, ReadoutIgnore),
+            "readout.linear": _LINEAR,
+            "project": _convolution(1),
+            "resize": _resampling,
+        },
+    ),
+    ResidualConvUnit: Replacement(
+        FastResidualConvUnit,
+        reads={
+            "conv1": _convolution(3),
+            "norm1": _either(_BATCH_NORM, _IDENTITY),
+            "conv2": _convolution(3),
+            "norm2": _either(_BATCH_NORM, _IDENTITY),
+        },
+        note=_statistics("norm1", "norm2"),
+    ),
+    Fusion: Replacement(
+        FastFusion,
+        reads={
+            "convs": _is(nn.ModuleList),
+            "blocks": _is(nn.ModuleList),
+            "blocks.*": _is(FusionBlock),
+            "blocks.*.project": _convolution(1),
+        },
+        calls=("convs.*", "blocks.*.unit1", "blocks.*.unit2"),
+    ),
+    DepthHead: Replacement(
+        FastDepthHead,
+        reads={"conv1": _convolution(3), "conv2": _convolution(3), "conv3": _convolution(1)},
+        rule=_depth_head_is_known,
+    ),
+    SegmentationHead: Replacement(
+        FastSegmentationHead,
+        reads={"conv": _convolution(3), "norm": _BATCH_NORM},
+        calls=("dropout", "classifier"),
+        note=_statistics("norm"),
     ),
 }
 PLAIN = {replacement.fast: plain for plain, replacement in FAST.items()}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = launch.DTYPES
+
+
+def _general(name: str) -> str:
+    """A child's name with `*` for each number in it, as the tables have it."""
+    return re.sub(r"(?<=\.)\d+", "*", name)
 
 
 def refusal(module: nn.Module) -> str | None:
-    """Why a module cannot run fused; None if it can. The fast forward reads its children's parameters and never calls them.
+    """Why a module cannot run fused; None if it can. The fast forward reads some children's parameters and never calls them.
 
-    So it refuses what would be passed over: hooks on a child, parametrizations, children added or of another type (LoRA,
-    quantised layers), a forward that was replaced, and dtypes the kernels have no code for.
+    So it refuses what would be passed over: hooks on such a child, parametrizations, children added or of another type or geometry
+    (LoRA, quantised layers, dilation), a forward that was replaced, and dtypes the kernels have no code for.
     """
     plain = PLAIN.get(type(module), type(module))
     if plain not in FAST:
         return f"{type(module).__name__} has no fast form"
     replacement = FAST[plain]
-    found = dict(module.named_modules())
+    found = {name: child for name, child in module.named_modules() if not _is_called(name, replacement)}
     for name, child in found.items():
-        if name and type(child) not in replacement.children.get(name, ()):
-            return f"{name} is a {type(child).__name__}, which the fused kernels would pass over"
-        if name and _hooks(child):
-            return f"{name} has hooks, which the fused kernels would not call"
+        if name:
+            if _general(name) not in replacement.reads:
+                return f"{name} is a {type(child).__name__}, which the fused kernels would pass over"
+            problem = replacement.reads[_general(name)](child)
+            if problem is not None:
+                return f"{name} {problem}"
+            if _hooks(child):
+                return f"{name} has hooks, which the fused kernels would not call"
         if parametrize.is_parametrized(child):
             return f"{name or 'it'} is parametrized"
         if "forward" in vars(child):
             return f"{name or 'it'} has a forward of its own"
-    missing = [name for name in replacement.children if name not in found]
-    if missing:
-        return f"{missing[0]} is missing"
-    for name, parameter in module.named_parameters():
-        if parameter.dtype not in DTYPES:
-            return f"{name} is {parameter.dtype}: the kernels take float32, float16 and bfloat16"
-    return replacement.rule(module)
+        for parameter_name, parameter in child.named_parameters(recurse=False):
+            if parameter.dtype not in DTYPES:
+                return f"{name or 'it'}.{parameter_name} is {parameter.dtype}: the kernels take float32, float16 and bfloat16"
+    missing = [name for name in replacement.reads if "." not in name and name not in found]
+    return f"{missing[0]} is missing" if missing else replacement.rule(module)
+
+
+def _is_called(name: str, replacement: Replacement) -> bool:
+    return any(_general(name) == called or _general(name).startswith(f"{called}.") for called in replacement.calls)
 
 
 def _hooks(module: nn.Module) -> bool:
@@ -172,11 +407,15 @@ def fast_report(model: nn.Module) -> Report:
     for name, module in _candidates(model):
         fused = type(module) in PLAIN
         reason = refusal(module)
-        report.append(Row(name, type(module).__name__, fused, _how(module) if fused and not reason else reason or "not accelerated"))
+        how = _how(module) if fused and reason is None else reason or "not accelerated"
+        report.append(Row(name, type(module).__name__, fused, how))
     return report
 
 
 def _how(module: nn.Module) -> str:
+    note = FAST[PLAIN[type(module)]].note(module)
+    if note is not None:
+        return note
     parameter = next(module.parameters())
     if launch.has_kernels(parameter):
         return "kernels"

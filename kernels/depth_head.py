@@ -48,6 +48,7 @@ from .upsample import (
 )
 
 ACTIVATIONS = ("relu", "sigmoid")
+HIDDEN_CHANNELS = (16, 32, 64)
 
 
 def depth_head_ref(
@@ -368,8 +369,8 @@ def _check_parameter(name: str, parameter: torch.Tensor, shape: tuple[int, ...],
 
 def _check_hidden(w1: torch.Tensor) -> int:
     hidden = w1.shape[0] if w1.dim() == 4 else 0
-    if hidden not in (16, 32, 64):
-        raise ValueError(f"w1 is {tuple(w1.shape)}: must be (F, C, 3, 3) with F one of 16, 32, 64")
+    if hidden not in HIDDEN_CHANNELS:
+        raise ValueError(f"w1 is {tuple(w1.shape)}: must be (F, C, 3, 3) with F one of {', '.join(map(str, HIDDEN_CHANNELS))}")
     return hidden
 
 
