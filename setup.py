@@ -16,7 +16,7 @@ setup(
     # The folder kernels/ is installed as dpt.kernels: a top-level package of that name would shadow Hugging Face's `kernels`.
     packages=["dpt", "dpt.kernels"],
     package_dir={"dpt": "dpt", "dpt.kernels": "kernels"},
-    package_data={"dpt": ["weights/*"], "dpt.kernels": ["configs/*.json"]},
+    package_data={"dpt": ["weights/*", "examples/*"], "dpt.kernels": ["configs/*.json"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
