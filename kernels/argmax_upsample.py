@@ -14,7 +14,8 @@ equal values the first class wins, as in ``torch.argmax`` on a CPU. NaN counts a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -24,6 +25,7 @@ from .launch import DTYPES, CompileCase, config, device_family, launch, record, 
 from .upsample import bilinear_source, check_map, check_size, gather_bilinear, upsample_bilinear_ref
 
 MAX_CLASSES = 32767  # of int16
+from .workload import FORWARD, RARE, Inputs, Workload, combinations
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
@@ -164,10 +166,35 @@ def compile_cases(family: str) -> Iterable[CompileCase]:
                 yield from record(family, variant, _forward, *arguments, tensor_cores=False, async_copies=False)
 
 
-def tuning_space(kernel_name: str) -> Iterable[dict[str, int]]:
-    """Candidate configurations for the tuning command."""
-    for block_p in (16, 32, 64, 128, 256):
-        for block_k in (1, 8, 16, 32, 64):
-            if 256 <= block_p * block_k <= 4096 or block_k == 1:
-                for num_warps in (4, 8):
-                    yield {"BLOCK_P": block_p, "BLOCK_K": block_k, "num_warps": num_warps, "num_stages": 1}
+def _tuned_arguments(inputs: Inputs, batch: int, classes: int, side: int, classes_last: bool) -> dict[str, Any]:
+    """Logits that are multiples of 1/16, for a resize by two: all that follows is exact in float32, and so the labels are."""
+    logits = (inputs.map if classes_last else inputs.normal)(batch, classes, side, side)
+    logits = (logits.float() * 16).round().div(16).to(logits.dtype)
+    return {"logits": logits, "height": 2 * side, "width": 2 * side, "align_corners": False, "probability": False}
+
+
+def _labels_ref(logits: torch.Tensor, height: int, width: int, align_corners: bool, probability: bool) -> torch.Tensor:
+    return upsample_argmax_ref(logits, (height, width), align_corners)
+
+
+def _candidates(block_k: Sequence[int]) -> list[dict[str, int]]:
+    """1 to 16 elements a thread."""
+    found = combinations([{}], BLOCK_P=(16, 32, 64, 128, 256, 512), BLOCK_K=block_k, num_warps=(4, 8), num_stages=(1,))
+    return [c for c in found if 1 <= c["BLOCK_P"] * c["BLOCK_K"] // (32 * c["num_warps"]) <= (16 if c["BLOCK_K"] > 4 else 4)]
+
+
+def tuning_space() -> Iterator[Workload]:
+    """ADE20K's 150 classes at 512 pixels, in both memory formats, and the few classes of a small model."""
+    for batch, classes, side, classes_last, block_k in (
+        (1, 150, 256, True, (16, 32, 64)),
+        (16, 150, 256, True, (16, 32, 64)),
+        (1, 9, 96, True, (16,)),
+        (1, 150, 256, False, (1, 2, 4)),
+    ):
+        yield Workload(
+            "argmax", _forward, _tuned_arguments, _labels_ref, {"upsample_argmax": _candidates(block_k)},
+            sizes={"batch": batch, "classes": classes, "side": side, "classes_last": classes_last},
+            small={"batch": 1, "classes": min(classes, 20), "side": 5},
+            stage=FORWARD if classes_last else RARE,
+            shows={"tensor_cores": False, "async_copies": False},
+        )  # fmt: skip

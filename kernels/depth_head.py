@@ -25,8 +25,10 @@ row a program. Saved: x and the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,7 @@ from .upsample import (
     upsample_backward,
     upsample_bilinear,
 )
+from .workload import BACKWARD, Inputs, Workload, by_autograd, combinations, tiles
 
 ACTIVATIONS = ("relu", "sigmoid")
 HIDDEN_CHANNELS = (16, 32, 64)
@@ -436,18 +439,56 @@ def _cases(family: str) -> Iterator[launch.CompileCase]:
                 )
 
 
-def tuning_space(kernel_name: str) -> Iterable[dict[str, int]]:
-    """Candidate configurations for the tuning command."""
-    for block_h in (8, 16, 32):
-        for block_w, source_w in ((64, 32), (128, 64)):
-            for block_c in (32, 64, 128):
-                for num_warps in (4, 8):
-                    for num_stages in (1, 2, 3):
-                        yield {
-                            "BLOCK_H": block_h,
-                            "BLOCK_W": block_w,
-                            "SOURCE_W": source_w,
-                            "BLOCK_C": block_c,
-                            "num_warps": num_warps,
-                            "num_stages": num_stages,
-                        }
+def _tuned_arguments(inputs: Inputs, batch: int, channels: int, side: int, size: int, hidden: int = 32) -> dict[str, Any]:
+    parameters = {
+        "w1": inputs.map(hidden, channels, 3, 3, std=(9 * channels) ** -0.5),
+        "b1": inputs.normal(hidden),
+        "w2": inputs.normal(1, hidden, 1, 1, std=hidden**-0.5),
+        "b2": inputs.normal(1),
+    }
+    return {"x": inputs.map(batch, channels, side, side), **parameters, "sigmoid": True, "max_depth": 20.0}
+
+
+def _forward_arguments(inputs: Inputs, size: int, **sizes: int) -> dict[str, Any]:
+    return {**_tuned_arguments(inputs, size=size, **sizes), "size": (size, size), "grad": None, "precision": inputs.precision}
+
+
+def _backward_arguments(inputs: Inputs, batch: int, size: int, **sizes: int) -> dict[str, Any]:
+    return {**_tuned_arguments(inputs, batch=batch, size=size, **sizes), "grad": inputs.normal(batch, size, size)}
+
+
+def _forward_ref(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision) -> torch.Tensor:
+    return depth_head_ref(x, w1, b1, w2, b2, size, "sigmoid", max_depth)
+
+
+def _backward_ref(grad, x, w1, b1, w2, b2, sigmoid, max_depth) -> list[torch.Tensor]:
+    head = functools.partial(depth_head_ref, size=grad.shape[1:], activation="sigmoid", max_depth=max_depth)
+    return by_autograd(head, [x, w1, b1, w2, b2], grad)
+
+
+def _candidates(narrow: bool, exact: bool) -> list[dict[str, int]]:
+    """``exact``: float32 without tensor cores holds whole operands in registers."""
+    blocks = tiles("BLOCK_W SOURCE_W num_warps", (32, 16, 4), (32, 16, 8), (64, 32, 4), (64, 32, 8), (128, 64, 8))
+    if exact:
+        return combinations(blocks[:2], BLOCK_H=(8, 16, 32), BLOCK_C=(16, 32), num_stages=(1, 2))
+    return combinations(blocks, BLOCK_H=(8, 16, 32), BLOCK_C=(16, 32) if narrow else (32, 64), num_stages=(3,))
+
+
+def tuning_space() -> Iterator[Workload]:
+    """The heads of DPT-Large at 384 pixels and of the Depth Anything models at 518; and their gradients, in training."""
+    for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
+        exact = dtype == torch.float32 and precision == "ieee"
+        options = {"small": {"batch": 1, "channels": 8, "side": 5, "size": 9}, "dtype": dtype, "precision": precision}
+        options["simple"] = ("_resize_weights_kernel", "_upsample_backward_kernel")
+        options["shows"] = {"tensor_cores": not exact and "HMMA", "async_copies": dtype != torch.float32}
+        for channels, side, size in ((128, 192, 384), (64, 296, 518), (32, 296, 518))[: 3 if dtype == torch.bfloat16 else 1]:
+            candidates = _candidates(channels <= 32, dtype == torch.float32)
+            sizes = {"channels": channels, "side": side, "size": size}
+            yield Workload(
+                "depth head", _launch, _forward_arguments, _forward_ref, {"depth_head": candidates},
+                sizes={"batch": 1, **sizes}, **options,
+            )  # fmt: skip
+            yield Workload(
+                "depth head gradients", _backward, _backward_arguments, _backward_ref, {"depth_head_backward": candidates},
+                sizes={"batch": 2, **sizes}, stage=BACKWARD, **options,
+            )  # fmt: skip

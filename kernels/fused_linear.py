@@ -35,6 +35,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import launch
+from .workload import combinations, tiles
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INVERSE_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
@@ -473,3 +474,44 @@ def _weight_gradient_op(
 def _(grad, x, prologue, norm_weight, norm_bias, mean, rstd, scale, weight):
     columns = grad.shape[1]
     return x.new_empty((columns, x.shape[1])), x.new_empty(0 if scale is None else columns, dtype=torch.float32)
+
+
+# Up to so many rows (one picture's tokens) large tiles leave multiprocessors without work: entries of their own are proposed.
+FEW_ROWS = 2048
+
+
+def tuned_variants() -> Iterator[tuple[str, dict[str, Any]]]:
+    """For the workloads: (kind of product, their options) of every way to launch that has code of its own; tf32 gets its own entries."""
+    for dtype, precision, kind, shows in compiled_variants():
+        if dtype != torch.float16:
+            narrow = {"precision": precision} if precision == "tf32" else {}
+            yield kind, {"dtype": dtype, "precision": precision, "shows": shows, "narrow": narrow}
+
+
+def linear_candidates(kind: str, prologue: bool) -> list[dict[str, Any]]:
+    """Of :func:`linear`, by ``kind`` of product. Without a prologue nothing passes through registers, and no statistics are shared."""
+    ways = tiles("TILES IN_REGISTERS", (1, True), (1, False), (2, True)) if prologue else tiles("TILES IN_REGISTERS", (1, False))
+    names = "BLOCK_M BLOCK_N BLOCK_K num_warps"
+    if kind == "float32":
+        blocks = tiles(names, (32, 32, 32, 4), (32, 64, 32, 4), (64, 32, 32, 4), (64, 64, 16, 8), (64, 64, 32, 4), (64, 64, 32, 8))
+        return combinations(blocks, **{"TILES": (1,), "IN_REGISTERS": (False,)}, num_stages=(2,), descriptor=(True, False))
+    if kind == "tf32":
+        blocks = tiles(names, (64, 64, 32, 4), (64, 128, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8))
+        return [{**way, **c} for way in ways[:2] for c in combinations(blocks, num_stages=(2, 3, 4), descriptor=(True,))]
+    blocks = tiles(names, (64, 64, 64, 4), (64, 128, 64, 4), (128, 64, 64, 4), (128, 128, 64, 4), (128, 128, 64, 8), (128, 256, 64, 8))
+    blocks += [] if prologue else tiles(names, (256, 128, 64, 8), (64, 64, 128, 4), (128, 128, 128, 8))
+    found = [{**way, **c} for way in ways for c in combinations(blocks, num_stages=(3, 4), descriptor=(True,))]
+    return found + combinations([{**blocks[0], **ways[0]}, {**blocks[3], **ways[0]}], num_stages=(3,), descriptor=(False,))
+
+
+def weight_gradient_candidates(kind: str) -> list[dict[str, Any]]:
+    """Of :func:`weight_gradient`, by ``kind`` of product."""
+    names = "BLOCK_N BLOCK_K num_warps"
+    if kind == "float32":
+        blocks = tiles(names, (32, 32, 4), (32, 64, 4), (64, 32, 4), (64, 64, 4), (64, 64, 8))
+        return combinations(blocks, BLOCK_M=(16, 32), IN_REGISTERS=(False,), num_stages=(2,), descriptor=(True,))
+    if kind == "tf32":
+        blocks = tiles(names, (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 8))
+        return combinations(blocks, BLOCK_M=(32,), IN_REGISTERS=(False, True), num_stages=(2, 3), descriptor=(True,))
+    blocks = tiles(names, (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 4), (128, 128, 8))
+    return combinations(blocks, BLOCK_M=(64, 128), IN_REGISTERS=(True, False), num_stages=(3, 4), descriptor=(True,))

@@ -17,7 +17,9 @@ gradients are taken in two stages in float32, in a fixed order, so all gradients
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ import triton.language as tl
 
 from . import fused_linear, launch
 from .fused_linear import Norm, Statistics, rows_of
+from .workload import BACKWARD, Inputs, Workload, by_autograd, combinations
 
 
 def layernorm_linear_ref(
@@ -273,3 +276,81 @@ def compile_cases(family: str) -> Iterator[launch.CompileCase]:
             if precision == "ieee":
                 arguments = (x, x, statistics, norm.weight, x, True, True)
                 yield from launch.record(family, where, _layernorm_backward, *arguments, tensor_cores=False, async_copies=False)
+
+
+EPS = 1e-6
+
+
+def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int, gelu: bool) -> dict[str, Any]:
+    return {
+        "name": "layernorm_linear",
+        "x": inputs.normal(rows, depth),
+        "weight": inputs.normal(columns, depth, std=depth**-0.5),
+        "precision": inputs.precision,
+        "epilogue": "gelu" if gelu else "none",
+        "bias": inputs.normal(columns),
+        "norm": Norm(inputs.normal(depth), inputs.normal(depth)),
+        "eps": EPS,
+    }
+
+
+def _linear_ref(x, weight, bias, norm, eps, epilogue, **_) -> torch.Tensor:
+    return layernorm_linear_ref(x, *norm, weight, bias, eps, "gelu" if epilogue == "gelu" else None)
+
+
+def _statistics(x: torch.Tensor) -> Statistics:
+    x = x.float()
+    return Statistics(x.mean(1), torch.rsqrt(x.var(1, correction=0) + EPS))
+
+
+def _weight_gradient_arguments(inputs: Inputs, rows: int, depth: int, columns: int) -> dict[str, Any]:
+    x, norm = inputs.normal(rows, depth), Norm(inputs.normal(depth), inputs.normal(depth))
+    prologue = {"prologue": "layernorm", "norm": norm, "statistics": _statistics(x)}
+    return {"grad": inputs.normal(rows, columns), "x": x, "precision": inputs.precision, **prologue}
+
+
+def _weight_gradient_ref(grad, x, norm, **_) -> list[torch.Tensor]:
+    weight = x.new_zeros(grad.shape[1], x.shape[1])
+    return by_autograd(lambda weight: layernorm_linear_ref(x, *norm, weight, None, EPS), [weight], grad)
+
+
+def _norm_gradient_arguments(inputs: Inputs, rows: int, depth: int) -> dict[str, Any]:
+    grad, x, skip = (inputs.normal(rows, depth) for _ in range(3))
+    needs = {"needs_input": True, "needs_norm": True}
+    return {"grad": grad, "x": x, "statistics": _statistics(x), "norm_weight": inputs.normal(depth), "skip": skip, **needs}
+
+
+def _norm_gradient_ref(grad, x, norm_weight, skip, **_) -> tuple[torch.Tensor, torch.Tensor]:
+    norm = functools.partial(F.layer_norm, normalized_shape=x.shape[1:], eps=EPS)
+    inputs = [x, norm_weight, torch.zeros_like(norm_weight)]
+    x_grad, *sums = by_autograd(lambda x, weight, bias: norm(x, weight=weight, bias=bias), inputs, grad)
+    return x_grad + skip, torch.stack(sums)
+
+
+def tuning_space() -> Iterator[Workload]:
+    """qkv and fc1 of ViT-B at 512 pixels, -L at 384 and -S at 518, one picture and many; and the gradients of training with two."""
+    small = {"rows": 19, "depth": 24, "columns": 40}
+    for kind, options in fused_linear.tuned_variants():
+        candidates = {"layernorm_linear": fused_linear.linear_candidates(kind, prologue=True)}
+        half = kind == "bfloat16"
+        shapes = ((1025, 768, 2304, False), (577, 1024, 4096, True), (1370, 384, 1152, False))
+        shapes += ((16400, 768, 2304, False), (9232, 1024, 4096, True))
+        for shape in shapes if half else shapes[:1]:
+            few = {"rows_max": fused_linear.FEW_ROWS} if half and shape[0] <= fused_linear.FEW_ROWS else {}
+            yield Workload(
+                "layernorm linear", fused_linear.linear, _linear_arguments, _linear_ref, candidates,
+                sizes=dict(zip(("rows", "depth", "columns", "gelu"), shape, strict=True)), small=small,
+                **{**options, "narrow": options["narrow"] | few},
+            )  # fmt: skip
+        yield Workload(
+            "layernorm linear's weight gradient", fused_linear.weight_gradient, _weight_gradient_arguments, _weight_gradient_ref,
+            {"weight_gradient": fused_linear.weight_gradient_candidates(kind)},
+            sizes={"rows": 2050, "depth": 768, "columns": 3072}, small=small, stage=BACKWARD, **options,
+        )  # fmt: skip
+    for rows, depth in ((2740, 384), (2050, 768), (1154, 1024)):
+        yield Workload(
+            "layernorm's gradients", _layernorm_backward, _norm_gradient_arguments, _norm_gradient_ref,
+            {"layernorm_backward": combinations([{}], BLOCK_M=(1, 2, 4, 8), STEPS=(1, 2, 4, 8), num_warps=(4, 8), num_stages=(1,))},
+            sizes={"rows": rows, "depth": depth}, small={"rows": 19, "depth": 24}, stage=BACKWARD,
+            shows={"tensor_cores": False, "async_copies": False},
+        )  # fmt: skip

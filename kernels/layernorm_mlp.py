@@ -18,15 +18,18 @@ and the biases, the scale and the norm as in the two ops. Gradients are reproduc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from . import fused_linear, launch
 from .fused_linear import Norm, Statistics, rows_of
 from .layernorm_linear import gradients as layernorm_linear_gradients
 from .layernorm_linear import layernorm_linear, layernorm_linear_ref
 from .linear_residual import gradients as linear_residual_gradients
-from .linear_residual import linear_residual, linear_residual_ref, scaled
+from .linear_residual import linear_residual, linear_residual_ref, scaled, scaled_weight_gradient_arguments, scaled_weight_gradient_ref
+from .workload import BACKWARD, Inputs, Workload, by_autograd
 
 __all__ = ["layernorm_linear", "layernorm_linear_ref", "layernorm_mlp", "layernorm_mlp_ref", "linear_residual", "linear_residual_ref"]
 
@@ -163,3 +166,36 @@ def compile_cases(family: str) -> Iterator[launch.CompileCase]:
             yield from launch.record(family, where, fused_linear.linear, *arguments, epilogue="gelu_gradient", extra=pre, **shows)
             options = {"prologue": "gelu", "scale": grad[0], "weight": w2}
             yield from launch.record(family, f"gelu scaled {where}", fused_linear.weight_gradient, grad, pre, precision, **options, **shows)
+
+
+def _gelu_gradient_arguments(inputs: Inputs, rows: int, depth: int, hidden: int) -> dict[str, Any]:
+    return {
+        "name": "gelu_input_gradient",
+        "x": inputs.normal(rows, depth),
+        "weight": inputs.normal(depth, hidden, std=hidden**-0.5),
+        "precision": inputs.precision,
+        "epilogue": "gelu_gradient",
+        "extra": inputs.normal(rows, hidden),
+    }
+
+
+def _gelu_gradient_ref(x, weight, extra, **_) -> list[torch.Tensor]:
+    return by_autograd(lambda pre: F.linear(F.gelu(pre), weight), [extra], x)
+
+
+def tuning_space() -> Iterator[Workload]:
+    """What training adds to the two ops' own launches: ViT-B with two pictures of 512 pixels, ViT-L with eight of 384."""
+    for kind, options in fused_linear.tuned_variants():
+        for rows, depth, hidden in ((2050, 768, 3072), (4616, 1024, 4096))[: 2 if kind == "bfloat16" else 1]:
+            yield Workload(
+                "GELU's input gradient", fused_linear.linear, _gelu_gradient_arguments, _gelu_gradient_ref,
+                {"gelu_input_gradient": fused_linear.linear_candidates(kind, prologue=False)},
+                sizes={"rows": rows, "depth": depth, "hidden": hidden}, small={"rows": 19, "depth": 24, "hidden": 40},
+                stage=BACKWARD, **options,
+            )  # fmt: skip
+        yield Workload(
+            "weight gradient behind GELU", fused_linear.weight_gradient, scaled_weight_gradient_arguments, scaled_weight_gradient_ref,
+            {"weight_gradient": fused_linear.weight_gradient_candidates(kind)},
+            sizes={"rows": 2050, "depth": 3072, "columns": 768, "prologue": "gelu"}, small={"rows": 19, "depth": 24, "columns": 40},
+            stage=BACKWARD, **options,
+        )  # fmt: skip

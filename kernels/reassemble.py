@@ -20,6 +20,7 @@ in a fixed order. Saved: the inputs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from . import launch
 from .conv3x3 import input_precision as conv_precision
 from .fused_linear import _gelu, _gelu_slope, check_input, check_operand, compiled_variants
 from .upsample import channels_last, check_map, empty_channels_last
+from .workload import BACKWARD, Inputs, Workload, by_autograd, combinations, tiles
 
 
 def readout_project_ref(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -308,3 +310,65 @@ def _cases(family: str) -> Iterator[launch.CompileCase]:
             bias = torch.empty(channels, dtype=dtype, device="meta")
             variant = f"transposed convolution C={channels} s={stride} {name}"
             yield from launch.record(family, variant, _transposed_conv, x, weight, bias, precision, **kinds)
+
+
+def _readout_arguments(inputs: Inputs, batch: int, tokens: int, features: int) -> dict[str, Any]:
+    weight, bias = inputs.normal(features, 2 * features, std=(2 * features) ** -0.5), inputs.normal(features)
+    return {"tokens": inputs.normal(batch, tokens, features), "weight": weight, "bias": bias, "precision": inputs.precision}
+
+
+def _readout_gradient_arguments(inputs: Inputs, batch: int, tokens: int, features: int) -> dict[str, Any]:
+    return {**_readout_arguments(inputs, batch, tokens, features), "grad": inputs.normal(batch, tokens - 1, features)}
+
+
+def _transposed_conv_arguments(inputs: Inputs, batch: int, channels: int, side: int, stride: int) -> dict[str, Any]:
+    weight, bias = inputs.normal(channels, channels, stride, stride, std=channels**-0.5), inputs.normal(channels)
+    return {"x": inputs.map(batch, channels, side, side), "weight": weight, "bias": bias, "precision": inputs.precision}
+
+
+def _readout_ref(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
+    if grad is None:
+        return readout_project_ref(tokens, weight, bias)
+    patches, features = tokens[:, 1:], tokens.shape[-1]
+    pre = F.linear(patches, weight[:, :features], bias) + F.linear(tokens[:, :1], weight[:, features:])
+    return F.pad(by_autograd(F.gelu, [pre], grad)[0], (0, 0, 1, 0))
+
+
+def _transposed_conv_workload_ref(x, weight, bias, precision) -> torch.Tensor:
+    return transposed_conv_ref(x, weight, bias)
+
+
+def _candidates(exact: bool, tf32: bool) -> list[dict[str, int]]:
+    if exact:
+        blocks = tiles("BLOCK_M BLOCK_N num_warps", (32, 32, 4), (32, 32, 8), (64, 32, 4), (64, 32, 8), (64, 64, 8))
+        return combinations(blocks, BLOCK_K=(16, 32), num_stages=(2,))
+    names = "BLOCK_M BLOCK_N num_warps"
+    blocks = tiles(names, (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 4), (128, 128, 8))
+    return combinations(blocks, BLOCK_K=(32,) if tf32 else (32, 64), num_stages=(3, 4))
+
+
+def tuning_space() -> Iterator[Workload]:
+    """The readouts and the transposed convolutions of DPT-Base at 512 pixels and DPT-Large at 384, batch 1, and of one with batch 16."""
+    for dtype, precision, _, kinds in compiled_variants():
+        if dtype == torch.float16:
+            continue
+        exact = dtype == torch.float32 and precision == "ieee"
+        options = {"dtype": dtype, "precision": precision, "shows": kinds}
+        candidates, small = _candidates(exact, precision == "tf32"), {"batch": 2, "tokens": 6, "features": 24}
+        base = {"batch": 1, "tokens": 1025, "features": 768}
+        for sizes in (base, {"batch": 1, "tokens": 577, "features": 1024}, {**base, "batch": 16})[: 3 if dtype == torch.bfloat16 else 1]:
+            yield Workload(
+                "readout", _readout, _readout_arguments, _readout_ref, {"readout_project": candidates},
+                sizes=sizes, small=small, **options,
+            )  # fmt: skip
+        yield Workload(
+            "readout gradient", _readout, _readout_gradient_arguments, _readout_ref, {"readout_project_backward": candidates},
+            sizes={**base, "batch": 2}, small=small, stage=BACKWARD, **options,
+        )  # fmt: skip
+        shapes = ((1, 96, 32, 4), (1, 192, 32, 2), (1, 256, 24, 4), (16, 96, 32, 4))
+        for batch, channels, side, stride in shapes[: 4 if dtype == torch.bfloat16 else 1]:
+            yield Workload(
+                "transposed convolution", _transposed_conv, _transposed_conv_arguments, _transposed_conv_workload_ref,
+                {"transposed_conv": candidates}, sizes={"batch": batch, "channels": channels, "side": side, "stride": stride},
+                small={"batch": 2, "channels": 24, "side": 3}, **options,
+            )  # fmt: skip

@@ -1,11 +1,19 @@
 """Write the configuration table on a GPU.
 
-    python -m dpt.kernels.tune [--kernel attention] [--budget SECONDS]
+    python -m dpt.kernels.tune [--kernel attention] [--budget SECONDS] [--json FILE]
+    python -m dpt.kernels.tune --dry-run [--arch sm_90]
+    python -m dpt.kernels.tune --settle FILE
 
-For every kernel and shape bucket of an op module's ``tuning_space(family)``: each candidate configuration is compiled and held to the gates
-of ``compiled.py`` (no spills, ...), run and held to the parity rule, and then timed; the fastest goes into ``configs/<family>.json`` with
-its provenance. A candidate that fails is told and left out; one whose gain over the shipped configuration is within the noise does not
-replace it. Each bucket is written as soon as it is done, so that a run that is cut short loses nothing.
+The op modules' ``tuning_space()`` gives workloads (``workload.py``), and these the entries of the table and the candidates for each. A
+candidate is compiled and held to the gates of ``compiled.py`` (no spills, ...) in another process, ahead of the GPU; then it is run, held
+to the parity rule and timed; the fastest goes into ``configs/<family>.json`` with its provenance. A candidate that fails is told and left
+out; one whose gain over the shipped configuration is within the noise does not replace it. Each entry is written as soon as it is done, so
+that a run that is cut short loses nothing.
+
+Times are medians of CUDA events around the launcher's whole call, with the L2 cache overwritten before each; of several workloads, the
+geometric mean. ``--json`` keeps every outcome. What was measured may, with another version of Triton, not compile well in all the shapes
+and dtypes that the tests demand of an entry: ``--settle`` goes through the recorded outcomes, on any machine, and puts the next best into
+the table where that is so.
 """
 
 from __future__ import annotations
@@ -14,92 +22,214 @@ import argparse
 import contextlib
 import datetime
 import fcntl
+import functools
 import importlib
 import json
+import multiprocessing
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 from . import compiled, launch
+from .workload import Bucket, Config, Trial, Workload, buckets, float32_products
 
-REPEATS = 30
 # A candidate has to beat the shipped configuration by this much, or the table changes with the noise of each run.
 NOISE = 0.02
+# Timed a few times first; one that is slower than the best by this factor is timed no more.
+FEW, REPEATS, LOSER = 5, 30, 1.5
+# The fastest, and the shipped one, are timed again one after the other before the choice: the clock of the first may not be the last's.
+FINALISTS = 3
+# Much more than any L2 cache holds.
+FLUSHED_BYTES = 256 * 1024 * 1024
+# A process that dies in the compiler takes its candidate with it: after so many seconds of waiting the candidate is given up.
+COMPILE_SECONDS = 60
+# After these the CUDA context is lost, and everything in this process fails.
+FATAL = ("illegal memory access", "misaligned address", "illegal instruction", "unspecified launch failure", "device-side assert")
+# What costs the models most comes first.
+ORDER = (
+    "conv3x3",
+    "layernorm_linear",
+    "linear_residual",
+    "attention_forward",
+    "depth_head",
+    "upsample_argmax",
+    "upsample_bilinear",
+    "readout_project",
+    "transposed_conv",
+    "conv3x3_epilogue",
+)
 
-
-@dataclass(frozen=True)
-class Bucket:
-    """One entry of the table to be tuned.
-
-    ``kernel``: its name in the table. ``when``: the entry's conditions. ``candidates``: configurations, the shipped one among them or not.
-    ``run``: makes the launches, and is what is timed; called with nothing, on tensors it holds. ``check``: raises AssertionError if the
-    outputs of ``run`` break the parity rule. ``cases(family)``: the compile cases of the launches of ``run`` under the candidate in force.
-    """
-
-    kernel: str
-    when: Mapping[str, Any]
-    candidates: Sequence[Mapping[str, Any]]
-    run: Callable[[], Any]
-    check: Callable[[], None]
-    cases: Callable[[], Iterable[launch.CompileCase]]
+Timer = Callable[[Callable[[], Any], int], float]
+Gates = Callable[[Bucket, Config], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one candidate: its median time in microseconds, or why it was left out."""
+    """What became of one candidate: the median microseconds of each workload, or why it was left out."""
 
-    config: Mapping[str, Any]
-    microseconds: float | None
+    config: Config
+    times: tuple[float, ...] = ()
     refused: str | None = None
 
+    @property
+    def microseconds(self) -> float | None:
+        """The geometric mean of the workloads."""
+        return statistics.geometric_mean(self.times) if self.times else None
 
-def judge(bucket: Bucket, candidate: Mapping[str, Any], timer: Callable[[Callable[[], Any]], float], gates: Callable) -> Outcome:
-    """Gate, check and time one candidate. ``timer``: microseconds of a call; ``gates``: the problems of a compile case."""
-    with launch.using(bucket.kernel, candidate):
-        try:
-            problems = [problem for case in bucket.cases() for problem in gates(case)]
-            if problems:
-                return Outcome(candidate, None, "; ".join(problems))
-            bucket.check()
-            return Outcome(candidate, timer(bucket.run))
-        except Exception as error:  # a candidate may fail in the compiler, in the driver or in parity: told, never fatal
-            return Outcome(candidate, None, " ".join(f"{type(error).__name__}: {error}".split())[:200])
+    @property
+    def fatal(self) -> bool:
+        return self.refused is not None and any(words in self.refused for words in FATAL)
 
 
-def fastest(outcomes: Sequence[Outcome], shipped: Mapping[str, Any] | None) -> Outcome | None:
-    """The outcome whose configuration the table should hold: the fastest, or the shipped one if that is as fast within the noise."""
-    timed = sorted((o for o in outcomes if o.microseconds is not None), key=lambda o: o.microseconds)
-    if not timed:
-        return None
-    for outcome in timed:
-        if outcome.config == shipped and outcome.microseconds <= timed[0].microseconds * (1 + NOISE):
-            return outcome
-    return timed[0]
+@dataclass
+class Result:
+    """What was found for a bucket. ``failed``: why its workloads could not be set up at all."""
+
+    bucket: Bucket
+    outcomes: list[Outcome] = field(default_factory=list)
+    best: Outcome | None = None
+    failed: str | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the process can measure nothing any more."""
+        return any(outcome.fatal for outcome in self.outcomes) or any(words in (self.failed or "") for words in FATAL)
 
 
-def time_on_gpu(run: Callable[[], Any]) -> float:
-    """Median microseconds of ``run`` by CUDA events, with L2 overwritten before each call."""
-    scratch = torch.empty(256 * 1024 * 1024, dtype=torch.int8, device="cuda")
-    for _ in range(3):
-        run()
+def _sentence(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def judge(bucket: Bucket, candidate: Config, trials: Sequence[Trial], gates: Gates, timer: Timer, best: float = float("inf")) -> Outcome:
+    """Gate, check and time one candidate. ``gates``: what is wrong with its compiled code; ``timer``: microseconds of a call, the median
+    of so many; ``best``: of the candidates so far.
+    """
+    try:
+        problems = gates(bucket, candidate)
+        if problems:
+            return Outcome(candidate, refused="; ".join(problems))
+        with launch.using(bucket.kernel, candidate):
+            for trial in trials:
+                with float32_products(trial.workload.precision):
+                    trial.check()
+        outcome = timed(bucket, candidate, trials, timer, FEW)
+        return outcome if outcome.microseconds > LOSER * best else timed(bucket, candidate, trials, timer, REPEATS)
+    except Exception as error:  # a candidate may fail in the compiler, in the driver or in parity: told, never fatal
+        return Outcome(candidate, refused=_sentence(error))
+
+
+def timed(bucket: Bucket, candidate: Config, trials: Sequence[Trial], timer: Timer, repeats: int) -> Outcome:
+    """The candidate's time on every trial."""
     times = []
-    for _ in range(REPEATS):
-        scratch.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    with launch.using(bucket.kernel, candidate):
+        for trial in trials:
+            with float32_products(trial.workload.precision):
+                times.append(timer(trial.run, repeats))
+    return Outcome(candidate, tuple(times))
+
+
+def fastest(outcomes: Sequence[Outcome], shipped: Config | None) -> Outcome | None:
+    """The outcome whose configuration the table should hold: the fastest, or the shipped one if that is as fast within the noise."""
+    ranked = sorted((o for o in outcomes if o.times), key=lambda o: o.microseconds)
+    if not ranked:
+        return None
+    for outcome in ranked:
+        if outcome.config == shipped and outcome.microseconds <= ranked[0].microseconds * (1 + NOISE):
+            return outcome
+    return ranked[0]
+
+
+def _again(bucket: Bucket, outcomes: list[Outcome], trials: Sequence[Trial], timer: Timer) -> list[Outcome]:
+    """The outcomes with new times of the shipped configuration and the fastest, taken one right after the other."""
+    ranked = sorted((o for o in outcomes if o.times), key=lambda o: o.microseconds)
+    finalists = [o for index, o in enumerate(ranked) if index < FINALISTS or o.config == bucket.shipped]
+    if len(finalists) < 2:
+        return outcomes
+    new = {id(outcome): timed(bucket, outcome.config, trials, timer, REPEATS) for outcome in finalists}
+    return [new.get(id(outcome), outcome) for outcome in outcomes]
+
+
+def tune_bucket(bucket: Bucket, *, trial: Callable[[Workload], Trial], gates: Gates, timer: Timer, over: Callable[[], bool]) -> Result:
+    """Judge the candidates, the shipped one first, until ``over()``; choose among those that were reached."""
+    result = Result(bucket)
+    try:
+        trials = [trial(workload) for workload in bucket.workloads]
+        for each in trials:
+            _ = each.expected  # before the candidates are waited for
+    except Exception as error:
+        result.failed = _sentence(error)
+        return result
+    best = float("inf")
+    for candidate in bucket.candidates:
+        if over() or result.lost:
+            break
+        result.outcomes.append(judge(bucket, candidate, trials, gates, timer, best))
+        best = min(best, result.outcomes[-1].microseconds or best)
+    if not result.lost:
+        result.outcomes = _again(bucket, result.outcomes, trials, timer)
+    result.best = fastest(result.outcomes, bucket.shipped)
+    return result
+
+
+def tune(
+    found: Iterable[Bucket],
+    family: str,
+    *,
+    trial: Callable[[Workload], Trial],
+    gates: Gates,
+    timer: Timer,
+    provenance: Callable[[Bucket, Outcome], str],
+    budget: float = float("inf"),
+    folder: Path = launch.CONFIGS,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Result]:
+    """Tune bucket after bucket until ``budget`` seconds are over or the GPU is lost, writing each winner; yields what was found."""
+    started = clock()
+
+    def over() -> bool:
+        return clock() - started > budget
+
+    for bucket in found:
+        if over():
+            return
+        result = tune_bucket(bucket, trial=trial, gates=gates, timer=timer, over=over)
+        if result.best is not None:
+            text = provenance(bucket, result.best)
+            write_config(family, bucket.kernel, bucket.when, result.best.config, text, folder, before=bucket.parent)
+        yield result
+        if result.lost:
+            return
+
+
+@functools.cache
+def _scratch() -> torch.Tensor:
+    return torch.empty(FLUSHED_BYTES, dtype=torch.int8, device="cuda")
+
+
+def time_on_gpu(run: Callable[[], Any], repeats: int) -> float:
+    """Median microseconds of ``run`` by CUDA events, with the L2 cache overwritten before each call.
+
+    The host queues all calls before it waits: the GPU is busy overwriting while a call is prepared, so the host's time does not count.
+    """
+    run()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for start, end in events:
+        _scratch().zero_()
         start.record()
         run()
         end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000)
-    return statistics.median(times)
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) * 1000 for start, end in events)
 
 
 @contextlib.contextmanager
@@ -116,6 +246,10 @@ def _locked_table(family: str, folder: Path) -> Iterator[dict[str, Any]]:
         partial.replace(path)
     finally:
         os.close(lock)
+    _forget_table()
+
+
+def _forget_table() -> None:
     launch.load_table.cache_clear()
     launch._entry.cache_clear()
 
@@ -138,84 +272,252 @@ def write_entries(family: str, kernel: str, entries: Sequence[Mapping[str, Any]]
 
 
 def write_config(
-    family: str, kernel: str, when: Mapping[str, Any], config: Mapping[str, Any], provenance: str, folder: Path = launch.CONFIGS
+    family: str,
+    kernel: str,
+    when: Config,
+    config: Config,
+    provenance: str,
+    folder: Path = launch.CONFIGS,
+    before: Config | None = None,
 ) -> None:
-    """Put one configuration into the table: over the entry with the same conditions, or before all others."""
+    """Put one configuration into the table: over the entry with the same conditions; or, where there is none, in front of the entry with
+    the conditions ``before``, so that what stands above that one still comes first; or in front of all.
+    """
     entry = {"when": dict(when), "config": dict(config), "provenance": provenance}
     with _locked_table(family, folder) as table:
         entries = table.setdefault(kernel, [])
-        same = [index for index, old in enumerate(entries) if old["when"] == entry["when"]]
-        if same:
-            entries[same[0]] = entry
+        place = {json.dumps(old["when"], sort_keys=True): index for index, old in enumerate(entries)}
+        same = place.get(json.dumps(entry["when"], sort_keys=True))
+        if same is not None:
+            entries[same] = entry
         else:
-            entries.insert(0, entry)
+            entries.insert(place.get(json.dumps(before, sort_keys=True), 0), entry)
 
 
-def _provenance(microseconds: float) -> str:
+class CompilerPool:
+    """The gates, passed in processes of their own in the order of the buckets, ahead of who asks.
+
+    The binaries are where a launch in this process finds them, in Triton's cache: the key is made of the source, the arguments' types and
+    alignment, and the target, and tensors on the meta device have them all.
+    """
+
+    def __init__(self, found: Sequence[Bucket], family: str, processes: int):
+        self._pool = multiprocessing.get_context("spawn").Pool(processes, initializer=_prepare_compiler)
+        self._results = {
+            self._key(bucket, candidate): self._pool.apply_async(candidate_problems, (bucket, family, candidate))
+            for bucket in found
+            for candidate in bucket.candidates
+        }
+
+    @staticmethod
+    def _key(bucket: Bucket, candidate: Config) -> str:
+        return json.dumps([bucket.kernel, bucket.when, candidate])
+
+    def __call__(self, bucket: Bucket, candidate: Config) -> Sequence[str]:
+        try:
+            return self._results.pop(self._key(bucket, candidate)).get(COMPILE_SECONDS)
+        except multiprocessing.TimeoutError:
+            return [f"not compiled after {COMPILE_SECONDS} s of waiting"]
+
+    def __enter__(self) -> CompilerPool:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._pool.terminate()
+
+
+def _prepare_compiler() -> None:
+    """In a process that only compiles: it takes no memory of the GPU, and no CPU time from the process that measures."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.nice(5)
+
+
+def candidate_problems(bucket: Bucket, family: str, candidate: Config) -> list[str]:
+    """What the gates have against the bucket's launches under ``candidate``."""
+    try:
+        return [problem for case in bucket.cases(family, candidate) for problem in compiled.measure(case).problems]
+    except Exception as error:
+        return [_sentence(error)]
+
+
+def entry_problems(kernel: str, when: Config, family: str) -> list[str]:
+    """What the gates have against the compile cases, of every op, that the table's entry serves: what ``tests/compiled`` demands of it."""
+    _forget_table()
+    modules = compiled.op_modules().values()
+    cases = [case for module in modules for case in module.compile_cases(family) if _serves(kernel, when, case)]
+    return [f"{case.name}: {problem}" for case in cases for problem in compiled.measure(case).problems]
+
+
+def _serves(kernel: str, when: Config, case: launch.CompileCase) -> bool:
+    return any(name == kernel and json.loads(conditions) == when for name, conditions in case.used)
+
+
+def settle(record: Mapping[str, Any], check: Callable[[str, Config, str], Sequence[str]], folder: Path = launch.CONFIGS) -> bool:
+    """Where an entry that was measured does not pass ``check`` (:func:`entry_problems`), put the next best into the table. Whether every
+    entry passes in the end; one of which no candidate does is left with the last.
+    """
+    family, passes = record["family"], True
+    for found in (bucket for bucket in record["buckets"] if bucket["chosen"] is not None):
+        kernel, when = found["kernel"], found["when"]
+        ranked = sorted((o for o in found["outcomes"] if o["microseconds"]), key=lambda o: o["microseconds"])
+        others = iter([outcome for outcome in ranked if outcome["config"] != found["chosen"]])
+        while problems := check(kernel, when, family):
+            print(f"{kernel} {when}: {problems[0]}" + (f" (and {len(problems) - 1} more)" if problems[1:] else ""), flush=True)
+            outcome = next(others, None)
+            if outcome is None:
+                passes = False
+                break
+            text = f"{record['provenance']}: {outcome['microseconds']:.1f} us, the fastest that passes the gates"
+            write_config(family, kernel, when, outcome["config"], text, folder)
+    return passes
+
+
+def _environment() -> dict[str, Any]:
+    """The conditions of a measurement."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     ).stdout.strip()
-    device = torch.cuda.get_device_name()
-    return f"measured on {device}, {datetime.date.today()}, commit {commit or 'unknown'}: {microseconds:.1f} us"
+    return {
+        "device": torch.cuda.get_device_name(),
+        "date": str(datetime.date.today()),
+        "commit": commit or "unknown",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
 
 
-def tune(
-    buckets: Iterable[Bucket],
-    family: str,
-    *,
-    timer: Callable[[Callable[[], Any]], float],
-    gates: Callable[[launch.CompileCase], Sequence[str]],
-    provenance: Callable[[float], str],
-    budget: float = float("inf"),
-    folder: Path = launch.CONFIGS,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[tuple[Bucket, list[Outcome], Outcome | None]]:
-    """Tune bucket after bucket until ``budget`` seconds are over, writing each winner; yields what was found."""
-    started = clock()
-    for bucket in buckets:
-        if clock() - started > budget:
-            return
-        entries = json.loads((folder / f"{launch.TABLES[family]}.json").read_text()).get(bucket.kernel, [])
-        shipped = next((entry["config"] for entry in entries if entry["when"] == bucket.when), None)
-        candidates = [c for c in bucket.candidates if c != shipped]
-        outcomes = [judge(bucket, c, timer, gates) for c in ([shipped] if shipped else []) + candidates]
-        best = fastest(outcomes, shipped)
-        if best is not None:
-            write_config(family, bucket.kernel, bucket.when, best.config, provenance(best.microseconds), folder)
-        yield bucket, outcomes, best
+def provenance(environment: Mapping[str, Any]) -> str:
+    """The part of an entry's provenance that all entries of a run share."""
+    return "measured on {device}, {date}, commit {commit}, torch {torch}, triton {triton}, L2 overwritten".format(**environment)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """A result as ``--json`` keeps it."""
+    bucket = result.bucket
+    outcomes = [
+        {"config": dict(o.config), "microseconds": o.microseconds, "times": list(o.times), "refused": o.refused} for o in result.outcomes
+    ]
+    return {
+        "kernel": bucket.kernel,
+        "when": dict(bucket.when),
+        "workloads": [workload.name for workload in bucket.workloads],
+        "shipped": dict(bucket.shipped),
+        "chosen": None if result.best is None else dict(result.best.config),
+        "failed": result.failed,
+        "untried": len(bucket.candidates) - len(result.outcomes),
+        "outcomes": outcomes,
+    }
+
+
+def _summary(result: Result) -> str:
+    bucket, name = result.bucket, f"{result.bucket.kernel} {dict(result.bucket.when)}"
+    if result.failed:
+        return f"{name}: its workloads fail: {result.failed}"
+    refused = [o for o in result.outcomes if o.refused]
+    counts = f"{len(result.outcomes)} of {len(bucket.candidates)} candidates, {len(refused)} refused"
+    if result.best is None:
+        return f"{name}: nothing passes ({counts}): {refused[0].refused if refused else 'nothing was reached'}"
+    shipped = next((o for o in result.outcomes if o.config == bucket.shipped), None)
+    before = "refused: " + shipped.refused if shipped.refused else f"{shipped.microseconds:.1f} us"
+    return f"{name}: {result.best.microseconds:.1f} us, shipped {before} ({counts}) {dict(result.best.config)}"
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dpt.kernels.tune", description=__doc__.split("\n")[0])
+    parser.add_argument("--kernel", action="append", choices=sorted(_tunable()), help="an op's module; default: all that can be tuned")
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds; default 480")
+    parser.add_argument("--json", type=Path, help="keep every outcome in this file, written as it goes")
+    parser.add_argument("--dry-run", action="store_true", help="list the entries and the number of candidates; needs no GPU")
+    parser.add_argument("--settle", type=Path, metavar="FILE", help="choose again from a --json file what compiles well; needs no GPU")
+    parser.add_argument("--arch", choices=list(launch.TABLES), help="for --dry-run; default: that of the GPU, or sm_90")
+    parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if launch.INTERPRETED and (options.settle or torch.cuda.is_available()):
+        parser.error("TRITON_INTERPRET is set: interpreted functions cannot be compiled, start again without it")
+    return options
+
+
+def _tunable() -> list[str]:
+    return [name for name, module in compiled.op_modules().items() if hasattr(module, "tuning_space")]
+
+
+def workloads(ops: Iterable[str] | None = None) -> list[Workload]:
+    """Those of the given op modules; of all by default."""
+    modules = [importlib.import_module(f".{op}", __package__) for op in ops or _tunable()]
+    return [workload for module in modules for workload in module.tuning_space()]
+
+
+def _list(found: Sequence[Bucket]) -> None:
+    for bucket in found:
+        new = "" if bucket.when == bucket.parent else " (new)"
+        print(f"{bucket.kernel} {dict(bucket.when)}{new}: {len(bucket.candidates)} candidates on {len(bucket.workloads)} workloads")
+        print("".join(f"    {workload.name}\n" for workload in bucket.workloads), end="")
+    print(f"{len(found)} entries, {sum(len(bucket.candidates) for bucket in found)} candidates")
+
+
+def _measure(options: argparse.Namespace, found: Sequence[Bucket], family: str, started: float) -> tuple[bool, int | None]:
+    """Whether every bucket that was reached has a configuration that passes, and where to go on if the GPU was lost."""
+    environment, done, passes = _environment(), options.skip, True
+    shared = provenance(environment)
+    record = {
+        **environment,
+        "family": family,
+        "provenance": shared,
+        "repeats": REPEATS,
+        "l2": "overwritten before each call",
+        "buckets": [],
+    }
+    if options.skip and options.json and options.json.exists():
+        record["buckets"] = json.loads(options.json.read_text())["buckets"]
+
+    def text(bucket: Bucket, best: Outcome) -> str:
+        return f"{shared}: {best.microseconds:.1f} us ({'; '.join(workload.name for workload in bucket.workloads)})"
+
+    def trial(workload: Workload) -> Trial:
+        return Trial(workload, "cuda")
+
+    def left() -> float:
+        return options.budget - (time.monotonic() - started)
+
+    with CompilerPool(found[done:], family, len(os.sched_getaffinity(0))) as gates:
+        for result in tune(found[done:], family, trial=trial, gates=gates, timer=time_on_gpu, provenance=text, budget=left()):
+            done, passes = done + 1, passes and result.best is not None
+            print(_summary(result), flush=True)
+            record["buckets"].append(as_json(result))
+            if options.json:
+                partial = options.json.with_suffix(f".{os.getpid()}")
+                partial.write_text(json.dumps(record, indent=1) + "\n")
+                partial.replace(options.json)
+            if result.lost:
+                return passes, done
+    if done < len(found):
+        print(f"the budget is over; not reached: {', '.join(f'{b.kernel} {dict(b.when)}' for b in found[done:])}")
+    return passes, None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tune on the GPU at hand; 1 if a bucket was left without any configuration that passes, 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m dpt.kernels.tune", description=__doc__.split("\n")[0])
-    parser.add_argument("--kernel", action="append", help="an op's module; default: all that can be tuned")
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds; default 480")
-    options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    started, arguments = time.monotonic(), list(sys.argv[1:] if arguments is None else arguments)
+    options = _options(arguments)
+    if options.settle:
+        return 0 if settle(json.loads(options.settle.read_text()), entry_problems) else 1
+    if not torch.cuda.is_available() and not options.dry_run:
         print("tuning measures, and there is no CUDA device here; the table stays as it is", file=sys.stderr)
         return 2
-    family = launch.device_family(torch.device("cuda"))
-    modules = compiled.op_modules()
-    unknown = set(options.kernel or ()) - set(modules)
-    if unknown:
-        parser.error(f"no op module {', '.join(sorted(unknown))}; there are {', '.join(modules)}")
-    chosen = [importlib.import_module(f".{op}", __package__) for op in options.kernel or modules]
-    buckets = (bucket for module in chosen if hasattr(module, "tuning_space") for bucket in module.tuning_space(family))
-    failed = False
-    for bucket, outcomes, best in tune(
-        buckets,
-        family,
-        timer=time_on_gpu,
-        gates=lambda case: compiled.measure(case).problems,
-        provenance=_provenance,
-        budget=options.budget,
-    ):
-        print(f"{bucket.kernel} {dict(bucket.when)}")
-        for outcome in outcomes:
-            result = outcome.refused if outcome.microseconds is None else f"{outcome.microseconds:.1f} us"
-            print(f"  {'*' if outcome is best else ' '} {dict(outcome.config)}: {result}")
-        failed = failed or best is None
-    return 1 if failed else 0
+    family = options.arch or (launch.device_family(torch.device("cuda")) if torch.cuda.is_available() else "sm_90")
+    found = buckets(workloads(options.kernel), family, ORDER)
+    if options.dry_run:
+        _list(found)
+        return 0
+    passes, lost_after = _measure(options, found, family, started)
+    if lost_after is None:
+        return 0 if passes else 1
+    print("the GPU's context is lost: going on with the next entry in a new process", flush=True)
+    budget = options.budget - (time.monotonic() - started)
+    command = [sys.executable, "-m", "dpt.kernels.tune", *arguments, "--budget", f"{budget:.0f}", "--skip", str(lost_after)]
+    return max(subprocess.call(command), 0 if passes else 1)
 
 
 if __name__ == "__main__":

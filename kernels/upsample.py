@@ -20,7 +20,9 @@ All fusion levels but the last need no kernel of this file: residual_conv gather
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ import triton
 import triton.language as tl
 
 from .launch import DTYPES, CompileCase, config, device_family, launch, record, runs_kernels
+from .workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, combinations
 
 MAX_SIDE = 32767  # 2 * side * side stays below 2^31, in which the kernels compute source coordinates
 
@@ -313,9 +316,54 @@ def compile_cases(family: str) -> Iterable[CompileCase]:
         yield from record(family, f"C=32 nine taps {name}", upsample_backward, x[:, :32], (12, 16), True, 3, **kinds)
 
 
-def tuning_space(kernel_name: str) -> Iterable[dict[str, int]]:
-    """Candidate configurations for the tuning command."""
-    for block_p in (16, 32, 64, 128):
-        for block_c in (32, 64, 128):
-            for num_warps in (4, 8):
-                yield {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": num_warps, "num_stages": 1}
+def _resize_arguments(inputs: Inputs, batch: int, channels: int, side: int, size: int) -> dict[str, Any]:
+    return {"x": inputs.map(batch, channels, side, side), "height": size, "width": size, "align_corners": True}
+
+
+def _gradient_arguments(inputs: Inputs, batch: int, channels: int, side: int, size: int, taps: int) -> dict[str, Any]:
+    return {"grad": inputs.map(batch, channels, size, size), "source_size": (side, side), "align_corners": True, "taps": taps}
+
+
+def _forward_ref(x: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
+    return upsample_bilinear_ref(x, (height, width), align_corners)
+
+
+def _upsample_backward_ref(grad: torch.Tensor, source_size: tuple[int, int], align_corners: bool, taps: int) -> torch.Tensor:
+    """:func:`upsample_backward` by autograd: each tap is resized by itself, and sees the gradient moved by its place in the window."""
+    (batch, channels, height, width), reach = grad.shape, taps // 2
+    padded = F.pad(grad, (reach,) * 4)
+    parts = []
+    for dy, dx in itertools.product(range(taps), repeat=2):
+        moved = padded[:, :, 2 * reach - dy :][:, :, :height, 2 * reach - dx :][..., :width]
+        source = grad.new_zeros((batch, channels, *source_size))
+        parts += by_autograd(functools.partial(upsample_bilinear_ref, size=(height, width), align_corners=align_corners), [source], moved)
+    return torch.cat(parts, dim=1)
+
+
+# 4 to 32 elements a thread.
+CANDIDATES = [
+    candidate
+    for candidate in combinations([{}], BLOCK_P=(16, 32, 64, 128, 256), BLOCK_C=(32, 64, 128, 256), num_warps=(4, 8), num_stages=(1,))
+    if 4 <= candidate["BLOCK_P"] * candidate["BLOCK_C"] // (32 * candidate["num_warps"]) <= 32
+]
+NARROW_CANDIDATES = [candidate for candidate in CANDIDATES if candidate["BLOCK_C"] == 32]
+
+
+def tuning_space() -> Iterator[Workload]:
+    """The last level of the neck at 512 and 518 pixels, batch 1 and 16; few channels; and what training adds: both gradients."""
+    shows = {"tensor_cores": False, "async_copies": False}
+    wide = [candidate for candidate in CANDIDATES if candidate["BLOCK_C"] > 32]
+    small = {"batch": 1, "channels": 5, "side": 3, "size": 5}
+    for batch, channels, side, size in ((1, 256, 128, 256), (16, 256, 128, 256), (1, 128, 148, 296), (1, 32, 96, 192)):
+        yield Workload(
+            "upsample", _forward, _resize_arguments, _forward_ref, {"upsample_bilinear": NARROW_CANDIDATES if channels == 32 else wide},
+            sizes={"batch": batch, "channels": channels, "side": side, "size": size},
+            small=small, stage=RARE if channels == 32 else FORWARD, shows=shows,
+        )  # fmt: skip
+    for channels, taps in ((256, 1), (32, 3)):
+        yield Workload(
+            "upsample gradient", upsample_backward, _gradient_arguments, _upsample_backward_ref,
+            {"upsample_bilinear_backward": NARROW_CANDIDATES if channels == 32 else wide},
+            sizes={"batch": 2, "channels": channels, "side": 128, "size": 256, "taps": taps},
+            small=small, stage=BACKWARD, shows=shows,
+        )  # fmt: skip

@@ -1,22 +1,29 @@
-"""The tuning command's decisions, with a fake timer and fake gates: what is refused, what wins, what is written."""
+"""The tuning command: its decisions, with a fake timer and fake gates; what the op modules declare; and its run, with a fake GPU."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
-from dpt.kernels import launch, tune
+from dpt.kernels import compiled, launch, tune, workload
+from parity import assert_parity
 
+ROOT = Path(tune.__file__).parents[1]
+FAMILIES = sorted(set(launch.TABLES.values()))
 WHEN = {"D_max": 64}
-SHIPPED, QUICK, WRONG, SPILLING, BROKEN = ({"n": n} for n in range(5))
+SHIPPED, QUICK, WRONG, SPILLING, BROKEN, LETHAL = ({"n": n} for n in range(6))
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A table of one kernel, to be tuned."""
     entries = [
+        {"when": {"dtype": "float32"}, "config": {"n": 8}, "provenance": "chosen by compiling, not measured"},
         {"when": WHEN, "config": SHIPPED, "provenance": "chosen by compiling, not measured"},
         {"when": {}, "config": {"n": 9}, "provenance": "chosen by compiling, not measured"},
     ]
@@ -28,27 +35,52 @@ def in_force():
     return launch.config("kernel", "sm_90", torch.float16)
 
 
-def bucket(candidates=(QUICK, WRONG, SPILLING, BROKEN), when=WHEN):
-    def check():
+class FakeTrial:
+    """Of a workload whose name is a factor on its times."""
+
+    workload = types.SimpleNamespace(precision="ieee")
+    expected = None
+
+    def __init__(self, factor=1.0):
+        self.factor = factor
+
+    def check(self):
         assert in_force() != WRONG, "off by 1"
 
-    def run():
+    def run(self):
         if in_force() == BROKEN:
             raise RuntimeError("out of resources")
-        return in_force()
+        if in_force() == LETHAL:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return in_force()["n"], self.factor
 
-    return tune.Bucket("kernel", when, candidates, run, check, cases=lambda: [in_force()])
+
+def bucket(candidates=(QUICK, WRONG, SPILLING, BROKEN), when=WHEN, parent=None, factors=(1.0,)):
+    return workload.Bucket("kernel", when, when if parent is None else parent, factors, SHIPPED, (SHIPPED, *candidates))
 
 
-def tuned(buckets, folder, times, **kwargs):
-    """Run the tuning with the fake times {n: microseconds}."""
+class Timer:
+    """Microseconds from a table {n: time, or a function of the repeats}; keeps what it was asked."""
+
+    def __init__(self, times):
+        self.times, self.asked = times, []
+
+    def __call__(self, run, repeats):
+        n, factor = run()
+        self.asked.append((n, repeats))
+        time = self.times[n]
+        return factor * (time(repeats) if callable(time) else time)
+
+
+def tuned(buckets, folder, timer, **kwargs):
     return list(
         tune.tune(
             buckets,
             "sm_90",
-            timer=lambda run: times[run()["n"]],
-            gates=lambda case: ["spills: 8 bytes"] if case == SPILLING else [],
-            provenance=lambda microseconds: f"measured on a fake, {microseconds} us",
+            trial=FakeTrial,
+            timer=timer if isinstance(timer, Timer) else Timer(timer),
+            gates=lambda bucket, candidate: ["spills: 8 bytes"] if candidate == SPILLING else [],
+            provenance=lambda bucket, best: f"measured on a fake, {best.microseconds:.1f} us",
             folder=folder,
             **kwargs,
         )
@@ -61,41 +93,96 @@ def entries_of(folder, kernel="kernel"):
 
 def test_fastest_that_passes_wins(folder):
     """The gates, parity and the launch each refuse one candidate, faster than all, with the reason; the fastest of the rest is written."""
-    [(_, outcomes, best)] = tuned([bucket()], folder, {0: 10.0, 1: 5.0, 2: 1.0, 3: 1.0, 4: 1.0})
-    assert best.config == QUICK
-    refused = {o.config["n"]: o.refused for o in outcomes if o.refused}
+    [result] = tuned([bucket()], folder, {0: 10.0, 1: 5.0, 2: 1.0, 3: 1.0, 4: 1.0})
+    assert result.best.config == QUICK
+    refused = {o.config["n"]: o.refused for o in result.outcomes if o.refused}
     assert refused.pop(2).startswith("AssertionError: off by 1")
     assert refused == {3: "spills: 8 bytes", 4: "RuntimeError: out of resources"}
-    assert entries_of(folder)[0] == {"when": WHEN, "config": QUICK, "provenance": "measured on a fake, 5.0 us"}
-    assert entries_of(folder)[1]["config"] == {"n": 9}
-    assert entries_of(folder, "other")[0]["config"] == SHIPPED
+    assert entries_of(folder)[1] == {"when": WHEN, "config": QUICK, "provenance": "measured on a fake, 5.0 us"}
+    assert entries_of(folder)[2]["config"] == {"n": 9}
+    assert entries_of(folder, "other")[1]["config"] == SHIPPED
 
 
 @pytest.mark.parametrize(("time", "winner"), [(9.9, SHIPPED), (9.7, QUICK)])
 def test_noise_does_not_replace_the_shipped_configuration(folder, time, winner):
     """A gain of 1 % is noise, one of 3 % is not."""
-    [(_, _, best)] = tuned([bucket([QUICK])], folder, {0: 10.0, 1: time})
-    assert best.config == winner
+    [result] = tuned([bucket([QUICK])], folder, {0: 10.0, 1: time})
+    assert result.best.config == winner
+
+
+def test_several_workloads_count_by_their_ratios(folder):
+    """A gain of a half where calls are short outweighs a loss of a tenth where they are long: the geometric mean, not the sum."""
+
+    class Uneven(Timer):
+        def __call__(self, run, repeats):
+            return {(0, "short"): 10.0, (0, "long"): 1000.0, (1, "short"): 5.0, (1, "long"): 1100.0}[run()]
+
+    [result] = tuned([bucket([QUICK], factors=("short", "long"))], folder, Uneven({}))
+    assert result.best.config == QUICK and result.best.times == (5.0, 1100.0)
+
+
+def test_losers_are_timed_few_times(folder):
+    """One candidate that is 1.6 times slower than the best so far gets no full measurement, one that is 1.4 times slower does."""
+    timer = Timer({0: 10.0, 1: 14.0, 6: 16.0})
+    tuned([bucket([QUICK, {"n": 6}])], folder, timer)
+    full = [n for n, repeats in timer.asked if repeats == tune.REPEATS]
+    assert (6, tune.FEW) in timer.asked and full.count(1) == 2 and full.count(6) == 1  # the last: as a finalist, of three
+
+
+def test_the_finalists_are_timed_again(folder):
+    """A clock that was low when the shipped configuration was timed first must not make the choice: the times at the end do."""
+    times = iter([20.0, 20.0, 10.0])
+    [result] = tuned([bucket([QUICK])], folder, {0: lambda repeats: next(times), 1: 12.0})
+    assert result.best.config == SHIPPED and result.best.microseconds == pytest.approx(10.0)
 
 
 def test_nothing_passes(folder):
     """The table stays as it is."""
     before = (folder / "sm_90.json").read_text()
-    [(_, _, best)] = tuned([bucket([SPILLING, BROKEN], when={"D_max": 32})], folder, {})
-    assert best is None and (folder / "sm_90.json").read_text() == before
+    found = workload.Bucket("kernel", {"D_max": 32}, WHEN, (1.0,), SPILLING, (SPILLING, BROKEN))
+    [result] = tuned([found], folder, {})
+    assert result.best is None and (folder / "sm_90.json").read_text() == before
 
 
-def test_a_new_bucket_comes_before_the_others(folder):
-    """The first entry that holds counts: a bucket that is not in the table yet must not stand behind a more general one."""
-    tuned([bucket([QUICK], when={"D_max": 64, "N_max": 100})], folder, {1: 5.0})
-    assert [entry["when"] for entry in entries_of(folder)] == [{"D_max": 64, "N_max": 100}, WHEN, {}]
+def test_workloads_that_cannot_be_set_up(folder):
+    """A reference that runs out of memory is told, nothing is written, and the next bucket has its turn."""
+
+    class Impossible(FakeTrial):
+        @property
+        def expected(self):
+            if self.factor > 1:
+                raise RuntimeError("out of memory")
+
+    results = list(
+        tune.tune(
+            [bucket([], factors=(2.0,)), bucket([QUICK])], "sm_90", trial=Impossible, timer=Timer({0: 10.0, 1: 5.0}),
+            gates=lambda *_: [], provenance=lambda *_: "", folder=folder,
+        )
+    )  # fmt: skip
+    assert "out of memory" in results[0].failed and results[0].best is None and results[1].best.config == QUICK
+
+
+def test_a_new_bucket_comes_before_the_one_it_narrows(folder):
+    """The first entry that holds counts: a new one stands before the more general one, and behind those that came first until now."""
+    tuned([bucket([QUICK], when={"D_max": 64, "N_max": 100}, parent=WHEN)], folder, {0: 9.0, 1: 5.0})
+    assert [entry["when"] for entry in entries_of(folder)] == [{"dtype": "float32"}, {"D_max": 64, "N_max": 100}, WHEN, {}]
+    tuned([bucket([QUICK], when={"D_max": 64, "N_max": 100})], folder, {0: 5.0, 1: 6.0})
+    assert [entry["config"] for entry in entries_of(folder)] == [{"n": 8}, SHIPPED, SHIPPED, {"n": 9}]
 
 
 def test_budget(folder):
-    """Over the budget no bucket is begun; what was done before is written."""
-    clock = iter([0.0, 1.0, 11.0]).__next__
-    done = tuned([bucket([QUICK]), bucket([QUICK], when={})], folder, {0: 10.0, 1: 5.0}, budget=10.0, clock=clock)
-    assert len(done) == 1 and entries_of(folder)[0]["config"] == QUICK and entries_of(folder)[1]["config"] == {"n": 9}
+    """Over the budget no candidate is begun, and no bucket; what was found until then is written."""
+    clock = iter([0.0, 1.0, 2.0, 3.0, 11.0, 12.0]).__next__  # start, bucket, two candidates in time, one not; no further bucket
+    results = tuned([bucket([QUICK, {"n": 6}]), bucket([QUICK], when={})], folder, {0: 10.0, 1: 5.0, 6: 1.0}, budget=10.0, clock=clock)
+    assert len(results) == 1 and [o.config for o in results[0].outcomes] == [SHIPPED, QUICK]
+    assert [entry["config"] for entry in entries_of(folder)] == [{"n": 8}, QUICK, {"n": 9}]
+
+
+def test_a_lost_gpu_ends_the_run(folder):
+    """After an illegal access everything fails in the same process: what was measured before it is written, and nothing else judged."""
+    results = tuned([bucket([QUICK, LETHAL, {"n": 6}]), bucket([QUICK], when={})], folder, {0: 10.0, 1: 5.0, 6: 1.0})
+    assert len(results) == 1 and results[0].lost and [o.config for o in results[0].outcomes] == [SHIPPED, QUICK, LETHAL]
+    assert entries_of(folder)[1]["config"] == QUICK
 
 
 def test_write_entries(folder):
@@ -107,12 +194,295 @@ def test_write_entries(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["sm_90.json"]
 
 
+def test_settle(folder):
+    """A measured entry that another Triton compiles badly is replaced by the next best, one that has none is told, a good one stays."""
+    tuned([bucket([QUICK, {"n": 6}, {"n": 7}])], folder, times := {0: 10.0, 1: 5.0, 6: 7.0, 7: 6.0})
+    outcomes = [{"config": {"n": n}, "microseconds": time} for n, time in times.items()]
+    outcomes.append({"config": SPILLING, "microseconds": None})
+    found = {"kernel": "kernel", "when": WHEN, "chosen": QUICK, "outcomes": outcomes}
+    record = {"family": "sm_90", "provenance": "measured on a fake", "buckets": [found, {**found, "chosen": None}]}
+
+    def only(*good):
+        return lambda kernel, when, family: [] if entries_of(folder)[1]["config"] in good else ["spills"]
+
+    assert tune.settle(record, only(QUICK), folder) and entries_of(folder)[1]["config"] == QUICK
+    assert tune.settle(record, only(SHIPPED, {"n": 6}), folder)
+    assert entries_of(folder)[1]["config"] == {"n": 6} and entries_of(folder)[1]["provenance"].startswith("measured on a fake: 7.0 us")
+    assert not tune.settle(record, only(SPILLING), folder)
+
+
+def test_entry_problems_looks_at_the_entry_s_cases_only(monkeypatch):
+    """What is compiled for an entry are the compile cases that it serves, of every op that launches the kernel."""
+    monkeypatch.setattr(compiled, "measure", lambda case: types.SimpleNamespace(problems=[case.name]))
+    problems = tune.entry_problems("upsample_bilinear_backward", {"C_max": 32}, "sm_90")
+    assert problems and all("C=32" in problem or "nine taps" in problem for problem in problems)
+    assert len(tune.entry_problems("upsample_bilinear_backward", {}, "sm_90")) > 0
+
+
+# What the op modules declare.
+
+
+@pytest.fixture(scope="module")
+def declared():
+    return tune.workloads()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_entry_is_reached(family, declared):
+    """No entry of a family's table is left without a workload that launches with it. (None is exempt; one that is, is listed here.)"""
+    exempt = {}
+    reached = {(b.kernel, json.dumps(b.parent)) for b in workload.buckets(declared, family) if b.when == b.parent}
+    table = {(kernel, json.dumps(entry["when"])) for kernel, entries in launch.load_table(family).items() for entry in entries}
+    assert table - reached == set(exempt)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_candidates(family, declared):
+    """Few, each once, the shipped one first; all of the entry's keys; descriptors only where there are some."""
+    for found in workload.buckets(declared, family):
+        keys = [json.dumps(candidate, sort_keys=True) for candidate in found.candidates]
+        assert found.candidates[0] == found.shipped and len(set(keys)) == len(keys)
+        assert 4 <= len(keys) <= 40, f"{found.kernel} {found.when}: {len(keys)} candidates"
+        for candidate in found.candidates:
+            assert family in workload.DESCRIPTOR_FAMILIES or not candidate.get("descriptor")
+            if "backend" not in candidate:
+                assert set(candidate) == set(found.shipped), f"{found.kernel}: {candidate}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_proposed_entries_fit_the_table(family, declared, monkeypatch):
+    """With the proposed entries in the table, in the place where they are written, every workload is served by the entry it was tuned for,
+    and the compile cases still reach every entry."""
+    found = workload.buckets(declared, family)
+    table = json.loads(json.dumps(launch.load_table(family)))
+    for new in found:
+        if new.when != new.parent:
+            whens = [entry["when"] for entry in table[new.kernel]]
+            table[new.kernel].insert(whens.index(new.parent), {"when": new.when, "config": new.shipped, "provenance": ""})
+    launch._entry.cache_clear()
+    monkeypatch.setattr(launch, "load_table", lambda family: table)
+    try:
+        for served in found:
+            for work in served.workloads:
+                used = {entry for case in work.record(family) for entry in case.used}
+                assert (served.kernel, json.dumps(served.when)) in used, f"{work.name}: {served.when}"
+        for op in compiled.op_modules():
+            compiled.cases(op, family)
+    finally:
+        launch._entry.cache_clear()
+
+
+def test_what_costs_most_comes_first(declared):
+    """Convolutions in half precision at once, no float32 before the last half, no gradient before the last inference."""
+    found = workload.buckets(declared, "sm_90", tune.ORDER)
+    stages = [(b.workloads[0].dtype == torch.float32, min(work.stage for work in b.workloads)) for b in found]
+    assert found[0].kernel == "conv3x3" and stages == sorted(stages)
+
+
+def test_a_candidate_of_a_kernel_that_is_not_launched(declared):
+    """A declaration that tunes nothing is an error, not a silence."""
+    odd = dataclasses.replace(declared[0], candidates={"nothing": [{}]})
+    with pytest.raises(ValueError, match="has candidates of nothing, which sm_90 does not look up"):
+        workload.buckets([odd], "sm_90")
+
+
+def test_names_are_unique(declared):
+    """A provenance names its workloads: two of one name would be one measurement."""
+    names = [work.name for work in declared]
+    assert len(set(names)) == len(names)
+
+
+def toy_workloads():
+    """Every declaration once; those that agree in all but their full sizes are one toy."""
+    toys = {}
+    for work in tune.workloads():
+        dtype = torch.float32 if work.dtype == torch.float32 else torch.float16
+        sizes = {**work.sizes, **work.small}
+        toys.setdefault((work.launcher.__name__, work.arguments.__name__, dtype, str(sizes)), (work, dtype))
+    return list(toys.values())
+
+
+@pytest.mark.parametrize(("work", "dtype"), [pytest.param(*toy, id=f"{toy[0].what} {toy[1]} {toy[0].small}") for toy in toy_workloads()])
+def test_a_declaration_passes_right_launches_and_no_others(work, dtype, device, monkeypatch):
+    """Run and check of every declaration: right outputs pass; one wrong, unwritten or missing element of any compared output fails."""
+    monkeypatch.setenv(launch.INTERPRETED_FAMILY_VARIABLE, "sm_90")
+    launched = []
+    kept = dataclasses.replace(work, launcher=lambda **arguments: launched.append(work.launcher(**arguments)) or launched[0])
+    trial = workload.Trial(kept, device, dtype, small=True)
+    with workload.float32_products(work.precision):
+        trial.check()
+    outputs = workload._flat(launched[0])
+    for index, (exact, _) in enumerate(trial.expected):
+        for wrong in () if exact is None else damaged(outputs[index], exact):
+            results = [*outputs[:index], wrong, *outputs[index + 1 :]]
+            trial.workload = dataclasses.replace(work, launcher=lambda results=results, **_: results)
+            with pytest.raises(AssertionError, match=f"result {index}"):
+                trial.check()
+
+
+def damaged(out, exact):
+    """The output with its last element off by a tenth of the largest, or unwritten; and one row short."""
+    last = (-1,) * out.ndim
+    values = (
+        [exact.double().abs().max().item() / 10 + out[last].item(), float("nan")] if out.is_floating_point() else [out[last].item() + 1]
+    )
+    for value in values:
+        copy = out.clone()
+        copy[last] = value
+        yield copy
+    yield out[:-1]
+
+
+def test_memory_is_poisoned_for_the_check_only(declared):
+    """A launcher that writes nothing fails though the memory it got held the right result a moment ago; timing pays nothing for that."""
+    work = dataclasses.replace(
+        declared[0], arguments=lambda inputs: {}, sizes={}, small={}, launcher=lambda: torch.empty(3), reference=lambda: torch.ones(3)
+    )
+    trial = workload.Trial(work, "cpu", torch.float32)
+    trial.expected = [(torch.ones(3, dtype=torch.float64), torch.ones(3))]
+    with pytest.raises(AssertionError, match="not finite"):
+        trial.check()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_rule_can_fail():
+    """Twice PyTorch's own error is allowed and no more, and where PyTorch is exact one unit in the last place."""
+    exact = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    theirs = torch.tensor([1.0, -2.01])
+    assert_parity(torch.tensor([1.019, -2.0]), exact, theirs)
+    with pytest.raises(AssertionError, match="off by 2.1"):
+        assert_parity(torch.tensor([1.021, -2.0]), exact, theirs)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_parity(torch.tensor([1.0 + 4e-7, -2.0]), exact, exact.float())
+
+
+# The command.
+
+
+def run_command(*arguments):
+    return subprocess.run([sys.executable, "-m", "dpt.kernels.tune", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def tables():
+    return {path.name: path.read_text() for path in launch.CONFIGS.glob("*.json")}
+
+
 def test_refuses_without_a_gpu(device):
     """Politely: a sentence and exit code 2, and nothing is written."""
     if device.type == "cuda":
         pytest.skip("there is a GPU")
-    before = {path.name: path.read_text() for path in launch.CONFIGS.glob("*.json")}
-    command = [sys.executable, "-m", "dpt.kernels.tune"]
-    done = subprocess.run(command, cwd=Path(tune.__file__).parents[1], capture_output=True, text=True, check=False)
+    before = tables()
+    done = run_command()
     assert done.returncode == 2 and "no CUDA device" in done.stderr and "Traceback" not in done.stderr
-    assert {path.name: path.read_text() for path in launch.CONFIGS.glob("*.json")} == before
+    assert tables() == before
+
+
+def test_dry_run(capsys, declared):
+    """Without a GPU: every entry with the number of its candidates; nothing is written."""
+    before = tables()
+    assert tune.main(["--dry-run", "--arch", "sm_80"]) == 0
+    printed = capsys.readouterr().out
+    found = workload.buckets(declared, "sm_80")
+    assert f"{len(found)} entries, {sum(len(b.candidates) for b in found)} candidates" in printed
+    assert "conv3x3 {'pixels_max': 32768} (new): " in printed and tables() == before
+
+
+@pytest.fixture
+def fake_gpu(folder, monkeypatch):
+    """main() on a GPU that is not there: a compiler that compiles nothing, a timer that knows the times, calls of further processes."""
+
+    class Pool:
+        def __init__(self, found, family, processes):
+            assert family == "sm_90" and processes >= 1
+
+        def __call__(self, bucket, candidate):
+            return ["spills"] if candidate == SPILLING else []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    named = types.SimpleNamespace(name="a workload")
+    found = [
+        workload.Bucket("kernel", WHEN, WHEN, (named,), SHIPPED, (SHIPPED, QUICK, SPILLING)),
+        workload.Bucket("kernel", {"dtype": "float32"}, WHEN, (named,), SHIPPED, (SHIPPED, LETHAL)),
+        workload.Bucket("kernel", {}, {}, (named,), SHIPPED, (SHIPPED, QUICK)),
+    ]
+    calls = []
+    write = tune.write_config
+    environment = dict.fromkeys(("device", "date", "commit", "torch", "triton", "cuda", "python"), "fake")
+    monkeypatch.setattr(tune, "buckets", lambda *_: found)
+    monkeypatch.setattr(tune, "CompilerPool", Pool)
+    monkeypatch.setattr(tune, "Trial", lambda work, device: FakeTrial())
+    monkeypatch.setattr(tune, "time_on_gpu", Timer({0: 10.0, 1: 5.0}))
+    monkeypatch.setattr(tune, "_environment", lambda: environment)
+    monkeypatch.setattr(tune, "write_config", lambda *args, before: write(*args[:5], folder, before))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launch, "device_family", lambda device: "sm_90")
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
+    return calls
+
+
+def test_main(fake_gpu, folder, tmp_path, capsys):
+    """Everything around the GPU: the table, the record of every outcome, and a new process that goes on behind an illegal access."""
+    file = tmp_path / "record.json"
+    assert tune.main(["--budget", "100", "--json", str(file)]) == 0
+    assert [entry["config"] for entry in entries_of(folder)] == [SHIPPED, QUICK, {"n": 9}]
+    assert entries_of(folder)[1]["provenance"].startswith("measured on fake, fake, commit fake")
+    [command] = fake_gpu
+    assert command[1:4] == ["-m", "dpt.kernels.tune", "--budget"] and command[-2:] == ["--skip", "2"]
+    assert 90 <= float(command[command.index("--budget", 5) + 1]) <= 100
+    record = json.loads(file.read_text())
+    assert [b["chosen"] for b in record["buckets"]] == [QUICK, SHIPPED] and record["family"] == "sm_90"
+    outcomes = {o["config"]["n"]: o for b in record["buckets"] for o in b["outcomes"]}
+    assert outcomes[1]["microseconds"] == pytest.approx(5.0) and outcomes[3]["refused"] == "spills" and "illegal" in outcomes[5]["refused"]
+    assert "5.0 us, shipped 10.0 us (3 of 3 candidates, 1 refused)" in capsys.readouterr().out
+    assert tune.main(["--budget", "100", "--json", str(file), "--skip", "2"]) == 0
+    assert len(json.loads(file.read_text())["buckets"]) == 3 and entries_of(folder)[2]["config"] == QUICK
+    assert tune.main(["--budget", "-1", "--json", str(file)]) == 0
+    assert "not reached: kernel" in capsys.readouterr().out
+
+
+PROBE = """
+import dataclasses, torch, triton
+from dpt.kernels import compiled, launch, tune, workload
+from triton.runtime import driver
+
+def toys():
+    for work in tune.workloads(["linear_residual", "argmax_upsample"]):
+        if work.name.startswith(("linear residual rows=1025", "argmax batch=1 classes=9")) and work.dtype == torch.bfloat16:
+            yield dataclasses.replace(work, sizes={**work.sizes, **work.small}, narrow={})
+
+def compile_as_a_launch_does(kernel, grid, *args, **kwargs):
+    kernel.warmup(*args, grid=grid, **kwargs)
+
+if __name__ == "__main__":
+    tune.COMPILE_SECONDS = 600
+    found = [dataclasses.replace(b, candidates=b.candidates[:1]) for b in workload.buckets(toys(), "sm_90")]
+    with tune.CompilerPool(found, "sm_90", 1) as gates:
+        problems = [gates(b, b.candidates[0]) for b in found]
+    hits = []
+    triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
+    driver.set_active(compiled._CompileOnly("sm_90"))
+    launch.launch = compile_as_a_launch_does
+    import dpt.kernels.argmax_upsample as argmax
+    argmax.launch = compile_as_a_launch_does
+    for b in found:
+        for work in b.workloads:
+            work.launcher(**work.build("cpu"))
+    print(problems, hits)
+"""
+
+
+def test_launches_find_what_the_pool_compiled(tmp_path):
+    """The pool compiles for tensors on the meta device, in another process: what a launch with memory behind its tensors looks up in
+    Triton's cache is there, with and without descriptors, so that the measuring process compiles nothing."""
+    script = tmp_path / "probe.py"
+    script.write_text(PROBE)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path / "cache"), "DPT_KERNELS_FAMILY": "sm_90"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[[], []] [True, True]", done.stdout + done.stderr
