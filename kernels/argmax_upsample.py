@@ -23,9 +23,9 @@ import triton.language as tl
 
 from .launch import DTYPES, CompileCase, config, device_family, launch, record, runs_kernels
 from .upsample import bilinear_source, check_map, check_size, gather_bilinear, upsample_bilinear_ref
+from .workload import FORWARD, RARE, Inputs, Workload, combinations
 
 MAX_CLASSES = 32767  # of int16
-from .workload import FORWARD, RARE, Inputs, Workload, combinations
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
