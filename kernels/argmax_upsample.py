@@ -9,7 +9,9 @@ written: 150 float32 maps of 2000x3000 would be 3.6 GB, the labels are 6 MB. Rea
 4 H' W' / (h w) times from the caches; writes B*H'*W' bytes (5 with the probability); 8 K FLOPs a pixel.
 
 Interpolation is in float32 for every dtype, so that two classes that half precision would round to a tie are still told apart. Among
-equal values the first class wins, as in ``torch.argmax`` on a CPU. NaN counts as infinity.
+equal values the first class wins, as in ``torch.argmax`` on a CPU. A neighbour whose weight is 0 does not count, so a class masked with
+-inf never wins over one that is not (in PyTorch it does where 0 * -inf is NaN). NaN counts as infinity; the probability of a pixel at
+which a class is infinite or NaN, or all are -inf, is NaN.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def _upsample_argmax_kernel(
     tl.store(labels_ptr + offset, winner.to(labels_ptr.dtype.element_ty), mask=pixel < pixels)
     if probability_ptr is not None:
         total = tl.sum(total * tl.exp(best - highest[:, None]), axis=1)
-        tl.store(probability_ptr + offset, 1.0 / total, mask=pixel < pixels)
+        tl.store(probability_ptr + offset, tl.where(total > 0, 1.0 / total, float("nan")), mask=pixel < pixels)
 
 
 def _forward(logits: torch.Tensor, height: int, width: int, align_corners: bool, probability: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -69,7 +69,10 @@ def first_target(source, source_side, target_side, ALIGN_CORNERS: tl.constexpr):
 
 @triton.jit
 def gather_bilinear(x_ptr, source_y, source_x, stride_y, stride_x, channel_offset, mask):
-    """The interpolated (pixels, channels) tile, float32; ``source_y`` and ``source_x`` are triples of bilinear_source, a pixel an entry."""
+    """The interpolated (pixels, channels) tile, float32; ``source_y`` and ``source_x`` are triples of bilinear_source, a pixel an entry.
+
+    A neighbour whose weight is 0 is not read: were it infinite, its product would be NaN.
+    """
     top, bottom, weight_y = source_y
     left, right, weight_x = source_x
     top = x_ptr + top.to(tl.int64)[:, None] * stride_y + channel_offset[None, :]
@@ -78,9 +81,13 @@ def gather_bilinear(x_ptr, source_y, source_x, stride_y, stride_x, channel_offse
     right = right.to(tl.int64)[:, None] * stride_x
     weight_x = weight_x[:, None]
     weight_y = weight_y[:, None]
-    above = (1 - weight_x) * tl.load(top + left, mask, 0.0).to(tl.float32) + weight_x * tl.load(top + right, mask, 0.0).to(tl.float32)
-    below = (1 - weight_x) * tl.load(bottom + left, mask, 0.0).to(tl.float32) + weight_x * tl.load(bottom + right, mask, 0.0).to(tl.float32)
-    return (1 - weight_y) * above + weight_y * below
+    on_right = mask & (weight_x != 0)
+    below = mask & (weight_y != 0)
+    upper = (1 - weight_x) * tl.load(top + left, mask, 0.0).to(tl.float32)
+    upper += weight_x * tl.load(top + right, on_right, 0.0).to(tl.float32)
+    lower = (1 - weight_x) * tl.load(bottom + left, below, 0.0).to(tl.float32)
+    lower += weight_x * tl.load(bottom + right, below & on_right, 0.0).to(tl.float32)
+    return (1 - weight_y) * upper + weight_y * lower
 
 
 @triton.jit
@@ -178,10 +185,12 @@ def empty_channels_last(like: torch.Tensor, channels: int, height: int, width: i
 
 
 def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
-    """``size`` as (height, width); ValueError unless it is two sides of 1 to 32767."""
-    if len(size) != 2 or not all(1 <= int(side) <= MAX_SIDE for side in size):
+    """``size`` as (height, width); TypeError unless it holds integers, ValueError unless it is two sides of 1 to 32767."""
+    if not all(isinstance(side, (int, torch.SymInt)) for side in size):  # not converted: an exported graph keeps its sides open
+        raise TypeError(f"{name}={tuple(size)}: must be two integers")
+    if len(size) != 2 or not all(1 <= side <= MAX_SIDE for side in size):
         raise ValueError(f"{name}={tuple(size)}: must be (height, width), each from 1 to {MAX_SIDE}")
-    return int(size[0]), int(size[1])
+    return size[0], size[1]
 
 
 def check_map(name: str, x: torch.Tensor) -> None:
@@ -206,7 +215,7 @@ def _forward(x: torch.Tensor, height: int, width: int, align_corners: bool) -> t
 
 def _window(source_side: int, target_side: int, align_corners: bool) -> int:
     """The most target positions whose lower or upper neighbour is one source position."""
-    if align_corners and source_side == 1:
+    if source_side == 1:
         return target_side
     numerator, denominator = (target_side - 1, source_side - 1) if align_corners else (target_side, source_side)
     return max(triton.cdiv(2 * numerator, denominator), 1)
@@ -273,7 +282,7 @@ def upsample_bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool)
     gradients that are the same in every run.
 
     Raises:
-        TypeError: ``x`` is not float32, float16 or bfloat16.
+        TypeError: ``x`` is not float32, float16 or bfloat16, or ``size`` not of integers.
         ValueError: ``x`` is not (B, C, H, W), or a side is not from 1 to 32767.
     """
     check_map("x", x)

@@ -79,3 +79,11 @@ def poison(monkeypatch) -> None:
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture
+def far(poison, device, monkeypatch):
+    """Tensors beyond 2^31 elements: see checks.Far. After ``poison``, which would fill them."""
+    from checks import Far  # not at the head: it imports Triton, for which TRITON_INTERPRET has to be set first
+
+    return Far(device, monkeypatch)

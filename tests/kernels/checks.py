@@ -1,0 +1,199 @@
+"""Properties that every op is held to, whatever it computes: a function each, for the ops' own tests to call."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+import triton
+from dpt.kernels import launch
+from parity import values_and_gradients
+
+FAMILIES = sorted(set(launch.TABLES.values()))
+Op = Callable[..., torch.Tensor]
+Inputs = Sequence[torch.Tensor | None]
+
+
+def shipped_configurations(kernel: str) -> dict[str, dict[str, Any]]:
+    """Every configuration of ``kernel`` in the tables that computes differently, by a name made of what differs."""
+    found = {}
+    for family in FAMILIES:
+        for entry in launch.load_table(family)[kernel]:
+            shape = {k: v for k, v in entry["config"].items() if k not in ("num_warps", "num_stages")}
+            found[" ".join(f"{k}={v}" for k, v in shape.items())] = entry["config"]
+    return found
+
+
+def _leaves(inputs: Inputs) -> list[torch.Tensor | None]:
+    return [None if t is None else t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in inputs]
+
+
+def _cotangent(op: Op, inputs: Inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.randn_like(op(*inputs))
+
+
+def assert_same(first: Inputs, second: Inputs) -> None:
+    """Bit for bit."""
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        assert (one is None and other is None) or torch.equal(one, other), f"result {index} differs"
+
+
+def assert_reproducible(op: Op, inputs: Inputs) -> None:
+    """The same call gives the same bits, output and gradients."""
+    cotangent = _cotangent(op, inputs)
+    assert_same(*(values_and_gradients(op, inputs, cotangent) for _ in range(2)))
+
+
+def assert_gradients_alone(op: Op, inputs: Inputs) -> None:
+    """Whichever one input needs a gradient, it is the one it has when all do; and without any, or under no_grad, nothing is recorded."""
+    cotangent = _cotangent(op, inputs)
+    _, *together = values_and_gradients(op, inputs, cotangent)
+    assert not op(*inputs).requires_grad
+    for index, expected in enumerate(together):
+        if expected is None:
+            continue
+        alone = list(inputs)
+        alone[index] = alone[index].detach().requires_grad_()
+        with torch.no_grad():
+            assert not op(*alone).requires_grad
+        (gradient,) = torch.autograd.grad(op(*alone), alone[index], cotangent)
+        assert torch.equal(gradient, expected), f"gradient of input {index}"
+
+
+def assert_expanded_gradient(op: Op, reference: Op, inputs: Inputs) -> None:
+    """A cotangent of stride 0, the gradient of a sum, and one whose memory is transposed are read right: as PyTorch reads them."""
+
+    def sums(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = torch.linspace(-1, 1, out[0].numel(), dtype=out.dtype, device=out.device).view(*out.shape[1:][::-1])
+        return out.sum(), (out * weights.permute(*reversed(range(weights.dim())))).sum()
+
+    for which in range(2):
+        gradients = []
+        for function in (op, reference):
+            leaves = _leaves(inputs)
+            gradients.append(torch.autograd.grad(sums(function(*leaves))[which], [leaf for leaf in leaves if leaf is not None]))
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def saved_shapes(op: Op, inputs: Inputs) -> list[tuple[int, ...]]:
+    """The shapes of what the op keeps for its backward, sorted."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        op(*_leaves(inputs))
+    return sorted(saved)
+
+
+def assert_follows_autocast(op: Op, inputs: Inputs) -> None:
+    """Under autocast float32 inputs are taken in autocast's dtype, and the result is in it; gradients are float32."""
+    leaves = _leaves(inputs)
+    given = [leaf for leaf in leaves if leaf is not None]
+    with torch.autocast(given[0].device.type, dtype=torch.float16):
+        out = op(*leaves)
+    halves = [None if t is None else t.detach().half() for t in leaves]
+    assert out.dtype == torch.float16 and torch.equal(out, op(*halves))
+    assert all(gradient.dtype == torch.float32 for gradient in torch.autograd.grad(out.float().sum(), given))
+
+
+def assert_empty_batch(op: Op, inputs: Inputs, shape: Sequence[int]) -> None:
+    """A batch of nothing (of the first input) gives ``shape``, and a gradient of nothing to what has a batch, of zeros to what has not."""
+    leaves = _leaves([inputs[0][:0], *inputs[1:]])
+    out = op(*leaves)
+    assert tuple(out.shape) == tuple(shape)
+    given = [leaf for leaf in leaves if leaf is not None]
+    for leaf, gradient in zip(given, torch.autograd.grad(out.sum(), given), strict=True):
+        assert gradient.shape == leaf.shape and not gradient.any()
+
+
+def assert_compiles(op: Op, inputs: Inputs) -> None:
+    """torch.compile takes the op whole, forward and backward, without a graph break, and computes the same bits."""
+    compiled, cotangent = torch.compile(op, fullgraph=True, backend="aot_eager"), _cotangent(op, inputs)
+    assert_same(*(values_and_gradients(f, inputs, cotangent) for f in (compiled, op)))
+
+
+def assert_exports(op: Op, x: torch.Tensor, other: torch.Tensor, dimension: int, node: str) -> None:
+    """torch.export keeps ``op(x)`` as one node, with any size of one dimension: as that of ``other``."""
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return op(x)
+
+    size = torch.export.Dim("size", min=2, max=512)
+    program = torch.export.export(Module(), (x,), dynamic_shapes=({dimension: size},))
+    assert node in str(program.graph)
+    assert torch.equal(program.module()(other), op(other))
+
+
+class Far:
+    """Tensors of more than 2^31 elements for the op under test, which runs on their far end alone.
+
+    On a CPU their memory is reserved, not given out: only touched pages exist. It begins 2^31 elements before the tensor, so that an offset
+    that wraps around lands in zeros and fails the comparison, rather than ending the process; and of each launch only the last program
+    runs. On a GPU the tensors are what they seem, and every program runs.
+    """
+
+    BEFORE = 2**31
+
+    def __init__(self, device: torch.device, monkeypatch: pytest.MonkeyPatch):
+        self.device = device
+        if device.type != "cuda":
+            self._reserve_large(monkeypatch)
+            self._run_last_programs(monkeypatch)
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype = torch.float16, channels_last: bool = False) -> torch.Tensor:
+        """Zeros of ``shape``; if ``channels_last``, (B, C, H, W) with that memory."""
+        if channels_last:
+            batch, channels, height, width = shape
+            return self.zeros((batch, height, width, channels), dtype).permute(0, 3, 1, 2)
+        needed = math.prod(shape)
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if needed * dtype.itemsize > free:
+                pytest.skip(f"{shape} of {dtype} does not fit the GPU's memory")
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+        memory = mmap.mmap(-1, (self.BEFORE + needed) * dtype.itemsize, flags=flags)
+        return torch.frombuffer(memory, dtype=dtype)[self.BEFORE :].view(shape)
+
+    def _reserve_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        allocate = torch.empty
+
+        def empty(shape: Any, *args: Any, memory_format: Any = torch.contiguous_format, **kwargs: Any) -> torch.Tensor:
+            if not isinstance(shape, Sequence) or math.prod(shape) < 2**28:
+                return allocate(shape, *args, memory_format=memory_format, **kwargs)
+            return self.zeros(shape, kwargs["dtype"], memory_format == torch.channels_last)
+
+        monkeypatch.setattr(torch, "empty", empty)
+
+    @staticmethod
+    def _run_last_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+        interpreter = triton.runtime.interpreter
+        builder = interpreter.interpreter_builder
+
+        class LastProgram(interpreter.GridExecutor):
+            def __call__(self, *args: Any, **kwargs: Any) -> None:
+                index = (*(side - 1 for side in self.grid), 0, 0)[:3]
+                self.grid = (1,)
+                monkeypatch.setattr(builder, "set_grid_idx", lambda *_: setattr(builder, "grid_idx", index))
+                super().__call__(*args, **kwargs)
+
+        monkeypatch.setattr(interpreter, "GridExecutor", LastProgram)
+
+
+def spied_launches(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """(kernel, its keywords) of the launches from now on; ``modules``: those that hold ``launch.launch`` under a name of their own."""
+    launches = []
+    launched = launch.launch
+
+    def spy(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        launches.append((kernel.__name__, kwargs))
+        launched(kernel, *args, **kwargs)
+
+    for module in (launch, *modules):
+        monkeypatch.setattr(module, "launch", spy)
+    return launches
