@@ -155,7 +155,11 @@ def _again(bucket: Bucket, outcomes: list[Outcome], trials: Sequence[Trial], tim
     finalists = [o for index, o in enumerate(ranked) if index < FINALISTS or o.config == bucket.shipped]
     if len(finalists) < 2:
         return outcomes
-    new = {id(outcome): timed(bucket, outcome.config, trials, timer, REPEATS) for outcome in finalists}
+    try:
+        new = {id(outcome): timed(bucket, outcome.config, trials, timer, REPEATS) for outcome in finalists}
+    except Exception as error:
+        print(f"{bucket.kernel}: the finalists keep their first times: {_sentence(error)}", file=sys.stderr)
+        return outcomes
     return [new.get(id(outcome), outcome) for outcome in outcomes]
 
 

@@ -136,6 +136,13 @@ def test_the_finalists_are_timed_again(folder):
     assert result.best.config == SHIPPED and result.best.microseconds == pytest.approx(10.0)
 
 
+def test_a_failure_among_the_finalists_costs_nothing(folder):
+    """A launch that fails when it is timed for the last time does not take with it what was measured before."""
+    calls = iter([5.0, 5.0])  # few and full; the third raises StopIteration
+    [result] = tuned([bucket([QUICK])], folder, {0: 10.0, 1: lambda repeats: next(calls)})
+    assert result.best.config == QUICK and entries_of(folder)[1]["config"] == QUICK
+
+
 def test_nothing_passes(folder):
     """The table stays as it is."""
     before = (folder / "sm_90.json").read_text()
