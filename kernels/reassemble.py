@@ -343,7 +343,7 @@ def _candidates(exact: bool, tf32: bool) -> list[dict[str, int]]:
         blocks = tiles("BLOCK_M BLOCK_N num_warps", (32, 32, 4), (32, 32, 8), (64, 32, 4), (64, 32, 8), (64, 64, 8))
         return combinations(blocks, BLOCK_K=(16, 32), num_stages=(2,))
     names = "BLOCK_M BLOCK_N num_warps"
-    blocks = tiles(names, (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 4), (128, 128, 8))
+    blocks = tiles(names, (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8))
     return combinations(blocks, BLOCK_K=(32,) if tf32 else (32, 64), num_stages=(3, 4))
 
 
