@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import DTYPES, CompileCase, config, device_family, launch, record, runs_kernels
+from . import launch
 from .upsample import bilinear_source, check_map, check_size, gather_bilinear, upsample_bilinear_ref
 from .workload import FORWARD, RARE, Inputs, Workload, combinations
 
@@ -102,10 +102,10 @@ def _forward(logits: torch.Tensor, height: int, width: int, align_corners: bool,
     confidence = torch.empty((batch, height, width) if probability else (0,), dtype=torch.float32, device=logits.device)
     # Neighbouring threads should read neighbouring memory: classes of a pixel, or one class of neighbouring pixels.
     classes_last = logits.stride(1) == 1
-    options = config("upsample_argmax", device_family(logits.device), logits.dtype, K=classes, classes_last=classes_last)
+    options = launch.config("upsample_argmax", launch.device_family(logits.device), logits.dtype, K=classes, classes_last=classes_last)
     grid = (batch * triton.cdiv(height * width, options["BLOCK_P"]),)
     sides = (source_height, source_width, height, width)
-    launch(
+    launch.launch(
         _upsample_argmax_kernel,
         grid,
         logits,
@@ -150,22 +150,22 @@ def upsample_argmax(
     if logits.shape[1] > MAX_CLASSES:
         raise ValueError(f"{logits.shape[1]} classes: int16 labels allow at most {MAX_CLASSES}")
     logits = logits.detach()
-    if not runs_kernels(logits, "argmax_upsample"):
+    if not launch.runs_kernels(logits, "argmax_upsample"):
         return upsample_argmax_ref(logits, (height, width), align_corners, return_probability)
     labels, probability = _upsample_argmax(logits, height, width, align_corners, return_probability)
     return (labels, probability) if return_probability else labels
 
 
-def compile_cases(family: str) -> Iterable[CompileCase]:
+def compile_cases(family: str) -> Iterable[launch.CompileCase]:
     """Every shipped configuration: both memory formats, with and without the probability."""
-    for dtype in DTYPES:
+    for dtype in launch.DTYPES:
         for classes, memory_format in ((150, torch.channels_last), (150, torch.contiguous_format), (12, torch.channels_last)):
             logits = torch.empty(2, classes, 16, 24, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
             for probability in (False, True):
                 name = str(memory_format).removeprefix("torch.")
                 variant = f"K={classes} {name}{' probability' if probability else ''} {str(dtype).removeprefix('torch.')}"
                 arguments = (logits, 64, 96, False, probability)
-                yield from record(family, variant, _forward, *arguments, tensor_cores=False, async_copies=False)
+                yield from launch.record(family, variant, _forward, *arguments, tensor_cores=False, async_copies=False)
 
 
 def _tuned_arguments(inputs: Inputs, batch: int, classes: int, side: int, classes_last: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .launch import DTYPES, CompileCase, config, device_family, launch, record, runs_kernels
+from . import launch
 from .workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, combinations
 
 MAX_SIDE = 32767  # 2 * side * side stays below 2^31, in which the kernels compute source coordinates
@@ -195,8 +195,8 @@ def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
 
 def check_map(name: str, x: torch.Tensor) -> None:
     """TypeError unless ``x`` has a dtype of the kernels, ValueError unless it is (B, C, H, W) with C >= 1 and sides of 1 to 32767."""
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{name} is {x.dtype}: must be one of {', '.join(map(str, DTYPES))}")
+    if x.dtype not in launch.DTYPES:
+        raise TypeError(f"{name} is {x.dtype}: must be one of {', '.join(map(str, launch.DTYPES))}")
     # Compared, not converted to int: an exported graph keeps its sides open.
     if x.dim() != 4 or x.shape[1] == 0 or not all(1 <= side <= MAX_SIDE for side in x.shape[2:]):
         raise ValueError(f"{name} has shape {tuple(x.shape)}: must be (B, C, H, W), C at least 1, H and W from 1 to {MAX_SIDE}")
@@ -206,10 +206,10 @@ def _forward(x: torch.Tensor, height: int, width: int, align_corners: bool) -> t
     x = channels_last(x)
     batch, channels, source_height, source_width = x.shape
     out = empty_channels_last(x, channels, height, width)
-    options = config("upsample_bilinear", device_family(x.device), x.dtype, C=channels)
+    options = launch.config("upsample_bilinear", launch.device_family(x.device), x.dtype, C=channels)
     grid = (batch * triton.cdiv(height * width, options["BLOCK_P"]), triton.cdiv(channels, options["BLOCK_C"]))
     sides = (source_height, source_width, height, width)
-    launch(_upsample_kernel, grid, x, out, *sides, CHANNELS=channels, ALIGN_CORNERS=align_corners, **options)
+    launch.launch(_upsample_kernel, grid, x, out, *sides, CHANNELS=channels, ALIGN_CORNERS=align_corners, **options)
     return out
 
 
@@ -231,7 +231,7 @@ def upsample_backward(grad: torch.Tensor, source_size: tuple[int, int], align_co
     batch, channels, height, width = grad.shape
     source_height, source_width = source_size
     out = empty_channels_last(grad, taps * taps * channels, source_height, source_width)
-    options = config("upsample_bilinear_backward", device_family(grad.device), grad.dtype, C=channels)
+    options = launch.config("upsample_bilinear_backward", launch.device_family(grad.device), grad.dtype, C=channels)
     grid = (
         batch * triton.cdiv(source_height * source_width, options["BLOCK_P"]),
         triton.cdiv(channels, options["BLOCK_C"]),
@@ -239,7 +239,7 @@ def upsample_backward(grad: torch.Tensor, source_size: tuple[int, int], align_co
     )
     windows = (_window(source_height, height, align_corners), _window(source_width, width, align_corners))
     sides = (source_height, source_width, height, width, *windows)
-    launch(_upsample_backward_kernel, grid, grad, out, *sides, CHANNELS=channels, ALIGN_CORNERS=align_corners, TAPS=taps, **options)
+    launch.launch(_upsample_backward_kernel, grid, grad, out, *sides, CHANNELS=channels, ALIGN_CORNERS=align_corners, TAPS=taps, **options)
     return out
 
 
@@ -287,7 +287,7 @@ def upsample_bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool)
     """
     check_map("x", x)
     height, width = check_size("size", size)
-    if not runs_kernels(x, "upsample"):
+    if not launch.runs_kernels(x, "upsample"):
         return upsample_bilinear_ref(x, (height, width), align_corners)
     return _upsample(x, height, width, align_corners)
 
@@ -311,18 +311,18 @@ def conv1x1_upsample(
     return upsample_bilinear(conv1x1(x, weight, bias), size, align_corners)
 
 
-def compile_cases(family: str) -> Iterable[CompileCase]:
+def compile_cases(family: str) -> Iterable[launch.CompileCase]:
     """Every shipped configuration, forward and backward, at the sizes of a fusion level and of the head's nine taps."""
-    for dtype in DTYPES:
+    for dtype in launch.DTYPES:
         name = str(dtype).removeprefix("torch.")
         kinds: Mapping[str, Any] = {"tensor_cores": False, "async_copies": False}
         for channels in (32, 256):
             x = torch.empty(2, channels, 24, 32, dtype=dtype, device="meta", memory_format=torch.channels_last)
             for align_corners in (True, False):
                 variant = f"C={channels} align_corners={align_corners} {name}"
-                yield from record(family, variant, _forward, x, 48, 64, align_corners, **kinds)
-                yield from record(family, variant, upsample_backward, x, (12, 16), align_corners, **kinds)
-        yield from record(family, f"C=32 nine taps {name}", upsample_backward, x[:, :32], (12, 16), True, 3, **kinds)
+                yield from launch.record(family, variant, _forward, x, 48, 64, align_corners, **kinds)
+                yield from launch.record(family, variant, upsample_backward, x, (12, 16), align_corners, **kinds)
+        yield from launch.record(family, f"C=32 nine taps {name}", upsample_backward, x[:, :32], (12, 16), True, 3, **kinds)
 
 
 def _resize_arguments(inputs: Inputs, batch: int, channels: int, side: int, size: int) -> dict[str, Any]:

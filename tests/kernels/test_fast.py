@@ -1,6 +1,7 @@
 """The whole model on the kernels, against the plain one in float64 and in the same dtype."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -8,9 +9,15 @@ from dpt.kernels import launch
 from parity import assert_parity
 
 import dpt
+from dpt.images import labels_from_logits
 
 INPUT = (1, 3, 32, 48)
-MODELS = ("dpt-tiny-depth", "dpt-tiny-scenes")
+DEPTH, SCENES = "dpt-tiny-depth", "dpt-tiny-scenes"
+# The interpreter takes half a minute a forward: there each model goes one way forward and the other backward.
+CASES = [(DEPTH, "pointers"), (SCENES, "descriptors")]
+TRAINING_CASES = [(SCENES, "pointers"), (DEPTH, "descriptors")]
+if torch.cuda.is_available():
+    CASES = TRAINING_CASES = [(DEPTH, "descriptors"), (SCENES, "descriptors")]
 
 
 def models(name: str, dtype: torch.dtype, device: torch.device) -> list[torch.nn.Module]:
@@ -24,7 +31,7 @@ def models(name: str, dtype: torch.dtype, device: torch.device) -> list[torch.nn
     return [dpt.accelerate(copy.deepcopy(plain), strict=True), copy.deepcopy(plain).double(), plain]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "path"), CASES, indirect=["path"])
 def test_forward(name, dtype, device, path):
     """Blind spot: parameters handed to the wrong kernel, which no test of one op sees."""
     x = torch.randn(INPUT).to(device, dtype)
@@ -33,7 +40,7 @@ def test_forward(name, dtype, device, path):
     assert_parity(fast, ref64, plain)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "path"), TRAINING_CASES, indirect=["path"])
 def test_one_training_step(name, device, path):
     """Blind spot: a gradient that does not arrive, or arrives elsewhere. Every parameter's, and the parameters after the step."""
     x = torch.randn(INPUT, device=device)
@@ -54,20 +61,50 @@ def _largest(parameters: dict[str, torch.Tensor]) -> float:
     return max(parameter.grad.abs().max().item() for parameter in parameters.values())
 
 
-def test_a_block_is_five_launches(device, monkeypatch):
+@pytest.fixture
+def launches(monkeypatch) -> list[str]:
+    """The names of the kernels launched, as they come."""
+    names, original = [], launch.launch
+    monkeypatch.setattr(
+        launch, "launch", lambda kernel, *args, **kwargs: (names.append(kernel.__name__), original(kernel, *args, **kwargs))
+    )
+    return names
+
+
+def test_a_block_is_five_launches(device, launches):
     """Blind spot: work that has slipped out of the fused kernels."""
     model = dpt.accelerate(dpt.build("dpt-tiny-depth", device=device))
-    launches = []
-    original = launch.launch
-    monkeypatch.setattr(
-        launch, "launch", lambda kernel, *args, **kwargs: (launches.append(kernel.__name__), original(kernel, *args, **kwargs))
-    )
     with torch.inference_mode():
         model.encoder.blocks[0](torch.randn(1, 7, 192, device=device))
     assert launches == ["linear_kernel", "attention_forward", "linear_kernel", "linear_kernel", "linear_kernel"]
 
 
+def test_launches_of_the_decoder(device, launches):
+    """Blind spot: an upsampled map written between two levels, or a head that falls back."""
+    model = dpt.accelerate(dpt.build("dpt-tiny-depth", device=device))
+    tokens = [torch.randn(1, 5, 192, device=device) for _ in range(4)]
+    with torch.inference_mode():
+        fused = model.fusion([reassemble(t, (2, 2)) for reassemble, t in zip(model.reassemble, tokens, strict=True)])
+        model.head(fused, (32, 32))
+    names = Counter(launches)
+    assert names["_project_kernel"] == 6  # four readouts and two transposed convolutions
+    assert names["conv3x3_pointers"] + names["conv3x3_descriptors"] == 2 * 7 + 1  # seven units and the head's first convolution
+    assert names["_upsample_kernel"] == 1 and names["_depth_head_kernel"] == 1
+
+
+def test_labels_are_decided_in_one_launch(device, launches):
+    """Blind spot: predictions that write the classes' maps at the picture's size. The labels are the plain head's, ties aside."""
+    model = dpt.accelerate(dpt.build("dpt-tiny-scenes", device=device))
+    logits = torch.randn(9, 8, 12, device=device)
+    labels, probability = model.head.labels(logits, (40, 50), model.config.input, True)
+    assert launches == ["_upsample_argmax_kernel"]
+    plain_labels, plain_probability = labels_from_logits(logits, (40, 50), model.config.input, True)
+    assert labels.dtype == torch.uint8 and (labels != plain_labels).sum() <= 1
+    torch.testing.assert_close(probability, plain_probability)
+    assert model.head.labels(logits, (40, 50), model.config.input)[1] is None
+
+
 def test_the_report_says_kernels(device):
     """Blind spot: a report that says PyTorch where kernels run."""
     report = dpt.fast_report(dpt.accelerate(dpt.build("dpt-tiny-depth", device=device)))
-    assert {row.how for row in report if row.kind == "FastBlock"} == {"kernels"}
+    assert {row.how for row in report} == {"kernels"} and len(report) == 6 + 4 + 7 + 1 + 1
