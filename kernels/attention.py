@@ -503,8 +503,8 @@ def _backward_ref(qkv, dout, num_heads, scale, **_) -> list[torch.Tensor]:
 
 
 def _candidates(kind: str, dim: int) -> dict[str, list[dict[str, Any]]]:
-    """Of each kernel, by the ``kind`` of product. With 128 rows for 4 warps ptxas serialises the forward's MMAs; float32 without tensor
-    cores spills except in small blocks."""
+    """Of each kernel, by the ``kind`` of product. On sm_90 other numbers of warps make ptxas serialise the forward's MMAs, and larger
+    blocks make dkv spill; float32 without tensor cores spills in all but small ones."""
     names = "BLOCK_M BLOCK_N num_warps"
     if kind == "ieee":
         blocks = tiles(names, (16, 16, 4), (16, 32, 4), (32, 16, 4), (32, 32, 4), (32, 32, 8), (64, 16, 8), (64, 32, 8))
@@ -514,10 +514,10 @@ def _candidates(kind: str, dim: int) -> dict[str, list[dict[str, Any]]]:
         blocks = tiles(names, (32, 32, 4), (64, 32, 4), (64, 32, 8), (32, 64, 8), (64, 64, 8), (128, 32, 8), (128, 64, 8))
         few = combinations(blocks, num_stages=(2, 3), descriptor=(True,))
         return {"attention_forward": few, "attention_backward_dq": few, "attention_backward_dkv": few}
-    forward = tiles(names, (64, 64, 4), (64, 128, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8), (128, 128, 8), (256, 64, 8))
+    forward = tiles(names, (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8))
     dq = tiles(names, (64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8), (64, 128, 8), (128, 128, 8))
-    dkv = tiles(names, (32, 64, 4), (64, 64, 4), (64, 64, 8), (32, 128, 8), (64, 128, 8), (128, 64, 8), (128, 128, 8))
-    pointers = combinations([forward[0], forward[4]], num_stages=(3,), descriptor=(False,)) if dim <= 64 else []
+    dkv = tiles(names, (32, 64, 4), (64, 64, 4), (64, 64, 8), (32, 128, 8), (64, 128, 8))
+    pointers = combinations([forward[1], forward[4]], num_stages=(3,), descriptor=(False,)) if dim <= 64 else []
     return {
         "attention_forward": combinations(forward, num_stages=(2, 3, 4), descriptor=(True,)) + pointers,
         "attention_backward_dq": combinations(dq, num_stages=(2, 3), descriptor=(True, False)),

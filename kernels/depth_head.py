@@ -471,7 +471,8 @@ def _candidates(narrow: bool, exact: bool) -> list[dict[str, int]]:
     blocks = tiles("BLOCK_W SOURCE_W num_warps", (32, 16, 4), (32, 16, 8), (64, 32, 4), (64, 32, 8), (128, 64, 8))
     if exact:
         return combinations(blocks[:2], BLOCK_H=(8, 16, 32), BLOCK_C=(16, 32), num_stages=(1, 2))
-    return combinations(blocks, BLOCK_H=(8, 16, 32), BLOCK_C=(16, 32) if narrow else (32, 64), num_stages=(3,))
+    found = combinations(blocks[:2], BLOCK_H=(8, 16, 32), BLOCK_C=(16,) if narrow else (32,), num_stages=(3,))
+    return found + combinations(blocks[2:], BLOCK_H=(8, 16, 32), BLOCK_C=(16, 32) if narrow else (32, 64), num_stages=(3,))
 
 
 def tuning_space() -> Iterator[Workload]:

@@ -514,4 +514,5 @@ def weight_gradient_candidates(kind: str) -> list[dict[str, Any]]:
         blocks = tiles(names, (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 8))
         return combinations(blocks, BLOCK_M=(32,), IN_REGISTERS=(False, True), num_stages=(2, 3), descriptor=(True,))
     blocks = tiles(names, (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 4), (128, 128, 8))
-    return combinations(blocks, BLOCK_M=(64, 128), IN_REGISTERS=(True, False), num_stages=(3, 4), descriptor=(True,))
+    found = combinations(blocks, BLOCK_M=(64,), IN_REGISTERS=(True, False), num_stages=(3, 4), descriptor=(True,))
+    return found + combinations([blocks[0], blocks[2]], BLOCK_M=(128,), IN_REGISTERS=(True, False), num_stages=(2, 3), descriptor=(True,))
