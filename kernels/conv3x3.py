@@ -301,7 +301,8 @@ def conv3x3(
     image, taps = _views(x, weight)
     precision = precision or input_precision(x.dtype)
     config = launch.config("conv3x3", family, x.dtype, **_shape(image, taps, precision, gradient))
-    epilogue = (bias, *(norm[:4] if norm else (None,) * 4), mask, skip, add), norm.eps if norm else 0.0, height, width
+    vectors = (None if vector is None else vector.contiguous() for vector in (bias, *(norm[:4] if norm else (None,) * 4)))
+    epilogue = (*vectors, mask, skip, add), norm.eps if norm else 0.0, height, width
     epilogue += tuple(add.shape[-2:]) if add is not None else (height, width)
     flags = {"RELU_OUTPUT": relu_output, "RESIZE": add is not None and add.shape[-2:] != x.shape[-2:]}
     if config.pop("backend") == "cudnn":

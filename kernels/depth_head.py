@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .conv3x3 import input_precision
+from .conv3x3 import _relu, input_precision
 from .fused_linear import compiled_variants
 from .upsample import (
     bilinear_source,
@@ -155,11 +155,11 @@ def _finish_row(
     inside = inside & (row >= first_row) & (row < tl.minimum(first_row + BLOCK_H, target_height))
     channel = tl.arange(0, HIDDEN)
     w2 = tl.load(w2_ptr + channel).to(tl.float32)[None, :]
-    hidden = tl.maximum(convolved + tl.load(b1_ptr + channel).to(tl.float32)[None, :], 0.0)
+    hidden = _relu(convolved + tl.load(b1_ptr + channel).to(tl.float32)[None, :])
     y = tl.sum(hidden * w2, axis=1) + tl.load(b2_ptr).to(tl.float32)
     position = (image * target_height + row) * target_width + column
     if grad_ptr is None:
-        y = max_depth * tl.sigmoid(y) if SIGMOID else tl.maximum(y, 0.0)
+        y = max_depth * tl.sigmoid(y) if SIGMOID else _relu(y)
         tl.store(out_ptr + position, y.to(out_ptr.dtype.element_ty), mask=inside)
     else:
         grad = tl.load(grad_ptr + position, mask=inside, other=0.0).to(tl.float32)
@@ -266,6 +266,7 @@ def _columns_per_program(source_width: int, target_width: int, block: int, sourc
 def _launch(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision=None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y and None; or, given its gradient, that of the hidden map and the (programs, F + 1) shares of those of w2 and b2."""
     x, w1 = channels_last(x), channels_last(w1)
+    b1, w2, b2 = b1.contiguous(), w2.contiguous(), b2.contiguous()
     batch, channels, source_height, source_width = x.shape
     height, width = size
     hidden = w1.shape[0]
@@ -396,7 +397,8 @@ def depth_head(
         activation: "relu", or "sigmoid", which is multiplied by ``max_depth`` (metres, as the model was trained).
 
     Under autocast x and the parameters are taken in autocast's dtype. Accumulation in float32; float32 products in TF32 where PyTorch's
-    switch for convolutions says so (its default).
+    switch for convolutions says so (its default). NaN or infinity in ``x`` reaches the pixels that see it, and may reach their whole
+    rows: the resize is a product with zeros, and 0 * inf is NaN.
 
     Raises:
         TypeError: a dtype that is not as above.

@@ -86,17 +86,17 @@ def _row_statistics(
         tile_mean = tl.sum(tile, 1) / count
         inside = k + tl.arange(0, BLOCK_K) < depth
         deviation = tl.where(inside[None, :], tile - tile_mean[:, None], 0.0)
-        step = tile_mean - mean
+        missed = tl.sum(deviation, 1) / count  # by the rounded mean: of a constant row an ulp, which 1 / sqrt(eps) would make visible
+        step = tile_mean + missed - mean
         mean += step * share
-        squares += tl.sum(deviation * deviation, 1) + step * step * (k * share)
+        squares += tl.maximum(tl.sum(deviation * deviation, 1) - missed * missed * count, 0.0) + step * step * (k * share)
     return mean, tl.rsqrt(squares / depth + eps)
 
 
 @triton.jit
 def _normalise(tile, mean, rstd, gamma, beta):
     """LayerNorm of a tile, in its dtype. Columns beyond the edge give 0: their gamma and beta are."""
-    shift = -mean * rstd
-    normalised = tile.to(tl.float32) * rstd[:, None] + shift[:, None]
+    normalised = (tile.to(tl.float32) - mean[:, None]) * rstd[:, None]
     return (normalised * gamma[None, :] + beta[None, :]).to(tile.dtype)
 
 
@@ -340,6 +340,11 @@ def _tiles(tensor: torch.Tensor | None, block: list[int], descriptor: bool) -> t
     return TensorDescriptor.from_tensor(tensor, block) if descriptor and tensor is not None else tensor
 
 
+def _contiguous(*vectors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """The vectors as the kernels read them: an expanded or sliced one is copied."""
+    return tuple(None if vector is None else vector.contiguous() for vector in vectors)
+
+
 def linear(
     name: str,
     x: torch.Tensor,
@@ -376,12 +381,11 @@ def linear(
         (triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n * config["TILES"]),),
         _tiles(x, [block_m, block_k], descriptor),
         _tiles(weight, weight_block, descriptor),
-        bias,
-        scale,
+        *_contiguous(bias, scale),
         _tiles(extra, half, descriptor),
         _tiles(out, half, descriptor),
         _tiles(pre, half, descriptor),
-        *(norm or (None, None)),
+        *_contiguous(*(norm or (None, None))),
         *(statistics or (None, None)),
         eps,
         rows,
@@ -428,9 +432,9 @@ def weight_gradient(
         _tiles(grad, [block_m, block_n], descriptor),
         _tiles(x, [block_m, block_k], descriptor),
         _tiles(out, [block_n, block_k], descriptor),
-        *(norm or (None, None)),
+        *_contiguous(*(norm or (None, None))),
         *(statistics or (None, None)),
-        scale,
+        *_contiguous(scale),
         _tiles(weight, [block_n, block_k], descriptor),
         partial,
         rows,

@@ -64,8 +64,8 @@ def layernorm_linear(
     used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be copied in wide pieces.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
-    x, weight = launch.autocast(x, weight)
     fused_linear.check_input("x", x)
+    x, weight = launch.autocast(x, weight)
     fused_linear.check_norm(norm_weight, norm_bias, eps, x)
     fused_linear.check_linear("the", weight, bias, x.shape[-1], x)
     if activation not in (None, "gelu"):
@@ -139,7 +139,7 @@ def _layernorm_backward(
     programs = triton.cdiv(rows, config["BLOCK_M"] * config["STEPS"])
     out = torch.empty_like(x) if needs_input else None
     partial = torch.empty((2, programs, depth), dtype=torch.float32, device=x.device) if needs_norm else None
-    arguments = (grad, x, *statistics, norm_weight, skip, out, partial, rows, depth)
+    arguments = (grad, x, *statistics, norm_weight.contiguous(), skip, out, partial, rows, depth)
     launch.launch(layernorm_backward_kernel, (programs,), *arguments, BLOCK_D=triton.next_power_of_2(depth), **config)
     return out, None if partial is None else partial.sum(1)
 
@@ -222,7 +222,7 @@ def _layernorm_linear_op(
         eps=eps,
         save_pre=gelu and save,
     )
-    return out.reshape(*x.shape[:-1], -1), x.new_empty(0) if pre is None else pre, *statistics
+    return out.reshape(*x.shape[:-1], weight.shape[0]), x.new_empty(0) if pre is None else pre, *statistics
 
 
 @_layernorm_linear_op.register_fake
@@ -230,6 +230,17 @@ def _(x, norm_weight, norm_bias, weight, bias, eps, gelu, save):
     rows = x.numel() // x.shape[-1]
     pre = x.new_empty((rows, weight.shape[0]) if gelu and save else 0)
     return x.new_empty((*x.shape[:-1], weight.shape[0])), pre, *(x.new_empty(rows, dtype=torch.float32) for _ in range(2))
+
+
+@torch.library.custom_op("dpt::gelu_gradient", mutates_args=())
+def _gelu_gradient_op(grad: torch.Tensor, pre: torch.Tensor) -> torch.Tensor:
+    """grad * GELU'(pre). aten's own has a derivative, and so a second one would silently lose what goes through ``pre``."""
+    return torch.ops.aten.gelu_backward(grad, pre)
+
+
+@_gelu_gradient_op.register_fake
+def _(grad, pre):
+    return torch.empty_like(grad)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -246,7 +257,7 @@ def _backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, 
     x, norm_weight, norm_bias, weight, bias, pre, mean, rstd = ctx.saved_tensors
     grad = rows_of(grad)
     if ctx.gelu:
-        grad = torch.ops.aten.gelu_backward(grad, pre)
+        grad = torch.ops.dpt.gelu_gradient(grad, pre)
     found = gradients(grad, x, Norm(norm_weight, norm_bias), Statistics(mean, rstd), weight, bias, ctx.needs_input_grad[:5])
     return *found, None, None, None
 

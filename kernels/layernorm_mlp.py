@@ -71,8 +71,8 @@ def layernorm_mlp(
     slow.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
-    x, w1, w2 = launch.autocast(x, w1, w2)
     fused_linear.check_input("x", x)
+    x, w1, w2 = launch.autocast(x, w1, w2)
     fused_linear.check_norm(norm_weight, norm_bias, eps, x)
     hidden = fused_linear.check_linear("w1, b1:", w1, b1, x.shape[-1], x)
     if fused_linear.check_linear("w2, b2:", w2, b2, hidden, x) != x.shape[-1]:
@@ -142,7 +142,7 @@ def _backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, 
     second_grads = linear_residual_gradients(grad, pre, "gelu", w2, b2, layer_scale, (needs_w2, needs_b2, needs_scale))
     first_grads = (None,) * 5
     if any(first):
-        pre_grad = torch.ops.dpt.gelu_input_gradient(grad, scaled(w2, layer_scale), pre)
+        pre_grad = torch.ops.dpt.gelu_input_gradient(*scaled(grad, w2, layer_scale), pre)
         norm, statistics = Norm(norm_weight, norm_bias), Statistics(mean, rstd)
         first_grads = layernorm_linear_gradients(pre_grad, x, norm, statistics, w1, b1, first, skip=grad)
     return *first_grads, *second_grads[:2], None, second_grads[2], None

@@ -55,8 +55,8 @@ def linear_residual(
     dtype.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
-    x, weight, residual = launch.autocast(x, weight, residual)
     fused_linear.check_input("x", x)
+    x, weight, residual = launch.autocast(x, weight, residual)
     columns = fused_linear.check_linear("the", weight, bias, x.shape[-1], x)
     fused_linear.check_operand("residual", residual, (*x.shape[:-1], columns), x)
     fused_linear.check_operand("layer_scale", layer_scale, (columns,), x, vector=True)
@@ -65,9 +65,17 @@ def linear_residual(
     return torch.ops.dpt.linear_residual(x, weight, bias, residual, layer_scale)
 
 
-def scaled(weight: torch.Tensor, layer_scale: torch.Tensor | None) -> torch.Tensor:
-    """The weight with LayerScale in its rows, for the gradient of the layer's input."""
-    return weight if layer_scale is None else (weight * layer_scale[:, None]).to(weight.dtype)
+def scaled(grad: torch.Tensor, weight: torch.Tensor, layer_scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(grad (M, N), weight (N, K)), one of them with LayerScale in it, whose product is the gradient of the layer's input.
+
+    The weight is the smaller, but in float16 its product with 1e-5, where LayerScale begins, is subnormal; a gradient is in range there,
+    for the loss is scaled.
+    """
+    if layer_scale is None:
+        return grad, weight
+    if weight.dtype == torch.float16:
+        return (grad * layer_scale).to(grad.dtype), weight
+    return grad, (weight * layer_scale[:, None]).to(weight.dtype)
 
 
 def gradients(
@@ -130,7 +138,7 @@ def _backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     x, weight, bias, layer_scale = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual, needs_scale = ctx.needs_input_grad
     grad_rows = rows_of(grad)
-    x_grad = (grad_rows @ scaled(weight, layer_scale)).reshape(x.shape) if needs_x else None
+    x_grad = torch.mm(*scaled(grad_rows, weight, layer_scale)).reshape(x.shape) if needs_x else None
     needs = (needs_weight, needs_bias, needs_scale)
     weight_grad, bias_grad, scale_grad = gradients(grad_rows, rows_of(x), "none", weight, bias, layer_scale, needs)
     return x_grad, weight_grad, bias_grad, grad if needs_residual else None, scale_grad

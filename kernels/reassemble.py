@@ -226,7 +226,9 @@ def _pixels(x: torch.Tensor) -> torch.Tensor:
 
 def _tap_matrices(weight: torch.Tensor) -> torch.Tensor:
     """(C, O, s, s) as (s*s, O, C): copied at each call, for neighbouring channels to be neighbours in memory."""
-    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[1], weight.shape[0]).contiguous()
+    channels, columns, stride, _ = weight.shape
+    flat = weight.permute(2, 3, 1, 0).reshape(-1).contiguous()
+    return flat.view(stride * stride, columns, channels)  # flat first: the strides that the kernel is given must hold for O = 1 too
 
 
 def _transposed_conv(x, weight, bias, precision) -> torch.Tensor:
@@ -235,6 +237,7 @@ def _transposed_conv(x, weight, bias, precision) -> torch.Tensor:
     height, width = x.shape[2:]
     out = empty_channels_last(x, channels, height * stride, width * stride)
     matrices, pixels = _tap_matrices(weight), _pixels(out)
+    bias = None if bias is None else bias.contiguous()
     _launch(_pixels(x), matrices, bias, pixels, width=width, stride=stride, precision=precision, name="transposed_conv")
     return out
 

@@ -116,14 +116,14 @@ def assert_compiles(op: Op, inputs: Inputs) -> None:
     assert_same(*(values_and_gradients(f, inputs, cotangent) for f in (compiled, op)))
 
 
-def assert_exports(op: Op, x: torch.Tensor, other: torch.Tensor, dimension: int, node: str) -> None:
-    """torch.export keeps ``op(x)`` as one node, with any size of one dimension: as that of ``other``."""
+def assert_exports(op: Op, x: torch.Tensor, other: torch.Tensor, dimension: int, node: str, least: int = 2) -> None:
+    """torch.export keeps ``op(x)`` as one node, with any size, from ``least`` on, of one dimension: as that of ``other``."""
 
     class Module(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return op(x)
 
-    size = torch.export.Dim("size", min=2, max=512)
+    size = torch.export.Dim("size", min=least, max=512)
     program = torch.export.export(Module(), (x,), dynamic_shapes=({dimension: size},))
     assert node in str(program.graph)
     assert torch.equal(program.module()(other), op(other))

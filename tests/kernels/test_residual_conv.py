@@ -1,18 +1,15 @@
 """dpt.kernels.residual_conv against plain PyTorch, by the rule of parity.py: forward, backward, both ways of loading, both backends."""
 
 import functools
-import mmap
 
+import checks
 import pytest
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from dpt.kernels import conv3x3, launch
 from dpt.kernels.residual_conv import residual_conv_unit, residual_conv_unit_ref
 from parity import assert_op_parity, assert_parity
 
-FAMILIES = sorted(set(launch.TABLES.values()))
 NAMES = ("x", "w1", "b1", "w2", "b2", "norm1 weight", "norm1 bias", "norm2 weight", "norm2 bias", "add")
 CUDNN = {"backend": "cudnn"}
 
@@ -77,58 +74,34 @@ def test_parity_cudnn(name, dtype, device):
         Case(dtype=dtype, device=device, **PARITY[name]).assert_parity()
 
 
-def shipped_configurations():
-    """Every distinct Triton configuration of every table."""
-    found = {}
-    for family in FAMILIES:
-        for entry in launch.load_table(family)["conv3x3"]:
-            if entry["config"]["backend"] == "triton":
-                found[" ".join(f"{k}={v}" for k, v in entry["config"].items() if k not in ("backend", "num_warps", "num_stages"))] = entry
-    return found
+SHIPPED = {name: config for name, config in checks.shipped_configurations("conv3x3").items() if config["backend"] == "triton"}
 
 
-@pytest.mark.parametrize("name", shipped_configurations())
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_configuration(name, device):
     """Tiles that the table keeps for large maps or other GPUs compute the same: 48 channels leave each with partial blocks."""
     if device.type == "cuda" and "descriptor=True" in name and torch.cuda.get_device_capability(device)[0] < 9:
         pytest.skip("descriptors need compute capability 9.0")
     case = Case((2, 48, 9, 13), torch.float32, device, biases=True, norms=True, add=(5, 6))
     ours, reference = case.call(residual_conv_unit), case.call(residual_conv_unit_ref)
-    with launch.using("conv3x3", shipped_configurations()[name]["config"]):
+    with launch.using("conv3x3", SHIPPED[name]):
         out = ours(*case.inputs)
     in_double = [None if t is None else t.double() for t in case.inputs]
     assert_parity(out, reference(*in_double), reference(*case.inputs))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_compile_cases_cover_the_table(family):
-    """An entry that no compile case selects would ship without having been compiled."""
-    launched = [dict(case.kwargs) for case in conv3x3.compile_cases(family)]
-    for kernel in ("conv3x3", "conv3x3_epilogue"):
-        for entry in launch.load_table(family)[kernel]:
-            config = {k: v for k, v in entry["config"].items() if k not in ("backend", "descriptor")}
-            assert any(config.items() <= kwargs.items() for kwargs in launched), entry
 
 
 def test_both_paths_ran(monkeypatch, device):
     """The fixture ``path`` and the backend of the table really switch between the three kernels."""
     if device.type == "cuda":
         pytest.skip("a GPU runs its own family's path")
-    taken = []
-    launched = launch.launch
-
-    def spy(kernel, *args, **kwargs):
-        taken.append(kernel.__name__)
-        launched(kernel, *args, **kwargs)
-
-    monkeypatch.setattr(launch, "launch", spy)
+    launches = checks.spied_launches(monkeypatch)
     case = Case((1, 48, 3, 4), torch.float16, device)
     for family in ("sm_80", "sm_90"):
         monkeypatch.setenv(launch.INTERPRETED_FAMILY_VARIABLE, family)
         case.call(residual_conv_unit)(*case.inputs)
     with launch.using("conv3x3", CUDNN):
         case.call(residual_conv_unit)(*case.inputs)
-    assert taken == ["conv3x3_pointers"] * 2 + ["conv3x3_descriptors"] * 2 + ["conv3x3_epilogue"] * 2
+    assert [kernel for kernel, _ in launches] == ["conv3x3_pointers"] * 2 + ["conv3x3_descriptors"] * 2 + ["conv3x3_epilogue"] * 2
 
 
 @pytest.mark.parametrize("allowed", (True, False))
@@ -139,7 +112,7 @@ def test_precision_follows_pytorch(allowed, monkeypatch, device):
     assert conv3x3.input_precision(torch.bfloat16) == "ieee"
     x = torch.empty(1, 64, 8, 8, device="meta").contiguous(memory_format=torch.channels_last)
     weight = torch.empty(64, 64, 3, 3, device="meta").contiguous(memory_format=torch.channels_last)
-    for family in FAMILIES:
+    for family in checks.FAMILIES:
         (case,) = launch.record(family, "", conv3x3.conv3x3, x, weight)
         assert case.kwargs.get("PRECISION") == ("tf32" if allowed else None)
 
@@ -209,111 +182,89 @@ def test_nan_passes(device, path):
 
 
 def test_memory_formats(device, path):
-    """Any layout of maps and weights is right (copied where it is not channels-last), and the output is channels-last."""
-    case = Case((2, 32, 5, 7), torch.float32, device, add=(3, 4))
-    unit = case.call(residual_conv_unit)
-    expected = unit(*case.inputs)
+    """Any layout of maps, weights and vectors is right (copied where the kernels could not read it), and the output is channels-last."""
+    case = Case((2, 32, 5, 7), torch.float32, device, biases=True, norms=True, add=(3, 4))
+    expected = case.call(residual_conv_unit)(*case.inputs)
     assert expected.is_contiguous(memory_format=torch.channels_last)
-    contiguous = [None if t is None else t.contiguous() for t in case.inputs]
-    strided = [None if t is None else torch.stack([t, t], -1)[..., 0] for t in case.inputs]
-    for inputs in (contiguous, strided):
-        out = unit(*inputs)
+    for layout in (lambda t: t.contiguous(), lambda t: torch.stack([t, t + 1], -1)[..., 0]):
+        case.constants = [tuple(map(layout, pair)) for pair in case.constants]
+        out = case.call(residual_conv_unit)(*map(layout, case.inputs))
         assert out.is_contiguous(memory_format=torch.channels_last) and torch.equal(out, expected)
 
 
 def test_expanded_gradient(device):
-    """A cotangent of stride 0, the gradient of a sum, is read right."""
+    """Cotangents of stride 0 and of transposed memory."""
     case = Case((1, 32, 4, 5), torch.float32, device, add=(2, 2))
-    ours, theirs = [], []
-    for function, grads in ((residual_conv_unit, ours), (residual_conv_unit_ref, theirs)):
-        leaves = [None if t is None else t.clone().requires_grad_() for t in case.inputs]
-        grads += torch.autograd.grad(case.call(function)(*leaves).sum(), [leaf for leaf in leaves if leaf is not None])
-    for ours_one, theirs_one in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(ours_one, theirs_one)
+    checks.assert_expanded_gradient(case.call(residual_conv_unit), case.call(residual_conv_unit_ref), case.inputs)
 
 
-@triton.jit
-def _far_tile(out_ptr, skip_ptr, add_ptr, image, height, width, C: tl.constexpr, PIXELS: tl.constexpr):
-    position = tl.arange(0, PIXELS)
-    values = tl.zeros((PIXELS, C), tl.float32)
-    operands = (None, None, None, None, None, None, skip_ptr, add_ptr)
-    row = height - 1 + 0 * position
-    column = width - PIXELS + position
-    conv3x3._finish(
-        values, out_ptr, operands, 0.0, tl.cast(image, tl.int64), row, column, column < width, 0,
-        height, width, height // 2, width, C, False, True, C, 2,
-    )  # fmt: skip
+class FarMaps:
+    """Two images, each of more than 2^31 elements: zeros, but for the far corner of x and skip, and the constant that is added there."""
+
+    side, channels = 2912, 256
+
+    def __init__(self, far):
+        assert self.side**2 * self.channels > 2**31
+        shapes = [(2, self.channels, self.side - rows, self.side) for rows in (0, 0, 1)]
+        self.x, self.skip, self.add = (far.zeros(shape, channels_last=True) for shape in shapes)
+        self.add[-1, :, -3:, -24:] = 0.5
+        self.corners = [t[-1:, :, -12:, -24:] for t in (self.x, self.skip)]
+        for corner in self.corners:
+            corner.copy_(torch.randn(corner.shape))
+
+    def assert_parity(self, out, weight):
+        """Of the part of the last row that every last program computes."""
+
+        def expected(dtype):
+            x, skip = (corner.to(dtype) for corner in self.corners)
+            return F.conv2d(x, weight.to(dtype), padding=1) + skip + 0.5
+
+        assert_parity(*(t[-1:, -32:, -1, -16:] for t in (out, expected(torch.float64), expected(torch.float16))))
 
 
-def test_offsets_beyond_int32(device):
-    """Offsets are 64 bits wide: the epilogue reads skip and add, and stores, 2^31 elements into the tensor.
+def test_offsets_beyond_int32(far, path):
+    """Offsets are 64 bits wide: x, skip and add are read, and the result written, at the far end."""
+    maps = FarMaps(far)
+    weight = (
+        (torch.randn(maps.channels, maps.channels, 3, 3, device=maps.x.device) / 48).half().contiguous(memory_format=torch.channels_last)
+    )
+    maps.assert_parity(conv3x3.conv3x3(maps.x, weight, skip=maps.skip, add=maps.add), weight)
 
-    On a CPU the memory is reserved, not given out: only touched pages exist. It begins 2^31 elements before the tensor, so that an offset
-    that wraps around lands in zeros and fails the comparison, rather than ending the process.
-    """
-    images, height, width, channels, pixels = 33, 1024, 2048, 32, 16
-    per_image, before = height * width * channels, 2**31
-    assert (images - 1) * per_image >= 2**31
 
-    def far_map(rows):
-        needed = images * rows * width * channels
-        if device.type == "cuda":
-            flat = torch.zeros(needed, dtype=torch.float16, device=device)
-        else:
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-            flat = torch.frombuffer(mmap.mmap(-1, 2 * (before + needed), flags=flags), dtype=torch.float16)[before:]
-        return flat.view(images, rows, width, channels)
-
-    skip, add, out = far_map(height), far_map(height // 2), far_map(height)
-    skip[-1, -1, -pixels:] = 1 + torch.arange(pixels, device=device)[:, None].half()
-    add[-1, -1, -pixels:] = 0.5
-    _far_tile[(1,)](out, skip, add, images - 1, height, width, channels, pixels)
-    assert torch.equal(out[-1, -1, -pixels:], skip[-1, -1, -pixels:] + 0.5)
+def test_epilogue_offsets_beyond_int32(far):
+    """As above, for the kernel that follows a convolution of cuDNN's: x stands for that, as if the window were a single 1."""
+    maps = FarMaps(far)
+    config = launch.config("conv3x3_epilogue", "sm_80", torch.float16, C=maps.channels, pixels=2 * maps.side**2)
+    grid = (2 * maps.side**2 // config["BLOCK_M"], maps.channels // config["BLOCK_N"])
+    sides = (maps.side, maps.side, maps.side - 1, maps.side)
+    flags = {"CHANNELS": maps.channels, "RELU_OUTPUT": False, "RESIZE": True}
+    out = far.zeros(maps.x.shape, channels_last=True)
+    out[-1:, :, -12:, -24:] = maps.corners[0]
+    launch.launch(conv3x3.conv3x3_epilogue, grid, out, (None,) * 6 + (maps.skip, maps.add), 0.0, *sides, **flags, **config)
+    identity = torch.zeros(maps.channels, maps.channels, 3, 3, device=out.device)
+    identity[:, :, 1, 1] = torch.eye(maps.channels)
+    maps.assert_parity(out, identity)
 
 
 def test_reproducible_gradients(device, path, monkeypatch):
     """The same call gives the same bits, cuDNN's weight gradients included where PyTorch asks it for that."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     case = Case((2, 32, 9, 11), torch.float32, device, biases=True, norms=True, add=(4, 5))
-    cotangent = torch.randn_like(case.inputs[0])
-
-    def gradients():
-        leaves = [t.clone().requires_grad_() for t in case.inputs]
-        return torch.autograd.grad(case.call(residual_conv_unit)(*leaves), leaves, cotangent)
-
-    assert all(torch.equal(first, second) for first, second in zip(gradients(), gradients(), strict=True))
+    checks.assert_reproducible(case.call(residual_conv_unit), case.inputs)
 
 
-@pytest.mark.parametrize("wanted", NAMES)
-def test_each_gradient_alone(wanted, device):
-    """Whichever one input needs a gradient, it is the one it has when all do: what is skipped for the others is not what it needs."""
+def test_each_gradient_alone(device):
+    """Whichever one input needs a gradient, it is the one it has when all do: what is skipped for the others is not what it needs. And
+    where none does, nothing is recorded."""
     case = Case((1, 32, 4, 5), torch.float32, device, biases=True, norms=True, add=(2, 3))
-    unit, cotangent = case.call(residual_conv_unit), torch.randn_like(case.inputs[0])
-    leaves = [t.clone().requires_grad_() for t in case.inputs]
-    together = torch.autograd.grad(unit(*leaves), leaves, cotangent)[NAMES.index(wanted)]
-    alone = [t.clone().requires_grad_(name == wanted) for name, t in zip(NAMES, case.inputs, strict=True)]
-    assert torch.equal(torch.autograd.grad(unit(*alone), alone[NAMES.index(wanted)], cotangent)[0], together)
+    checks.assert_gradients_alone(case.call(residual_conv_unit), case.inputs)
 
 
 def test_saved_memory(device):
     """Saved for the backward: x and one map between the convolutions, beside the parameters; nothing of add."""
     case = Case((1, 32, 9, 11), torch.float32, device, biases=True, norms=True, add=(4, 5))
-    saved = []
-    leaves = [t.requires_grad_() for t in case.inputs]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        case.call(residual_conv_unit)(*leaves)
-    assert [tuple(t.shape) for t in saved if t.dim() == 4 and t.shape[0] == 1] == [(1, 32, 9, 11)] * 2
-
-
-def test_gradient_only_where_required(device):
-    """Without requires_grad nothing is recorded, and under no_grad neither."""
-    case = Case((1, 32, 2, 3), torch.float32, device)
-    unit = case.call(residual_conv_unit)
-    assert not unit(*case.inputs).requires_grad
-    case.inputs[0].requires_grad_()
-    with torch.no_grad():
-        assert not unit(*case.inputs).requires_grad
-    assert unit(*case.inputs).requires_grad
+    saved = checks.saved_shapes(case.call(residual_conv_unit), case.inputs)
+    assert [shape for shape in saved if len(shape) == 4 and shape[0] == 1] == [(1, 32, 9, 11)] * 2
 
 
 def test_autocast_is_followed(device):
@@ -361,29 +312,15 @@ def test_opcheck(device, path):
 def test_compile_fullgraph(device):
     """torch.compile takes the op whole, forward and backward, without a graph break."""
     case = Case((1, 32, 3, 4), torch.float32, device, biases=True, norms=True, add=(2, 3))
-    leaves = [t.requires_grad_() for t in case.inputs]
-    unit = case.call(residual_conv_unit)
-    compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(*leaves), unit(*leaves))
-    cotangent = torch.randn_like(leaves[0])
-    for ours, theirs in zip(*(torch.autograd.grad(f(*leaves), leaves, cotangent) for f in (compiled, unit)), strict=True):
-        assert torch.equal(ours, theirs)
+    checks.assert_compiles(case.call(residual_conv_unit), case.inputs)
 
 
 def test_export(device):
     """torch.export keeps the op as one node, at any height."""
     case = Case((1, 32, 4, 5), torch.float32, device, biases=True)
-    _, w1, b1, w2, b2, *_ = case.inputs
-
-    class Unit(torch.nn.Module):
-        def forward(self, x):
-            return residual_conv_unit(x, w1, b1, w2, b2)
-
-    height = torch.export.Dim("height", min=2, max=512)
-    program = torch.export.export(Unit(), (case.inputs[0],), dynamic_shapes=({2: height},))
-    assert "dpt.residual_conv_unit" in str(program.graph)
+    x, *parameters = case.inputs
     other = torch.randn(1, 32, 7, 5, device=device)
-    assert torch.equal(program.module()(other), Unit()(other))
+    checks.assert_exports(lambda x: residual_conv_unit(x, *parameters[:4]), x, other, 2, "dpt.residual_conv_unit")
 
 
 def arguments(**changed):

@@ -1,0 +1,139 @@
+"""Rows as tables: the same columns in the terminal and in the README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from .records import Row, Skip
+
+SEED_NOTE = "The seed's table: 8.09 GB and 10.41 images/s (V100, float32)."
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    value: Callable[[Row], str]
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits or more, without an exponent."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}" if value >= 0.01 else f"{value:.4f}"
+
+
+def _scaled(value: float | None, by: float, digits: int = 3) -> str:
+    return "" if value is None else f"{value / by:.{digits}g}" if value / by < 1000 else f"{value / by:.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %" if value < 0.1 else f"{100 * value:.0f} %"
+
+
+def speedup(row: Row) -> str:
+    """The ratio to the baseline with its spread."""
+    if row.speedup is None:
+        return ""
+    if row.contender == row.baseline:
+        return "1"
+    return f"{row.speedup:.2f} [{row.speedup_low:.2f}, {row.speedup_high:.2f}]"
+
+
+def _difference(row: Row) -> str:
+    return "" if row.difference is None else f"{row.difference:.1e}"
+
+
+LATENCY = (
+    Column("p20 ms", lambda row: milliseconds(row.p20_ms)),
+    Column("p50 ms", lambda row: milliseconds(row.p50_ms)),
+    Column("p80 ms", lambda row: milliseconds(row.p80_ms)),
+    Column("times baseline", speedup),
+)
+MEMORY = Column("peak GB", lambda row: _scaled(row.peak_memory_bytes, 1e9))
+ROOFLINE = Column("of roofline", lambda row: _percent(row.roofline_share))
+DIFFERENCE = Column("difference", _difference)
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "models": (*LATENCY, Column("images/s", lambda row: _scaled(row.per_second, 1)), MEMORY, ROOFLINE, DIFFERENCE),
+    "steps": (
+        Column("dtype", lambda row: row.dtype),
+        *LATENCY,
+        Column("images/s", lambda row: _scaled(row.per_second, 1)),
+        MEMORY,
+        DIFFERENCE,
+    ),
+    "training": (*LATENCY, Column("steps/s", lambda row: _scaled(row.per_second, 1)), MEMORY, ROOFLINE, DIFFERENCE),
+    "kernels": (
+        *LATENCY,
+        Column("TFLOP/s", lambda row: _rate(row.flops, row, 1e12)),
+        Column("GB/s", lambda row: _rate(row.bytes, row, 1e9)),
+        Column("of floor", lambda row: _percent(row.roofline_share)),
+        DIFFERENCE,
+    ),
+}
+
+
+def _rate(amount: int | None, row: Row, unit: float) -> str:
+    return "" if not amount or row.p50_ms is None else f"{amount / (row.p50_ms / 1000) / unit:.3g}"
+
+
+def by_case(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each case, in the order of the first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.case, []).append(row)
+    return found
+
+
+def _order(rows: Sequence[Row]) -> list[Row]:
+    """The baseline first, then as measured."""
+    return sorted(rows, key=lambda row: row.contender != row.baseline)
+
+
+def cells(suite: str, row: Row) -> list[str]:
+    """A row's values; of one that did not pass the gate, only why."""
+    if row.status != "ok":
+        return [f"{row.status.upper()}: {row.problem}"]
+    return [column.value(row) for column in COLUMNS[suite]]
+
+
+def text_lines(suite: str, rows: Iterable[Row]) -> list[str]:
+    """A table for the terminal, one block a case, with how it was timed."""
+    lines = []
+    for case, of_case in by_case(rows).items():
+        titles = [case, *(column.title for column in COLUMNS[suite])]
+        body = [[row.contender, *cells(suite, row)] for row in _order(of_case)]
+        whole = [line for line in body if len(line) == len(titles)]
+        widths = [max(len(line[i]) for line in [titles, *whole]) for i in range(len(titles))]
+        widths[0] = max(widths[0], *(len(line[0]) for line in body))
+        lines.append("  ".join([titles[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(titles[1:], widths[1:], strict=True))]))
+        for line, row in zip(body, _order(of_case), strict=True):
+            padded = [value.rjust(width) for value, width in zip(line[1:], widths[1:], strict=False)]
+            note = f"  {row.note}" if row.note and row.status == "ok" else ""
+            lines.append("  ".join([line[0].ljust(widths[0]), *padded]) + note)
+        lines += [f"  {of_case[0].timing}, {max(len(row.durations_ms) for row in of_case)} rounds", ""]
+    return lines
+
+
+def markdown(suite: str, rows: Iterable[Row]) -> list[str]:
+    """The same as a Markdown table, one for all cases."""
+    titles = ["case", "contender", *(column.title for column in COLUMNS[suite])]
+    lines = [f"| {' | '.join(titles)} |", "| --- | --- |" + " ---: |" * len(COLUMNS[suite])]
+    for case, of_case in by_case(rows).items():
+        for position, row in enumerate(_order(of_case)):
+            values = cells(suite, row)
+            values += [""] * (len(COLUMNS[suite]) - len(values))
+            lines.append(f"| {' | '.join([case if not position else '', row.contender, *values])} |")
+    return lines
+
+
+def skip_lines(skips: Iterable[Skip]) -> list[str]:
+    """What was skipped, a line each; what was skipped for one reason stands together."""
+    by_reason: dict[str, list[Skip]] = {}
+    for skip in skips:
+        by_reason.setdefault(skip.reason, []).append(skip)
+    lines = []
+    for reason, of_reason in by_reason.items():
+        lines.append(f"{reason}:")
+        lines += [f"    {skip.case}{': ' + skip.contender if skip.contender else ''}" for skip in of_reason]
+    return lines

@@ -1,0 +1,24 @@
+"""Whole models, forward: ours plain and fast, under torch.compile, and other people's on the same weights."""
+
+import torch
+
+from bench import models
+from bench.runner import Case
+
+# The issue's table; first the carried model, whose case costs little on any machine.
+ROWS = (
+    models.ModelRow("dpt-tiny-depth", 192, (1, 16), 0.0),
+    models.ModelRow("dpt-base-ade20k", 512, (1, 4, 16), 1.0),
+    models.ModelRow("dpt-large-midas", 384, (1, 4, 16), 2.0),
+    models.ModelRow("depth-anything-v2-small", 518, (1, 4, 16), 2.5),
+    models.ModelRow("depth-anything-v2-base", 518, (1, 4, 16), 2.6),
+    models.ModelRow("depth-anything-v2-large", 518, (1, 4, 16), 2.7),
+)
+
+
+def cases(device_type: str, dtypes: tuple[torch.dtype, ...]) -> list[Case]:
+    return models.cases(ROWS, "models", models.CONTENDERS, dtypes, models.ModelWorkload)
+
+
+def test_models(cell, measured):
+    measured(cell)

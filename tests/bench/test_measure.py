@@ -1,0 +1,184 @@
+"""Statistics, the budget, interleaving and memory."""
+
+import random
+import statistics
+
+import pytest
+import torch
+
+from bench import measure
+
+CPU = torch.device("cpu")
+
+
+def test_percentile_is_linear():
+    """Blind spot: an off-by-one in the position; numpy's definition, by hand."""
+    assert [measure.percentile([4, 1, 3, 2], f) for f in (0.0, 0.2, 0.5, 0.8, 1.0)] == pytest.approx([1, 1.6, 2.5, 3.4, 4])
+    with pytest.raises(ValueError, match="no values"):
+        measure.percentile([], 0.5)
+
+
+@pytest.mark.parametrize(("count", "left_out"), [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (20, 5), (100, 39)])
+def test_median_interval_is_the_sign_test(count, left_out):
+    """Blind spot: an interval too narrow for its confidence; the table of the sign test at 95 %."""
+    values = list(range(count))
+    assert measure.median_interval(values) == (left_out, count - 1 - left_out)
+
+
+def test_median_interval_covers_the_median():
+    """Blind spot: a formula that fits its own table only: of skewed samples at least 95 % must enclose the true median."""
+    generator = random.Random(0)
+    samples = [[generator.expovariate(1.0) for _ in range(15)] for _ in range(1000)]
+    true = 0.6931471805599453
+    enclosed = sum(low <= true <= high for low, high in map(measure.median_interval, samples))
+    assert enclosed >= 950
+
+
+def test_ratio_is_taken_within_rounds():
+    """Blind spot: a machine that slows down during the run; the ratio of medians would not be 2 here, the rounds' is."""
+    baseline = [1.0, 2.0, 4.0, 9.0]
+    found = measure.ratio(baseline, [value / 2 for value in baseline])
+    assert (found.median, found.low, found.high) == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError):
+        measure.ratio([1.0, 2.0], [1.0])
+
+
+def test_spread_encloses_both_intervals():
+    """Blind spot: a spread narrower than what the rounds show."""
+    ratios = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9]
+    found = measure.ratio(ratios, [1.0] * 10)
+    assert found.low <= min(measure.percentile(ratios, 0.2), measure.median_interval(ratios)[0])
+    assert found.high >= max(measure.percentile(ratios, 0.8), measure.median_interval(ratios)[1])
+
+
+def test_agreement():
+    """Blind spot: agreement by the medians alone, or only one way round."""
+    narrow, wide, far = measure.Ratio(1.0, 0.9, 1.1), measure.Ratio(1.3, 1.05, 1.6), measure.Ratio(1.3, 1.2, 1.4)
+    assert narrow.agrees(wide) and wide.agrees(narrow)
+    assert not narrow.agrees(far) and not far.agrees(narrow)
+
+
+def test_budget(clock):
+    """Blind spot: a refusal that does not say what was needed and what was left."""
+    budget = measure.Budget(100.0, clock)
+    assert budget.refusal(100.0) is None
+    clock.advance(60.0)
+    assert budget.left == 40.0 and budget.refusal(40.0) is None
+    assert budget.refusal(41.0) == "does not fit: needs about 41 s, 40 s are left of the budget of 100 s"
+    clock.advance(60.0)
+    assert "0 s are left" in budget.refusal(1.0)
+
+
+def test_rounds():
+    """Blind spot: fewer rounds than the least, or rounds without end."""
+    rounds = measure.Rounds(least=5, most=10, seconds=2.0)
+    assert rounds.more(4, 100.0) and not rounds.more(5, 100.0)
+    assert rounds.more(9, 1.0) and not rounds.more(10, 1.0)
+    assert rounds.more(2, 0.0, left=-1.0) and not rounds.more(3, 0.0, left=-1.0)
+
+
+def test_contenders_are_interleaved_and_rotated():
+    """Blind spot: one contender always first, always behind the same other, or on other inputs than the rest."""
+    calls = []
+    runs = {name: (lambda index, name=name: calls.append((name, index))) for name in "abc"}
+    found = measure.interleave(runs, lambda run, index: run(index) or float(index), measure.Rounds(3, 3, 0.0))
+    assert ["".join(name for name, _ in calls[i : i + 3]) for i in (0, 3, 6)] == ["abc", "bca", "cab"]
+    assert [index for _, index in calls] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert found == {name: [0.0, 1.0, 2.0] for name in "abc"}
+
+
+def test_a_drift_hits_all_alike(clock):
+    """What interleaving is for: contenders as fast as each other, on a machine that becomes three times slower, come out equal."""
+
+    def run(index):
+        clock.advance(1.0 + clock.now / 100)
+
+    def timer(call, index):
+        started = clock.now
+        call(index)
+        return clock.now - started
+
+    seconds = measure.interleave({"a": run, "b": run}, timer, measure.Rounds(60, 60, 0.0))
+    assert seconds["a"][-1] > 3 * seconds["a"][0]
+    assert measure.ratio(seconds["a"], seconds["b"]).median == pytest.approx(1.0, abs=0.011)
+    one_after_the_other = statistics.median(seconds["a"][:30]) / statistics.median(seconds["b"][30:])
+    assert one_after_the_other < 0.6
+
+
+def test_peak_memory_is_the_peak():
+    """Blind spot: the sum of all allocations, or what is left at the end, in the place of the most at one time."""
+
+    def run():
+        first, second = torch.empty(1_000_000), torch.empty(2_000_000)
+        del first
+        third = torch.empty(500_000)
+        del second, third
+
+    assert measure.peak_memory(run, CPU) == pytest.approx(12_000_000, rel=0.01)
+
+
+def test_peak_memory_sees_inside_an_operator():
+    """Blind spot: temporaries that no tensor of Python's shows, as attention's map of scores is."""
+    q = torch.randn(1, 1, 512, 64)
+
+    def run():
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+    assert measure.peak_memory(run, CPU) > 512 * 512 * 4
+
+
+def test_wall_clock():
+    """Blind spot: a timer that does not run what it times."""
+    ran = []
+    assert measure.WallClock()(ran.append, 7) >= 0 and ran == [7]
+
+
+class FakeEvent:
+    """A CUDA event on a list: what was recorded, in which order."""
+
+    log: list[str] = []
+    made = 0
+
+    def __init__(self, enable_timing=False):
+        FakeEvent.made += 1
+        self.number = FakeEvent.made
+
+    def record(self):
+        FakeEvent.log.append(f"event {self.number}")
+
+    def synchronize(self):
+        FakeEvent.log.append(f"wait for {self.number}")
+
+    def elapsed_time(self, end):
+        return 12.0
+
+
+def test_events_flush_before_and_not_within(monkeypatch):
+    """Blind spot: the flush inside the timed interval, or a time read before the GPU is done. The order of calls, with fake events."""
+    FakeEvent.log, FakeEvent.made = [], 0
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(measure, "FLUSH_BYTES", 8)
+    timer = measure.Events(CPU)
+    timer.scratch = type("Scratch", (), {"zero_": lambda self: FakeEvent.log.append("flush")})()
+    assert timer(lambda index: FakeEvent.log.append(f"run {index}"), 3) == 0.012
+    assert FakeEvent.log == ["flush", "event 1", "run 3", "event 2", "wait for 2"]
+    FakeEvent.log.clear()
+    assert measure.Replays(10)(lambda index: FakeEvent.log.append("replay"), 0) == pytest.approx(0.0012)
+    assert "flush" not in FakeEvent.log
+
+
+def test_full_precision_is_undone():
+    """Blind spot: a reference that leaves its switches set for what is timed after it."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    with pytest.raises(RuntimeError), measure.full_precision():
+        assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
+        raise RuntimeError
+    assert [switch.fp32_precision for switch in switches] == before
+
+
+def test_gemm_and_copy_rates_are_rates():
+    """Blind spot: FLOPs counted once instead of twice, seconds in the place of rates: between a millionth and a million of a core's."""
+    assert 1e8 < measure.gemm_rate(torch.float32, CPU, side=256) < 1e14
+    assert 1e7 < measure.copy_rate(CPU, size=1 << 22) < 1e13

@@ -1,0 +1,160 @@
+"""README and charts from recorded files, and the check that they agree."""
+
+import re
+
+import pytest
+from made_up import GPU, record, row
+
+from bench import records, report, tables
+
+README = f"# Title\n\nBefore.\n\n{report.BEGIN}\n{report.END}\n\nAfter.\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A README with the markers, and one recorded CPU run."""
+    (tmp_path / "README.md").write_text(README)
+    records.write(record(), tmp_path / "results" / "made-up-models.json")
+    return tmp_path
+
+
+def run(folder, *arguments):
+    return report.main([*arguments, "--results", str(folder / "results"), "--readme", str(folder / "README.md")])
+
+
+def test_from_a_file_to_the_readme(folder):
+    """Blind spot: a table that lacks a row or a column, or text outside the markers that is touched."""
+    assert run(folder, "--check") == 1
+    assert run(folder) == 0
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Title\n\nBefore.\n") and text.endswith("\nAfter.\n")
+    header, rule, plain, fast = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in (header, rule, plain, fast)}) == 1
+    for shown in ("fast", "2.00 [1.90, 2.10]", "200", "1.5", "25 %", "2.0e-07", "4.5", "5.5"):
+        assert f"| {shown} " in fast, shown
+    for condition in ("torch 2.13.0", "commit 0123456789", "2 threads", "0.1 load average", "wall clock", "1 were skipped"):
+        assert condition in text
+    assert (folder / "results" / "made-up-models.svg").is_file()
+    assert run(folder, "--check") == 0
+
+
+def test_a_second_run_changes_nothing(folder):
+    """Blind spot: an update that never settles, or draws anew what is current."""
+    run(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(folder) == 0
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("disagree", "message"),
+    [
+        (lambda f: _edit(f / "README.md", "| 200 |", "| 900 |"), "does not show"),
+        (lambda f: records.write(record(row("plain", 1.0), row("fast", 3.0)), f / "results" / "made-up-models.json"), "shows other data"),
+        (lambda f: (f / "results" / "made-up-models.svg").unlink(), "is missing"),
+        (lambda f: (f / "results" / "made-up-models.json").unlink(), "belongs to no recorded file"),
+        (lambda f: _edit(f / "README.md", report.END, ""), "needs the line"),
+        (lambda f: (f / "results" / "made-up-steps.json").write_text("{}"), "not a benchmark record"),
+    ],
+)
+def test_disagreement_fails(folder, capsys, disagree, message):
+    """Blind spot: a figure in the README, or a chart, that no file shows."""
+    run(folder)
+    disagree(folder)
+    assert run(folder, "--check") == 1
+    output = capsys.readouterr()
+    assert message in output.out + output.err
+
+
+def test_a_chart_is_judged_by_its_data(folder):
+    """Blind spot: another matplotlib or font fails the check. Other pixels with the same data pass it."""
+    run(folder)
+    _edit(folder / "results" / "made-up-models.svg", "</svg>", "<!-- drawn elsewhere --></svg>")
+    assert run(folder, "--check") == 0
+
+
+def test_without_a_gpu_run_the_readme_says_so(folder):
+    """Blind spot: a CPU's numbers that pass for the kernels'."""
+    run(folder)
+    assert report.NO_GPU in (folder / "README.md").read_text()
+    algebra = record(row("plain", 1.0), row(note="PyTorch algebra, no kernels on this device"))
+    records.write(algebra, folder / "results" / "made-up-models.json")
+    run(folder)
+    assert "this device has no kernels" in (folder / "README.md").read_text()
+    records.write(record(device=GPU), folder / "results" / "gpu-models.json")
+    run(folder)
+    text = (folder / "README.md").read_text()
+    assert report.NO_GPU not in text and text.index("Made-up GPU") < text.index("Made-up CPU")
+
+
+def test_without_any_run(folder):
+    """Blind spot: an empty table."""
+    (folder / "results" / "made-up-models.json").unlink()
+    assert run(folder) == 0
+    assert report.NOTHING in (folder / "README.md").read_text()
+
+
+def test_what_failed_its_gate_has_no_numbers(folder):
+    """Blind spot: a time beside a wrong result."""
+    failed = row("quick", status="failed", problem="off by 1.00e+00 of the largest value, allowed 1.00e-06", p50_ms=None)
+    records.write(record(row("plain", 1.0), failed), folder / "results" / "made-up-models.json")
+    run(folder)
+    line = next(line for line in (folder / "README.md").read_text().splitlines() if "quick" in line)
+    assert "FAILED: off by 1.00e+00" in line and not re.search(r"\| \d", line)
+    assert "quick" not in [row.contender for row in report.charted_rows(records.read(folder / "results" / "made-up-models.json"))]
+
+
+def test_a_second_run_is_evidence_and_no_row(folder):
+    """Blind spot: every figure twice."""
+    records.write(record(row("plain", 1.0), row("fast", 2.1)), folder / "results" / "made-up-models-again.json")
+    run(folder)
+    assert "| 2.10 [" not in (folder / "README.md").read_text()
+    assert [path.name for path in (folder / "results").glob("*.svg")] == ["made-up-models.svg"]
+
+
+def _luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("background", ["#ffffff", "#0d1117"])
+@pytest.mark.parametrize("colour", [report.INK, report.PLAIN, report.FAST, report.PEER])
+def test_legible_on_light_and_dark(colour, background):
+    """Blind spot: a chart made for one background. WCAG's contrast for graphics is 3."""
+    one, other = sorted((_luminance(colour), _luminance(background)))
+    assert (other + 0.05) / (one + 0.05) >= 3
+
+
+def test_the_chart_is_transparent_and_uses_these_colours(folder):
+    """Blind spot: matplotlib's black text or white ground in a chart whose colours were checked."""
+    run(folder)
+    svg = (folder / "results" / "made-up-models.svg").read_text()
+    used = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
+    assert report.FAST in used and report.INK in used
+    assert used <= {report.INK, report.PLAIN, report.FAST, report.PEER}
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, ""), (12345.6, "12346"), (12.345, "12.3"), (0.0123, "0.0123"), (0.00123, "0.0012")])
+def test_milliseconds(value, text):
+    """Blind spot: an exponent, or a time rounded to nothing."""
+    assert tables.milliseconds(value) == text
+
+
+def test_skips_say_why():
+    """Blind spot: a skip without its reason, or a reason without what it skipped."""
+    skips = [records.Skip("a", "", "no GPU"), records.Skip("b", "peer", "not installed"), records.Skip("c", "graph", "no GPU")]
+    assert tables.skip_lines(skips) == ["no GPU:", "    a", "    c: graph", "not installed:", "    b: peer"]
+
+
+def test_the_committed_readme_agrees_with_the_results():
+    """The check that CI runs: README and charts show what bench/results holds."""
+    if not records.read_all():
+        pytest.skip("no run has been recorded")
+    assert report.problems(records.RESULTS, report.ROOT / "README.md") == []

@@ -1,0 +1,232 @@
+"""The suite under pytest: its options, pytest-benchmark's file, exit codes and records, on made-up cases, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import against, kernel_cases, models, records, session, steps, training
+from bench.runner import Case
+
+ROOT = Path(__file__).parents[2]
+REPLAY = session.Replay()
+
+MADE_UP = """
+import torch
+from bench.runner import Case, Prepared, Unavailable
+
+RIGHT = torch.arange(1.0, 5.0)
+RESULTS = {"plain": (1.0, RIGHT), "fast": (FAST, RIGHT), "absent": (1.0, None), **EXTRA}
+
+
+class Made:
+    flops, bytes, per_run, unit, rms = None, None, 1.0, "images", False
+
+    def exact(self):
+        return [RIGHT.double()]
+
+    def prepare(self, contender):
+        size, output = RESULTS[contender]
+        if output is None:
+            raise Unavailable("it is not here")
+        work = torch.zeros(int(size * 4_000_000))
+
+        def run(index):
+            work.add_(1.0)
+            return output
+
+        return Prepared(run)
+
+
+def cases(device_type, dtypes):
+    return [Case("models", "made up, batch 1", torch.float32, (1,), tuple(RESULTS), lambda context: Made())]
+
+
+def test_models(cell, measured):
+    measured(cell)
+"""
+
+
+def run(folder, *arguments, fast=0.25, extra="{}", **environment):
+    """pytest on the made-up cases, with the suite's own conftest as a plugin."""
+    file = folder / "test_made_up.py"
+    file.write_text(MADE_UP.replace("FAST", str(fast)).replace("EXTRA", extra))
+    command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "bench.conftest", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    variables |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=folder, env=variables, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.benchmark(timer=REPLAY.clock)
+def test_pytest_benchmark_sees_the_recorded_durations(benchmark):
+    """Blind spot: pytest-benchmark's numbers are those of the replay's own function, or in another order."""
+    durations = [0.5, 0.25, 1e-6, 3.0]
+    REPLAY.feed(benchmark, durations)
+    if benchmark.stats is None:
+        pytest.skip("pytest-benchmark is switched off here (xdist)")
+    assert benchmark.stats.stats.data == pytest.approx(durations, rel=1e-9)
+
+
+def test_one_command_a_table_a_file(tmp_path):
+    """Blind spot: what the command promises. Numbers in pytest-benchmark's file and in the record are the same; skips and gates are told."""
+    arguments = ("--benchmark", "--record-to", str(tmp_path / "results"), "--benchmark-json", str(tmp_path / "benchmark.json"))
+    code, output = run(tmp_path, *arguments, extra='{"wrong": (0.1, RIGHT + 1)}')
+    assert code == 1 and "wrong: off by" in output  # a gate that is not passed fails its test
+    assert "FAILED: off by" in output and "it is not here:\n    made up, batch 1: absent" in output
+    [path] = (tmp_path / "results").glob("*.json")
+    record = records.read(path)
+    assert {row.contender: row.status for row in record.rows} == {"plain": "ok", "fast": "ok", "wrong": "failed"}
+    assert [(skip.contender, skip.reason) for skip in record.skipped] == [("absent", "it is not here")]
+    fast = record.row(("made up, batch 1", "fast"))
+    assert fast.speedup > 1.5 and fast.speedup_low <= fast.speedup <= fast.speedup_high
+    found = {entry["name"]: entry for entry in json.loads((tmp_path / "benchmark.json").read_text())["benchmarks"]}
+    assert set(found) == {"test_models[made-up-batch-1-plain]", "test_models[made-up-batch-1-fast]"}
+    entry = found["test_models[made-up-batch-1-fast]"]
+    assert entry["group"] == "made up, batch 1" and entry["extra_info"]["timing"] == "wall clock"
+    assert [1000 * seconds for seconds in entry["stats"]["data"]] == pytest.approx(fast.durations_ms, abs=1e-5)
+
+
+def test_against_a_recorded_run(tmp_path):
+    """Blind spot: a regression that does not fail the command, or a repetition that does."""
+    results = tmp_path / "results"
+    assert run(tmp_path, "--benchmark", "--record-to", str(results))[0] == 0
+    [path] = results.glob("*.json")
+    code, output = run(tmp_path, "--benchmark", "--against", str(path), "--margin", "0.3")
+    assert code == 0 and "1 ratios compared, 0 regressed" in output
+    code, output = run(tmp_path, "--benchmark", "--against", str(path), "--margin", "0.3", fast=1.0)
+    assert code == 1 and "REGRESSED by more than 30%: made up, batch 1: fast" in output
+    content = path.read_text().replace('"kind": "cpu"', '"kind": "cuda"')
+    path.write_text(content)
+    code, output = run(tmp_path, "--benchmark", "--against", str(path))
+    assert code == 4 and "ratios of different devices do not compare" in output and "passed" not in output
+
+
+def test_without_the_option_nothing_is_measured(tmp_path):
+    """Blind spot: toy timings that pass for measurements; a toy run that does not hold the cases to the gate."""
+    code, output = run(tmp_path, "--benchmark-json", str(tmp_path / "benchmark.json"), extra='{"wrong": (0.1, RIGHT + 1)}')
+    assert code == 1 and "wrong: off by" in output
+    assert "p50" not in output and "images/s" not in output
+    assert not (tmp_path / "benchmark.json").exists() or not (tmp_path / "benchmark.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (("--record",), {}, "need --benchmark"),
+        (("--benchmark", "--record", "-k", "fast"), {}, "a record is of a whole suite"),
+        (("--benchmark", "-n", "2"), {}, "one process"),
+        (("--benchmark",), {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET"),
+        (("--benchmark", "--dtypes", "float8"), {}, "no dtype 'float8'"),
+        (("--benchmark", "--device", "cuda"), {"CUDA_VISIBLE_DEVICES": ""}, "there is no CUDA device"),
+        (("--benchmark", "--against", "none.json"), {}, "none.json"),
+    ],
+)
+def test_refusals(tmp_path, arguments, environment, message):
+    """Blind spot: options that are taken and do nothing, or spoil what they are to measure."""
+    code, output = run(tmp_path, *arguments, **environment)
+    assert code == 4 and message in output and "passed" not in output
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_the_option_does_not_collide_with_pytest_benchmark(place):
+    """Blind spot: `--benchmark` read as an abbreviation of `--benchmark-...`, on either side of the folder. The real suite, collected."""
+    words = ["--benchmark", "bench/"] if place == "before" else ["bench/", "--benchmark"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *words,
+        "--only",
+        "tiny",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--device",
+        "cpu",
+    ]
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_models[dpt-tiny-depth-192x192-batch-1-float32-plain]" in done.stdout
+    assert "ambiguous" not in done.stderr
+
+
+def test_sums_to_ten_minutes():
+    """Blind spot: a default budget that is more than what the README promises."""
+    assert session.DEFAULT_BUDGET["cpu"] < 600 and session.DEFAULT_BUDGET["cuda"] < 480
+
+
+def _all_cases(device, dtypes) -> list[Case]:
+    import importlib.util
+
+    found = []
+    for suite in records.SUITES:
+        path = ROOT / "bench" / f"test_{suite}.py"
+        spec = importlib.util.spec_from_file_location(f"bench_test_{suite}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += module.cases(device, dtypes)
+    return found
+
+
+def test_the_issue_s_cases_are_there():
+    """Blind spot: a case that was promised and dropped. Names, contenders, batches, ops and both ways of timing."""
+    cases = _all_cases("cuda", (torch.bfloat16,))
+    assert len({case.name for case in cases if case.suite == "kernels"}) == len([case for case in cases if case.suite == "kernels"])
+    models_there = {(case.facts["model"], case.facts["batch"]) for case in cases if case.suite == "models"}
+    names = ["dpt-base-ade20k", "dpt-large-midas", *(f"depth-anything-v2-{size}" for size in ("small", "base", "large"))]
+    assert models_there >= {(name, batch) for name in names for batch in (1, 4, 16)}
+    wanted = {"plain", "fast", "fast, CUDA graph", "plain, torch.compile", "transformers", "transformers, torch.compile", "mmsegmentation"}
+    assert set(models.CONTENDERS) == wanted
+    assert ("dpt-base-ade20k", 2) in {(case.facts["model"], case.facts["batch"]) for case in cases if case.suite == "training"}
+    assert set(training.CONTENDERS) == {"plain", "fast"} and list(steps.STEPS)[0] == "plain float32"
+    kernels = [case for case in cases if case.suite == "kernels"]
+    assert {bool(case.replays) for case in kernels} == {True, False}
+    assert {case.facts["direction"] for case in kernels} == {"forward", "forward+backward"}
+    peers = {name for case in kernels for name in case.contenders}
+    assert peers >= {"eager", "fused", "SDPA cuDNN", "SDPA flash", "xformers", "eager, channels_last", "torch.compile"}
+
+
+def test_every_op_is_measured_and_named_by_a_step():
+    """Blind spot: a new kernel that no benchmark knows. Modules in kernels/ that decide whether they run their kernels."""
+    source = {path.stem: path.read_text() for path in (ROOT / "kernels").glob("*.py")}
+    ops = {
+        name for name, text in source.items() if f'runs_kernels(x, "{name}")' in text or f', "{name}")' in text and "runs_kernels" in text
+    }
+    assert "attention" in ops and "depth_head" in ops
+    assert {op.module for op in kernel_cases.ops()} >= ops
+    assert set(steps.HEADS) >= ops
+
+
+def test_steps_are_cumulative():
+    """Blind spot: a step that loses what the one above it had."""
+    found = [set(step.ops) for step in steps.STEPS.values() if step.ops is not None]
+    assert all(one <= other for one, other in zip(found, found[1:], strict=False))
+
+
+def test_depth_anything_is_found_when_it_comes(monkeypatch):
+    """Blind spot: configurations that arrive under another spelling and stay skipped."""
+    for spelling in ("depth-anything-v2-small", "depth-anything-v2-s", "depth-anything-v2-vits"):
+        monkeypatch.setattr(models.dpt, "models", lambda spelling=spelling: ["dpt-tiny-depth", spelling])
+        assert models.find("depth-anything-v2-small") == spelling
+    monkeypatch.setattr(models.dpt, "models", lambda: ["dpt-tiny-depth"])
+    assert models.find("depth-anything-v2-small") is None
+
+
+def test_flops_of_the_seed_s_model():
+    """Blind spot: FLOPs counted as multiply-adds, or attention left out: 439 and 516 GFLOP were counted by hand on the graphs."""
+    assert models.count_flops("dpt-base-ade20k", (512, 512)) == pytest.approx(439e9, rel=0.005)
+    assert models.count_flops("dpt-large-midas", (384, 384)) == pytest.approx(516e9, rel=0.005)
+    both = models.count_flops("dpt-tiny-depth", (64, 64), backward=True)
+    assert 2.5 < both / models.count_flops("dpt-tiny-depth", (64, 64)) < 3.1
+
+
+def test_a_margin_is_stated():
+    """Blind spot: a default margin that nobody set, or that allows anything."""
+    assert 0 < against.MARGIN <= 0.1

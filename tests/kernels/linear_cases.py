@@ -1,0 +1,130 @@
+"""Random calls of the encoder's linear ops, for their tests."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from dpt.kernels.layernorm_linear import layernorm_linear, layernorm_linear_ref
+from dpt.kernels.layernorm_mlp import layernorm_mlp, layernorm_mlp_ref
+from dpt.kernels.linear_residual import linear_residual, linear_residual_ref
+from parity import assert_op_parity
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of an op: it and its reference as functions of ``inputs`` alone, which are called ``names``."""
+
+    function: Callable[..., torch.Tensor]
+    reference: Callable[..., torch.Tensor]
+    names: tuple[str, ...]
+    inputs: list[torch.Tensor | None]
+
+    def __getitem__(self, name: str) -> torch.Tensor | None:
+        return self.inputs[self.names.index(name)]
+
+    def replaced(self, **tensors: torch.Tensor | None) -> Case:
+        """The same call with other inputs."""
+        return Case(self.function, self.reference, self.names, [tensors.get(n, t) for n, t in zip(self.names, self.inputs, strict=True)])
+
+    def assert_parity(self) -> None:
+        """Output and the gradient of every input, by the rule."""
+        assert_op_parity(self.function, self.reference, self.inputs, self.names)
+
+
+def _without_eps(function: Callable[..., torch.Tensor], eps: float, *last: Any) -> Callable[..., torch.Tensor]:
+    """layernorm_linear of tensors only."""
+    return lambda *tensors: function(*tensors, eps, *last)
+
+
+def _mlp_without_eps(function: Callable[..., torch.Tensor], eps: float) -> Callable[..., torch.Tensor]:
+    """layernorm_mlp of tensors only."""
+    return lambda *tensors: function(*tensors[:-1], eps, tensors[-1])
+
+
+class _Random:
+    """Random operands. Vectors come in the dtype ``vectors``, everything else in ``dtype``."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, vectors: torch.dtype | None):
+        self.dtype, self.vectors, self.device = dtype, vectors or dtype, device
+
+    def rows(self, *shape: int, mean: float = 0.0) -> torch.Tensor:
+        return (torch.randn(shape, device=self.device) + mean).to(self.dtype)
+
+    def weight(self, columns: int, depth: int) -> torch.Tensor:
+        return (torch.randn(columns, depth, device=self.device) / depth**0.5).to(self.dtype)
+
+    def vector(self, size: int, wanted: bool = True, mean: float = 0.0) -> torch.Tensor | None:
+        return (torch.randn(size, device=self.device) * 0.5 + mean).to(self.vectors) if wanted else None
+
+
+def layernorm_linear_case(
+    leading: Sequence[int],
+    depth: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    bias: bool = True,
+    activation: str | None = None,
+    vectors: torch.dtype | None = None,
+    mean: float = 0.0,
+    eps: float = EPS,
+) -> Case:
+    """x (*leading, depth) with ``mean`` and a standard deviation of 1, weight (columns, depth)."""
+    random = _Random(dtype, device, vectors)
+    norm = [random.vector(depth, mean=1.0), random.vector(depth)]
+    inputs = [random.rows(*leading, depth, mean=mean), *norm, random.weight(columns, depth), random.vector(columns, bias)]
+    functions = (_without_eps(f, eps, activation) for f in (layernorm_linear, layernorm_linear_ref))
+    return Case(*functions, ("x", "norm_weight", "norm_bias", "weight", "bias"), inputs)
+
+
+def linear_residual_case(
+    leading: Sequence[int],
+    depth: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    bias: bool = True,
+    scale: bool = True,
+    vectors: torch.dtype | None = None,
+) -> Case:
+    """x (*leading, depth), weight (columns, depth), residual (*leading, columns)."""
+    random = _Random(dtype, device, vectors)
+    linear = [random.rows(*leading, depth), random.weight(columns, depth), random.vector(columns, bias)]
+    inputs = [*linear, random.rows(*leading, columns), random.vector(columns, scale)]
+    return Case(linear_residual, linear_residual_ref, ("x", "weight", "bias", "residual", "layer_scale"), inputs)
+
+
+def layernorm_mlp_case(
+    leading: Sequence[int],
+    depth: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    bias: bool = True,
+    scale: bool = True,
+    vectors: torch.dtype | None = None,
+    mean: float = 0.0,
+    eps: float = EPS,
+) -> Case:
+    """x (*leading, depth), the hidden layer of ``columns``."""
+    random = _Random(dtype, device, vectors)
+    norm = [random.vector(depth, mean=1.0), random.vector(depth)]
+    first = [random.weight(columns, depth), random.vector(columns, bias)]
+    second = [random.weight(depth, columns), random.vector(depth, bias)]
+    inputs = [random.rows(*leading, depth, mean=mean), *norm, *first, *second, random.vector(depth, scale)]
+    functions = (_mlp_without_eps(f, eps) for f in (layernorm_mlp, layernorm_mlp_ref))
+    return Case(*functions, ("x", "norm_weight", "norm_bias", "w1", "b1", "w2", "b2", "layer_scale"), inputs)
+
+
+# What every linear op must do alike is tested on these.
+CASES: dict[str, Callable[..., Case]] = {
+    "layernorm_linear": functools.partial(layernorm_linear_case, activation="gelu"),
+    "linear_residual": linear_residual_case,
+    "layernorm_mlp": layernorm_mlp_case,
+}

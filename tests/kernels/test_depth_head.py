@@ -1,0 +1,348 @@
+"""dpt.kernels.depth_head against plain PyTorch, by the rule of parity.py: both passes, tiles and strips, borders, dead ReLUs."""
+
+import functools
+import itertools
+
+import checks
+import exact_resize
+import pytest
+import torch
+import torch.nn.functional as F
+from dpt.kernels import depth_head as module
+from dpt.kernels import launch
+from dpt.kernels.depth_head import depth_head, depth_head_ref
+from parity import assert_op_parity, assert_parity, values_and_gradients
+
+NAMES = ("x", "w1", "b1", "w2", "b2")
+SMALL_BLOCKS = {"BLOCK_H": 4, "BLOCK_W": 16, "SOURCE_W": 16, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}
+
+
+def head(size, activation="relu", max_depth=1.0, function=depth_head):
+    """The head as a function of its tensors alone; ``function``: the op, or the reference."""
+    return lambda *tensors: function(*tensors, size, activation, max_depth)
+
+
+reference = functools.partial(head, function=depth_head_ref)
+
+
+def random_inputs(shape, hidden, dtype, device):
+    """x and the parameters; about half of the ReLUs of either kind are dead."""
+    channels = shape[1]
+    shapes = (shape, (hidden, channels, 3, 3), (hidden,), (1, hidden, 1, 1), (1,))
+    gains = (1, (9 * channels) ** -0.5, 0.3, hidden**-0.5, 0.3)
+    inputs = [(gain * torch.randn(shape, device=device)).to(dtype) for shape, gain in zip(shapes, gains, strict=True)]
+    return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in inputs]
+
+
+def assert_head_parity(shape, size, hidden, activation, dtype, device):
+    """Output and every gradient, by the rule. The gradients of the biases are plain sums, over pixels, of terms that may cancel: ``tiny``
+    counts from the terms, which no order of summation can round away."""
+    arguments = (size, activation, 20.0 if activation == "sigmoid" else 1.0)
+    inputs = random_inputs(shape, hidden, dtype, device)
+    cotangent = torch.randn(shape[0], *size, device=device).to(dtype)
+    ours = values_and_gradients(head(*arguments), inputs, cotangent)
+    ref64, same_dtype = (values_and_gradients(reference(*arguments), inputs, cotangent, d) for d in (torch.float64, dtype))
+    magnitudes = bias_terms(inputs, cotangent, *arguments)
+    for name, *tensors in zip(("output", *NAMES), ours, ref64, same_dtype, strict=True):
+        assert_parity(*tensors, name=name, magnitude=magnitudes.get(name))
+
+
+def bias_terms(inputs, cotangent, size, activation, max_depth):
+    """The largest sum of magnitudes over the pixels of what a bias's gradient adds up, in float64."""
+    x, w1, b1, w2, b2 = (t.double() for t in inputs)
+    first = b1[:, None, None].expand(x.shape[0], -1, *size).clone().requires_grad_()
+    hidden = F.relu(F.conv2d(exact_resize.resize(x, size, True), w1, padding=1) + first)
+    second = b2[:, None, None].expand(x.shape[0], -1, *size).clone().requires_grad_()
+    y = F.conv2d(hidden, w2) + second
+    depth = F.relu(y) if activation == "relu" else max_depth * y.sigmoid()
+    gradients = torch.autograd.grad(depth[:, 0], (first, second), cotangent.double())
+    return {name: gradient.abs().sum((0, 2, 3)).max().item() for name, gradient in zip(("b1", "b2"), gradients, strict=True)}
+
+
+PARITY = [  # (B, C, H, W) to (H', W'), F, activation: x2, odd ratios, the same size, from and to sides of 1, smaller; masked channels
+    ((1, 32, 4, 5), (8, 10), 32, "relu"),
+    ((2, 20, 3, 4), (5, 6), 16, "sigmoid"),
+    ((1, 64, 2, 3), (5, 4), 64, "relu"),
+    ((1, 128, 2, 2), (4, 4), 32, "sigmoid"),
+    ((1, 256, 3, 1), (3, 1), 16, "relu"),
+    ((2, 48, 1, 3), (2, 5), 32, "relu"),
+    ((1, 32, 1, 1), (5, 7), 16, "sigmoid"),
+    ((1, 96, 1, 1), (1, 1), 32, "sigmoid"),
+    ((1, 32, 5, 7), (3, 12), 16, "relu"),
+    ((2, 32, 5, 7), (2, 1), 16, "sigmoid"),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "hidden", "activation"), PARITY, ids=str)
+def test_parity(shape, size, hidden, activation, dtype, device):
+    """Output and the gradient of x and of every parameter."""
+    assert_head_parity(shape, size, hidden, activation, dtype, device)
+
+
+STRIPS = pytest.mark.parametrize(
+    ("shape", "size"), [((1, 16, 5, 12), (9, 21)), ((1, 16, 6, 20), (6, 21)), ((2, 16, 5, 2), (9, 3))], ids=str
+)
+
+
+def assert_output_parity(inputs, size):
+    expected = [reference(size)(*(t.to(dtype) for t in inputs)) for dtype in (torch.float64, inputs[0].dtype)]
+    assert_parity(head(size)(*inputs), *expected)
+
+
+@STRIPS
+def test_strips_and_tiles(shape, size, dtype, device):
+    """Blocks of 4 rows by 16 columns: each pixel is made where strips and tiles meet, and tiles end where their columns of x do."""
+    with launch.using("depth_head", SMALL_BLOCKS):
+        assert_output_parity(random_inputs(shape, 16, dtype, device), size)
+
+
+@STRIPS
+def test_strips_and_tiles_backward(shape, size, device):
+    """As above: each program's share of the gradients of w2 and b2, the rows and columns that only its neighbours own left out."""
+    with launch.using("depth_head_backward", SMALL_BLOCKS):
+        assert_head_parity(shape, size, 16, "sigmoid", torch.float32, device)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 16, 37, 2), (70, 3)), ((1, 16, 2, 37), (3, 70))], ids=str)
+def test_depth_anything_sizes(shape, size, dtype, device):
+    """37 patches to 14 * 5 pixels, down and across: several strips, several column tiles, with the table's own blocks."""
+    assert_output_parity(random_inputs(shape, 16, dtype, device), size)
+
+
+@pytest.mark.parametrize("block", checks.shipped_configurations("depth_head"))
+def test_every_shipped_configuration(block, device):
+    """Blocks that the tables keep for other widths or dtypes compute the same: 20 channels, two strips, two tiles, all of them partial."""
+    with launch.using("depth_head", checks.shipped_configurations("depth_head")[block]):
+        assert_output_parity(random_inputs((1, 20, 9, 34), 16, torch.float32, device), (17, 36))
+
+
+@pytest.mark.parametrize("block", checks.shipped_configurations("depth_head_backward"))
+def test_every_shipped_configuration_backward(block, device):
+    """As above, for the gradients."""
+    with launch.using("depth_head_backward", checks.shipped_configurations("depth_head_backward")[block]):
+        assert_head_parity((1, 20, 9, 34), (17, 36), 16, "relu", torch.float32, device)
+
+
+def test_tiles_reach_their_columns():
+    """By the exact coordinates: no tile of any width, whatever the ratio, needs a column of x beyond its last."""
+    for source, target in itertools.product((*range(1, 40), 296, 1000), (*range(1, 80), 518, 1001)):
+        if target < source:
+            continue
+        _, upper, _ = exact_resize.neighbours(source, target, True)
+        lower = exact_resize.neighbours(source, target, True)[0]
+        for block, source_block in ((16, 16), (32, 16), (64, 32), (128, 64)):
+            step = module._columns_per_program(source, target, block, source_block)
+            assert 1 <= step <= block
+            first = torch.arange(0, target, step)
+            reach = upper[(first + step).clamp(max=target - 1)] - lower[(first - 1).clamp(min=0)]
+            assert reach.max() < source_block, (source, target, block)
+
+
+@pytest.mark.parametrize("size", ((8, 12), (5, 7), (1, 1), (9, 3)), ids=str)
+def test_border(size, dtype, device):
+    """A map of ones and a window of ones count the taps inside: a wrong pad shows at the border at once."""
+    x = torch.ones(1, 32, 5, 3, device=device, dtype=dtype)
+    w1, b1 = torch.full((16, 32, 3, 3), 1 / 32, device=device, dtype=dtype), torch.zeros(16, device=device, dtype=dtype)
+    w2, b2 = torch.full((1, 16, 1, 1), 1 / 16, device=device, dtype=dtype), torch.zeros(1, device=device, dtype=dtype)
+    rows, columns = (torch.tensor([float((i > 0) + 1 + (i < side - 1)) for i in range(side)]) for side in size)
+    torch.testing.assert_close(depth_head(x, w1, b1, w2, b2, size)[0], torch.outer(rows, columns).to(x))
+
+
+def test_constant_maps(device):
+    """In half precision a constant map stays constant, exactly: the rounded weights still sum to 1. One tap of one channel shows it."""
+    x = torch.tensor([0.1, 1 / 3, 999.5], device=device, dtype=torch.float16)[:, None, None, None].expand(3, 16, 5, 7)
+    w1 = torch.zeros(16, 16, 3, 3, device=device, dtype=torch.float16)
+    w2 = torch.zeros(1, 16, 1, 1, device=device, dtype=torch.float16)
+    w1[3, 5, 1, 1] = w2[0, 3] = 1
+    zeros = torch.zeros(16, device=device, dtype=torch.float16)
+    for size in ((9, 13), (5, 7), (11, 31)):
+        out = depth_head(x, w1, zeros, w2, zeros[:1], size)
+        assert torch.equal(out, x[:, 0, :1, :1].expand_as(out))
+
+
+def test_dead_relus(device):
+    """Hidden channels that are nowhere positive, one that is exactly 0, and an output that is not: gradients as PyTorch's, and where
+    everything is dead, zeros."""
+    inputs = random_inputs((1, 16, 2, 3), 16, torch.float32, device)
+    _, w1, b1, _, b2 = inputs
+    b1[:5] = -100
+    w1[7], b1[7] = 0, 0
+    assert_op_parity(head((4, 5)), reference((4, 5)), inputs, NAMES)
+    b2 -= 100
+    leaves = [t.requires_grad_() for t in inputs]
+    out = depth_head(*leaves, (4, 5))
+    assert not out.any() and not any(gradient.any() for gradient in torch.autograd.grad(out.sum(), leaves))
+
+
+def test_saturated_sigmoid(dtype, device):
+    """Far out on both sides depth is max_depth or 0, gradients vanish, and nothing is NaN."""
+    for b2, depth in ((300.0, 80.0), (-300.0, 0.0)):
+        inputs = random_inputs((1, 16, 2, 3), 16, dtype, device)
+        inputs[4].fill_(b2)
+        leaves = [t.requires_grad_() for t in inputs]
+        out = depth_head(*leaves, (3, 5), "sigmoid", 80.0)
+        assert (out == depth).all() and not any(gradient.any() for gradient in torch.autograd.grad(out.sum(), leaves))
+
+
+def test_nan_passes(device):
+    """NaN in, NaN out, wherever PyTorch has it (the ReLUs must not turn it into 0), and in no other image."""
+    inputs = random_inputs((2, 16, 4, 5), 16, torch.float32, device)
+    inputs[0][0, 3, 1, 1] = float("nan")
+    ours, theirs = head((8, 10))(*inputs).isnan(), reference((8, 10))(*inputs).isnan()
+    assert theirs.any() and ours[theirs].all() and not ours[1].any()
+
+
+def test_memory_formats(device):
+    """Any layout of the map and of every parameter is right: copied where it is not what the kernel reads."""
+    inputs = random_inputs((2, 16, 2, 3), 16, torch.float32, device)
+    expected = head((4, 3), "sigmoid")(*inputs)
+    for layout in (lambda t: t.contiguous(), lambda t: torch.stack([t, t + 1], -1)[..., 0], lambda t: t.flip(0).flip(0)):
+        assert torch.equal(head((4, 3), "sigmoid")(*map(layout, inputs)), expected)
+
+
+@pytest.mark.parametrize("allowed", (True, False))
+def test_precision_follows_pytorch(allowed, monkeypatch, device):
+    """float32 is multiplied in TF32 exactly where PyTorch's own convolutions are, in both passes."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    launches = checks.spied_launches(monkeypatch)
+    inputs = [t.requires_grad_() for t in random_inputs((1, 16, 1, 2), 16, torch.float32, device)]
+    head((2, 3))(*inputs).sum().backward()
+    taken = [options["PRECISION"] for kernel, options in launches if kernel == "_depth_head_kernel"]
+    assert taken == ["tf32" if allowed else "ieee"] * 2
+
+
+def test_expanded_gradient(device):
+    """Cotangents of stride 0 and of transposed memory."""
+    checks.assert_expanded_gradient(head((4, 5)), reference((4, 5)), random_inputs((1, 16, 2, 3), 16, torch.float32, device))
+
+
+def test_reproducible_gradients(device):
+    """No atomics, and the shares of w2 and b2 are added in a fixed order."""
+    with launch.using("depth_head_backward", SMALL_BLOCKS):
+        checks.assert_reproducible(head((9, 21)), random_inputs((1, 16, 5, 12), 16, torch.float32, device))
+
+
+def test_each_gradient_alone(device):
+    """Whichever input needs a gradient, it is the one it has when all do; and where none does, nothing is recorded."""
+    checks.assert_gradients_alone(head((2, 3)), random_inputs((1, 16, 1, 2), 16, torch.float32, device))
+
+
+def test_saved_memory(device):
+    """Saved for the backward: x, before its resize, and the parameters; no map of the target's size."""
+    inputs = random_inputs((1, 16, 4, 5), 16, torch.float32, device)
+    assert checks.saved_shapes(head((8, 10)), inputs) == sorted(tuple(t.shape) for t in inputs)
+
+
+def test_no_large_map_is_made(device, monkeypatch):
+    """The forward allocates y and the table of resize weights: the map of the target's size with C channels is never written."""
+    inputs, allocated = random_inputs((1, 64, 12, 12), 16, torch.float32, device), []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda shape, *args, **kwargs: allocated.append(tuple(shape)) or empty(shape, *args, **kwargs))
+    head((24, 24))(*inputs)
+    assert len(allocated) == 2 and (1, 24, 24) in allocated
+
+
+def test_autocast_is_followed(device):
+    """Under autocast the map and the parameters are taken in autocast's dtype; gradients are float32."""
+    checks.assert_follows_autocast(head((4, 5)), random_inputs((1, 16, 2, 3), 16, torch.float32, device))
+
+
+def test_empty_batch(device):
+    """A batch of nothing gives nothing, and gradients of zeros, without a launch of programs."""
+    checks.assert_empty_batch(head((4, 5)), random_inputs((1, 16, 2, 3), 16, torch.float32, device), (0, 4, 5))
+
+
+def test_offsets_beyond_int32(far):
+    """Offsets are 64 bits wide: two images, each of more than 2^31 elements, are read at their far end."""
+    side, channels = 2912, 256
+    assert side * side * channels > 2**31
+    x = far.zeros((2, channels, side, side), channels_last=True)
+    corner = x[-1:, :, -40:, -40:]
+    corner.copy_(torch.randn(corner.shape))
+    _, *parameters = random_inputs((1, channels, 1, 1), 16, torch.float16, x.device)
+    out = depth_head(x, *parameters, (side, side), "sigmoid")
+    expected = [reference((40, 40), "sigmoid")(*(t.to(dtype) for t in (corner, *parameters))) for dtype in (torch.float64, torch.float16)]
+    assert_parity(*(t[-1:, -8:, -8:] for t in (out, *expected)))
+
+
+def test_gradient_offsets_beyond_int32(far):
+    """As above, for the gradient of the hidden map, which has more than 2^31 elements and is written at its far end."""
+    side, hidden = 4200, 64
+    assert 2 * side * side * hidden > 2**31
+    x, grad = far.zeros((2, 16, side, side), channels_last=True), far.zeros((2, side, side))
+    for zeros in (corner := x[-1:, :, -40:, -40:], grad_corner := grad[-1:, -40:, -40:]):
+        zeros.copy_(torch.randn(zeros.shape))
+    _, *parameters = random_inputs((1, 16, 1, 1), hidden, torch.float16, x.device)
+    out, _ = module._launch(x, *parameters, (side, side), False, 1.0, grad)
+
+    def expected(dtype):
+        inner, w1, b1, w2, b2 = (t.to(dtype) for t in (corner, *parameters))
+        map_before_relu = F.conv2d(inner, w1, b1, padding=1).requires_grad_()
+        y = F.relu(F.conv2d(F.relu(map_before_relu), w2, b2))[:, 0]
+        return torch.autograd.grad(y, map_before_relu, grad_corner.to(dtype))[0]
+
+    assert_parity(*(t[-1:, :, -8:, -8:] for t in (out, expected(torch.float64), expected(torch.float16))))
+
+
+def test_opcheck(device):
+    """PyTorch's own checks of both registrations: schema, fake kernels, autograd, compilation with static and dynamic shapes."""
+    inputs = random_inputs((1, 16, 1, 2), 16, torch.float32, device)
+    torch.library.opcheck(torch.ops.dpt.depth_head_backward.default, (torch.randn(1, 2, 3, device=device), *inputs, True, 5.0))
+    leaves = [t.requires_grad_() for t in inputs]
+    torch.library.opcheck(torch.ops.dpt.depth_head.default, (*leaves, 2, 3, False, 1.0))
+
+
+def test_compile_fullgraph(device):
+    """torch.compile takes the op whole, forward and backward, without a graph break; also where x is resized to a smaller map first."""
+    checks.assert_compiles(head((2, 3), "sigmoid", 10.0), random_inputs((1, 16, 1, 2), 16, torch.float32, device))
+    checks.assert_compiles(head((1, 2)), random_inputs((1, 16, 2, 2), 16, torch.float32, device))
+
+
+def test_export(device):
+    """torch.export keeps the op as one node, at any height."""
+    x, *parameters = random_inputs((1, 16, 3, 2), 16, torch.float32, device)
+    other = torch.randn(1, 16, 5, 2, device=device)
+    checks.assert_exports(lambda x: depth_head(x, *parameters, (2 * x.shape[2], 4)), x, other, 2, "dpt.depth_head")
+
+
+def arguments(**changed):
+    shapes = {"x": (2, 8, 3, 4), "w1": (16, 8, 3, 3), "b1": (16,), "w2": (1, 16, 1, 1), "b2": (1,)}
+    return {**{name: torch.zeros(shape) for name, shape in shapes.items()}, "size": (6, 8), **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"x": torch.zeros(2, 8, 3, 4, dtype=torch.float64)}, TypeError, "x is torch.float64"),
+        ({"x": torch.zeros(8, 3, 4)}, ValueError, r"x has shape \(8, 3, 4\)"),
+        ({"w1": torch.zeros(24, 8, 3, 3)}, ValueError, r"w1 is \(24, 8, 3, 3\): must be \(F, C, 3, 3\) with F one of 16, 32, 64"),
+        ({"w1": torch.zeros(16, 8)}, ValueError, r"w1 is \(16, 8\)"),
+        ({"w1": torch.zeros(16, 4, 3, 3)}, ValueError, r"w1 is \(16, 4, 3, 3\) on cpu: must be \(16, 8, 3, 3\) on cpu"),
+        ({"w1": torch.zeros(16, 8, 1, 1)}, ValueError, r"must be \(16, 8, 3, 3\)"),
+        ({"w1": torch.zeros(16, 8, 3, 3).half()}, TypeError, "w1 is torch.float16: must be torch.float32, as x is"),
+        ({"b1": torch.zeros(8)}, ValueError, r"b1 is \(8,\) on cpu: must be \(16,\)"),
+        ({"b1": torch.zeros(16, device="meta")}, ValueError, r"b1 is \(16,\) on meta: must be \(16,\) on cpu"),
+        ({"w2": torch.zeros(16, 16, 1, 1)}, ValueError, r"w2 is \(16, 16, 1, 1\) on cpu: must be \(1, 16, 1, 1\)"),
+        ({"b2": torch.zeros(2)}, ValueError, r"b2 is \(2,\)"),
+        ({"b2": torch.zeros(1).bfloat16()}, TypeError, "b2 is torch.bfloat16"),
+        ({"size": (6,)}, ValueError, r"size=\(6,\): must be \(height, width\)"),
+        ({"size": (6, 40000)}, ValueError, "each from 1 to 32767"),
+        ({"activation": "gelu"}, ValueError, "activation='gelu': must be one of relu, sigmoid"),
+    ],
+)
+def test_errors(changed, error, says):
+    """Each wrong argument is refused by name, with the rule."""
+    with pytest.raises(error, match=says):
+        depth_head(**arguments(**changed))
+
+
+@pytest.mark.parametrize("activation", ("relu", "sigmoid"))
+def test_reference_by_hand(activation):
+    """The reference itself, written out: the exact resize, nine products of shifted maps, two ReLUs or a sigmoid times max_depth."""
+    x, w1, b1, w2, b2 = (t.double() for t in random_inputs((2, 8, 3, 4), 16, torch.float32, "cpu"))
+    padded = F.pad(exact_resize.resize(x, (5, 7), True), (1, 1, 1, 1))
+    taps = [torch.einsum("fc,bchw->bfhw", w1[:, :, y, z], padded[..., y : y + 5, z : z + 7]) for y in range(3) for z in range(3)]
+    hidden = (sum(taps) + b1[:, None, None]).clamp(min=0)
+    y = (hidden * w2[0]).sum(1) + b2
+    expected = y.clamp(min=0) if activation == "relu" else 7 / (1 + (-y).exp())
+    torch.testing.assert_close(depth_head_ref(x, w1, b1, w2, b2, (5, 7), activation, 7.0), expected)

@@ -1,0 +1,135 @@
+"""dpt.kernels.layernorm_linear against PyTorch, by the rule of parity.py; what it shares with its siblings is in test_linear_ops.py."""
+
+import math
+
+import pytest
+import torch
+from dpt.kernels.layernorm_linear import layernorm_linear, layernorm_linear_ref
+from linear_cases import layernorm_linear_case, layernorm_mlp_case
+
+PARITY = {  # one row; rows that no 16-byte copy fits; several tiles of N and blocks of K, the last of each partial, and of M below
+    "one row": dict(leading=(1,), depth=32, columns=48),
+    "odd": dict(leading=(17,), depth=37, columns=51, activation="gelu"),
+    "one channel": dict(leading=(17,), depth=1, columns=3),
+    "tiles": dict(leading=(5, 13), depth=104, columns=136, activation="gelu"),
+    "no bias": dict(leading=(2, 17), depth=40, columns=72, bias=False),
+    "gelu, no bias": dict(leading=(17,), depth=72, columns=40, bias=False, activation="gelu"),
+    "vectors in float32": dict(leading=(17,), depth=40, columns=72, activation="gelu", vectors=torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_parity(name, dtype, device, path):
+    """Output and every gradient: partial tiles in every dimension, each optional part with and without, both loading paths."""
+    layernorm_linear_case(dtype=dtype, device=device, **PARITY[name]).assert_parity()
+
+
+@pytest.mark.parametrize(("rows", "depth", "activation"), ((197, 40, "gelu"), (577, 24, None)))
+def test_parity_many_rows(rows, depth, activation, device, path):
+    """The token counts of 224 and 384 pixels: several blocks of rows, forward, and in the sums over rows of each gradient."""
+    layernorm_linear_case((rows,), depth, 48, torch.float32, device, activation=activation).assert_parity()
+
+
+def test_parity_deep_rows(device):
+    """More than 512 channels: the other configuration of LayerNorm's gradient, and more blocks of K than are ever under way."""
+    layernorm_linear_case((37,), 520, 24, torch.float32, device).assert_parity()
+
+
+@pytest.mark.parametrize("mean", (30.0, -1000.0))
+def test_large_mean(mean, dtype, device, path):
+    """|mean| far above the standard deviation: a variance from sums of squares, or a product with the mean left in, would cancel."""
+    layernorm_linear_case((17,), 150, 40, dtype, device, mean=mean).assert_parity()
+
+
+@pytest.mark.parametrize("eps", (1e-5, 1e-6))
+def test_constant_rows(eps, dtype, device, path):
+    """Variance 0, where eps alone decides and an ulp in the mean would be multiplied by 1 / sqrt(eps); beside rows that vary."""
+    case = layernorm_linear_case((17,), 150, 40, dtype, device, eps=eps)
+    for row, value in ((3, 0.0), (4, 3.3), (5, -700.7)):
+        case["x"][row] = value
+    case.assert_parity()
+
+
+def test_constant_rows_are_zero(dtype, device, path):
+    """The same, exactly: without norm_bias such a row gives the bias alone."""
+    case = layernorm_linear_case((3,), 50, 24, dtype, device)
+    x = torch.tensor([[0.1], [3.3], [1e4]], device=device).expand(3, 50).to(dtype)
+    case = case.replaced(x=x, norm_bias=torch.zeros_like(case["norm_bias"]))
+    assert torch.equal(case.function(*case.inputs), case["bias"].expand(3, 24))
+
+
+def test_outlier_channel(dtype, device, path):
+    """One channel a thousand times the others, as in the activations of large ViTs: it must not take the others' digits."""
+    case = layernorm_linear_case((17,), 150, 40, dtype, device)
+    case["x"][:, 70] = 1000.0
+    case.assert_parity()
+
+
+EXTREMES = {
+    "the bend": torch.linspace(-8, 8, 72),
+    "far out": torch.tensor([-6e4, -1e3, -50, -12, 12, 50, 1e3, 6e4]).repeat(9),
+}
+
+
+@pytest.mark.parametrize("values", EXTREMES)
+@pytest.mark.parametrize("make", (layernorm_linear_case, layernorm_mlp_case), ids=("layernorm_linear", "layernorm_mlp"))
+def test_gelu(make, values, dtype, device, path):
+    """GELU and its slope where they bend, and where erf is 1 and exp is 0: no NaN from infinity times 0. The weight is zero, so the
+    pre-activation is the bias, and the bias's gradient is the slope."""
+    options = {"activation": "gelu"} if make is layernorm_linear_case else {}
+    case = make((17,), 40, 72, dtype, device, **options)
+    weight, bias = ("weight", "bias") if make is layernorm_linear_case else ("w1", "b1")
+    case = case.replaced(**{weight: torch.zeros_like(case[weight]), bias: EXTREMES[values].to(device, dtype)})
+    if make is layernorm_mlp_case:
+        case["w2"].mul_(2**-10)  # or the product overflows float16, in PyTorch too
+    case.assert_parity()
+
+
+def test_reference_is_the_formula():
+    """The reference itself, against the formula written out: the tests above would pass with any mistake that both make."""
+    x, weight = torch.randn(2, 5, 12, dtype=torch.float64) * 3 + 1, torch.randn(7, 12, dtype=torch.float64)
+    gamma, beta, bias = (torch.randn(size, dtype=torch.float64) for size in (12, 12, 7))
+    centred = x - x.sum(-1, keepdim=True) / 12
+    normalised = centred / ((centred**2).sum(-1, keepdim=True) / 12 + 0.1).sqrt() * gamma + beta
+    linear = torch.einsum("btk,nk->btn", normalised, weight)
+    gelu = 0.5 * (linear + bias) * (1 + torch.special.erf((linear + bias) / math.sqrt(2)))
+    torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight, None, 0.1), linear)
+    torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight, bias, 0.1), linear + bias)
+    torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight, bias, 0.1, "gelu"), gelu)
+
+
+def arguments(**changed):
+    tensors = {"x": torch.zeros(4, 8), "norm_weight": torch.ones(8), "norm_bias": torch.zeros(8), "weight": torch.zeros(6, 8)}
+    return {**tensors, "bias": torch.zeros(6), "eps": 1e-6, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "says"),
+    [
+        ({"x": None}, TypeError, "x is a NoneType: it must be a tensor"),
+        ({"x": [1.0]}, TypeError, "x is a list"),
+        ({"x": torch.zeros(4, 8, dtype=torch.float64)}, TypeError, "x is torch.float64: it must be float32, float16 or bfloat16"),
+        ({"x": torch.zeros(4, 0)}, ValueError, r"x has shape \(4, 0\): it must be \(..., C\) with C at least 1"),
+        ({"x": torch.tensor(1.0)}, ValueError, r"x has shape \(\)"),
+        ({"norm_weight": None}, TypeError, "norm_weight is None"),
+        ({"norm_weight": 1.0}, TypeError, "norm_weight is a float: it must be a tensor"),
+        ({"norm_bias": torch.zeros(7)}, ValueError, r"norm_bias has shape \(7,\): it must be \(8,\)"),
+        ({"norm_bias": torch.zeros(8).half()}, TypeError, "norm_bias is torch.float16 .* it must be of the input's dtype or float32"),
+        ({"eps": 0.0}, ValueError, "eps=0.0: it must be finite and positive"),
+        ({"eps": float("nan")}, ValueError, "eps=nan"),
+        ({"eps": float("inf")}, ValueError, "eps=inf"),
+        ({"weight": None}, ValueError, r"the weight is NoneType: it must be a tensor of shape \(features out, 8\)"),
+        ({"weight": torch.zeros(8)}, ValueError, r"the weight is \(8,\)"),
+        ({"weight": torch.zeros(0, 8)}, ValueError, r"the weight is \(0, 8\)"),
+        ({"weight": torch.zeros(6, 7)}, ValueError, r"the weight has shape \(6, 7\): it must be \(6, 8\)"),
+        ({"weight": torch.zeros(6, 8).half()}, TypeError, "the weight is torch.float16 and the input torch.float32.*input's dtype$"),
+        ({"weight": torch.zeros(6, 8, device="meta")}, ValueError, "the weight is on meta and the input on cpu"),
+        ({"bias": torch.zeros(5)}, ValueError, r"the bias has shape \(5,\): it must be \(6,\)"),
+        ({"bias": torch.zeros(6, dtype=torch.int64)}, TypeError, "the bias is torch.int64"),
+        ({"activation": "relu"}, ValueError, "activation='relu': it must be None or 'gelu'"),
+    ],
+)
+def test_errors(changed, error, says):
+    """Each wrong argument is refused by name, with the rule."""
+    with pytest.raises(error, match=says):
+        layernorm_linear(**arguments(**changed))

@@ -1,0 +1,377 @@
+"""What layernorm_linear, linear_residual and layernorm_mlp must do alike; each op's own mathematics is tested in its own file.
+
+Layouts, empty and polluted inputs, gradients one by one, what is saved, registration, compilation, export, the tables.
+"""
+
+import functools
+
+import checks
+import pytest
+import torch
+from dpt.kernels import fused_linear, launch, layernorm_linear
+from dpt.kernels.fused_linear import Norm, Statistics
+from linear_cases import CASES, EPS, layernorm_linear_case, layernorm_mlp_case, linear_residual_case
+from parity import assert_parity, values_and_gradients
+
+OPS = pytest.mark.parametrize("op", CASES)
+
+
+def transposed(tensor):
+    """The same values, with the memory of the last two dimensions exchanged."""
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def at_odd_address(tensor):
+    """The same values, contiguous, where no 16-byte copy can read them."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view_as(tensor)
+
+
+def sliced(vector):
+    """The same values, every other one of a longer vector."""
+    return torch.stack([vector, vector], -1)[..., 0]
+
+
+VECTORS = ("norm_weight", "norm_bias", "bias", "b1", "b2", "layer_scale")
+MATRICES = ("x", "residual", "weight", "w1", "w2")
+LAYOUTS = {  # the arguments that are changed, and how
+    "strided": {**dict.fromkeys(MATRICES, transposed), **dict.fromkeys(VECTORS, sliced)},
+    "expanded": {"x": lambda x: x[:1].expand_as(x), **dict.fromkeys(VECTORS, lambda vector: vector[:1].expand_as(vector))},
+    "odd addresses": {"x": at_odd_address, "w2": at_odd_address},
+    "weight at an odd address": {"weight": at_odd_address, "w1": at_odd_address},
+}
+
+
+@OPS
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_non_contiguous(op, layout, device, path):
+    """Any strides are right: what is not contiguous is copied, and what TMA cannot address is read through pointers."""
+    case = CASES[op]((3, 7), 40, 72, torch.float16, device)
+    case = case.replaced(**{name: change(case[name]) for name, change in LAYOUTS[layout].items() if name in case.names})
+    case.assert_parity()
+    assert case.function(*case.inputs).is_contiguous()
+
+
+@OPS
+def test_expanded_gradient(op, device):
+    """A cotangent of stride 0 (the gradient of a sum) and a transposed one are read right."""
+    case = CASES[op]((3, 7), 40, 72, torch.float32, device)
+    checks.assert_expanded_gradient(case.function, case.reference, case.inputs)
+
+
+def surrounded(tensor, by):
+    """The same values at an aligned address, contiguous, with 4096 of ``by`` on both sides."""
+    if tensor is None:
+        return None
+    wall = tensor.new_full((4096,), by)
+    return torch.cat([wall, tensor.flatten(), wall])[4096 : 4096 + tensor.numel()].view_as(tensor)
+
+
+@OPS
+@pytest.mark.parametrize("leading", (21, 70))
+def test_nothing_beyond_the_edges_is_used(op, leading, device, path):
+    """Tiles that reach over an edge read what lies there as zeros: NaN around every operand changes no bit of output or gradients."""
+    case = CASES[op]((leading,), 40, 72, torch.float32, device)
+    cotangent = torch.randn_like(case.function(*case.inputs))
+    expected = values_and_gradients(case.function, [surrounded(t, 0) for t in case.inputs], surrounded(cotangent, 0))
+    polluted = values_and_gradients(case.function, [surrounded(t, float("nan")) for t in case.inputs], surrounded(cotangent, float("nan")))
+    checks.assert_same(expected, polluted)
+
+
+@OPS
+def test_rows_are_independent(op, device, path):
+    """NaN and infinity in a row of x reach all of that row's output and input gradient, and nothing of any other's."""
+    case = CASES[op]((21,), 40, 72, torch.float32, device)
+    cotangent = torch.randn_like(case["x" if op == "layernorm_mlp" else "bias"].expand(21, -1))
+    x = case["x"].clone()
+    x[3, 5], x[17, 39] = float("nan"), float("inf")
+    clean = torch.tensor([row for row in range(21) if row not in (3, 17)], device=device)
+    results = [values_and_gradients(case.function, c.inputs, cotangent)[:2] for c in (case, case.replaced(x=x))]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one[clean], other[clean])
+    assert results[1][0][3].isnan().all()
+    assert torch.equal(results[1][0].isfinite(), case.reference(*case.replaced(x=x).inputs).isfinite())
+
+
+@OPS
+@pytest.mark.parametrize("leading", ((0,), (0, 5), (3, 0)), ids=str)
+def test_empty(op, leading, device, monkeypatch):
+    """No rows give no rows, and gradients of zero, without a launch."""
+    case = CASES[op](leading, 40, 72, torch.float32, device)
+    launches = checks.spied_launches(monkeypatch)
+    leaves = [t.requires_grad_() for t in case.inputs]
+    out = case.function(*leaves)
+    assert out.shape == case.reference(*leaves).shape
+    for leaf, gradient in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
+        assert gradient.shape == leaf.shape and not gradient.any()
+    assert not [name for name, _ in launches if name != "layernorm_backward_kernel"]  # launch.launch drops the empty grid of that one
+
+
+@OPS
+def test_one_dimension(op, device):
+    """x may be a single row without a leading dimension."""
+    case = CASES[op]((), 40, 72, torch.float32, device)
+    case.assert_parity()
+    assert case.function(*case.inputs).dim() == 1
+
+
+@OPS
+def test_reproducible(op, device):
+    """No atomics: the same call gives the same bits, output and gradients."""
+    case = CASES[op]((70,), 40, 72, torch.float32, device)
+    checks.assert_reproducible(case.function, case.inputs)
+
+
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [*((op, {}) for op in CASES), *(("linear_residual", {name: False}) for name in ("bias", "scale"))],
+    ids=lambda value: value if isinstance(value, str) else "without " + " ".join(value) if value else "",
+)
+def test_gradients_alone(op, options, device):
+    """Each input alone, the others frozen, equals what it is when all need one; nothing is recorded where nothing asks for it."""
+    case = CASES[op]((5,), 40, 72, torch.float32, device, **options)
+    checks.assert_gradients_alone(case.function, case.inputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "extra"),  # besides the inputs, of 15 rows: the row statistics, and the pre-activation of GELU
+    [
+        (layernorm_linear_case, [(0,), (15,), (15,)]),
+        (CASES["layernorm_linear"], [(15, 72), (15,), (15,)]),
+        (linear_residual_case, []),
+        (layernorm_mlp_case, [(15, 72), (15,), (15,)]),
+    ],
+    ids=("layernorm_linear", "layernorm_linear gelu", "linear_residual", "layernorm_mlp"),
+)
+def test_saved(make, extra, device):
+    """Saved for the backward: inputs, statistics, pre-activation; not the residual, no normalised copy, no GELU output."""
+    case = make((3, 5), 40, 72, torch.float32, device)
+    inputs = [tuple(t.shape) for name, t in zip(case.names, case.inputs, strict=True) if name != "residual"]
+    assert checks.saved_shapes(case.function, case.inputs) == sorted(inputs + extra)
+
+
+@pytest.mark.parametrize("op", ("layernorm_linear", "layernorm_mlp"))
+def test_pre_activation_is_written_only_for_a_backward(op, device, monkeypatch):
+    """In inference, and with every input frozen, the second large output of the first launch does not exist."""
+    case = CASES[op]((21,), 40, 72, torch.float32, device)
+    kept = []
+    linear = fused_linear.linear
+
+    def spy(name, *args, **kwargs):
+        result = linear(name, *args, **kwargs)
+        kept.append(result[1] is not None)
+        return result
+
+    monkeypatch.setattr(fused_linear, "linear", spy)
+    case.function(*case.inputs)
+    leaves = [t.clone().requires_grad_() for t in case.inputs]
+    with torch.no_grad():
+        case.function(*leaves)
+    inference = len(kept)
+    case.function(*leaves)
+    assert not any(kept[:inference]) and kept[inference] and not any(kept[inference + 1 :])
+
+
+@OPS
+def test_second_derivative_is_refused(op, device):
+    """Differentiable once: a gradient of a gradient is right or an error, never silently without a part of it."""
+    case = CASES[op]((5,), 40, 72, torch.float32, device)
+    leaves = [t.requires_grad_() for t in case.inputs]
+    results = []
+    for function in (case.function, case.reference):
+        out = function(*leaves)
+        results.append(torch.autograd.grad(out, leaves, torch.ones_like(out).requires_grad_(), create_graph=True))
+    refused = 0
+    for ours, theirs in zip(*results, strict=True):
+        try:
+            second = torch.autograd.grad(ours.square().sum(), leaves, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            assert "no autograd formula" in str(error)
+            refused += 1
+            continue
+        expected = torch.autograd.grad(theirs.square().sum(), leaves, retain_graph=True, allow_unused=True)
+        for one, other in zip(second, expected, strict=True):
+            zero = torch.zeros(())
+            torch.testing.assert_close(*(zero if g is None else g for g in (one, other)), check_stride=False)
+    assert refused
+
+
+@OPS
+def test_autocast_is_followed(op, device):
+    """Under autocast matrices are taken in autocast's dtype and vectors as they are; gradients are of the inputs' own dtype."""
+    case = CASES[op]((21,), 40, 72, torch.float32, device)
+    leaves = [t.clone().requires_grad_() for t in case.inputs]
+    with torch.autocast(device.type, dtype=torch.float16):
+        out = case.function(*leaves)
+    assert out.dtype == torch.float16
+    assert torch.equal(out, case.function(*(t.half() if t.dim() == 2 else t for t in case.inputs)))
+    assert all(gradient.dtype == torch.float32 for gradient in torch.autograd.grad(out.float().sum(), leaves))
+
+
+@OPS
+def test_without_kernels(op, device, monkeypatch):
+    """Where an op does not run its kernels (here because it is told not to) it is its reference."""
+    case = CASES[op]((21,), 40, 72, torch.float32, device)
+    launches = checks.spied_launches(monkeypatch)
+    with launch.only():
+        assert torch.equal(case.function(*case.inputs), case.reference(*case.inputs))
+    assert not launches
+
+
+LAUNCHES = {  # of the forward, and of the backward where everything needs a gradient
+    "layernorm_linear": (["linear_kernel"], ["weight_gradient_kernel", "layernorm_backward_kernel"]),
+    "linear_residual": (["linear_kernel"], ["weight_gradient_kernel"]),
+    "layernorm_mlp": (
+        ["linear_kernel", "linear_kernel"],
+        ["weight_gradient_kernel", "linear_kernel", "weight_gradient_kernel", "layernorm_backward_kernel"],
+    ),
+}
+
+
+@OPS
+@pytest.mark.parametrize(("depth", "described"), ((40, True), (37, False)))
+def test_launches(op, depth, described, monkeypatch, device):
+    """How many launches each pass makes; and that both ways of loading run, descriptors only where TMA's rules hold."""
+    if device.type == "cuda":
+        pytest.skip("a GPU runs its own family's path")
+    case = CASES[op]((21,), depth, 72, torch.float16, device)
+    leaves = [t.requires_grad_() for t in case.inputs]
+    launches = checks.spied_launches(monkeypatch)
+    for family in ("sm_80", "sm_90"):
+        monkeypatch.setenv(launch.INTERPRETED_FAMILY_VARIABLE, family)
+        launches.clear()
+        out = case.function(*leaves)
+        assert [name for name, _ in launches] == LAUNCHES[op][0]
+        torch.autograd.grad(out.sum(), leaves)
+        assert [name for name, _ in launches] == LAUNCHES[op][0] + LAUNCHES[op][1]
+        taken = {options["DESCRIPTOR"] for name, options in launches if name != "layernorm_backward_kernel"}
+        assert taken == {described and family == "sm_90"}
+
+
+# Large blocks along what is long, for the interpreter's time is that of its steps.
+LONG_ROWS = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 2048, "TILES": 1, "IN_REGISTERS": False, "num_warps": 4, "num_stages": 1}
+MANY_ROWS = {**LONG_ROWS, "BLOCK_M": 2048, "BLOCK_K": 16}
+
+
+def test_offsets_beyond_int32_of_inputs(device, far):
+    """Offsets are 64 bits wide: rows that lie 2^31 elements into x are normalised and multiplied, and reach the weight's gradient."""
+    rows, depth, columns, last = 2**16 + 5, 2**15, 24, slice(-5, None)
+    x, grad = far.zeros((rows, depth)), far.zeros((rows, columns))
+    x[last], grad[last] = torch.randn(5, depth), torch.randn(5, columns)
+    weight, vector = torch.randn(columns, depth, device=device).half() / depth**0.5, torch.randn(depth, device=device).half()
+    norm = Norm(vector, vector)
+    with launch.using("layernorm_linear", {**LONG_ROWS, "descriptor": False}):
+        whole, _, _ = fused_linear.linear("layernorm_linear", x, weight, "ieee", norm=norm, eps=EPS)
+        part, _, few = fused_linear.linear("layernorm_linear", x[last].clone(), weight, "ieee", norm=norm, eps=EPS)
+    assert torch.equal(whole[last], part)
+    statistics = Statistics(*(torch.cat([statistic.new_zeros(rows - 5), statistic]) for statistic in few))
+    options = {"prologue": "layernorm", "norm": norm}
+    config = {key: value for key, value in MANY_ROWS.items() if key != "TILES"} | {"descriptor": False}
+    with launch.using("weight_gradient", config):
+        whole, _ = fused_linear.weight_gradient(grad, x, "ieee", statistics=statistics, **options)
+        part, _ = fused_linear.weight_gradient(grad[last].clone(), x[last].clone(), "ieee", statistics=few, **options)
+    assert torch.equal(whole[:, -16:], part[:, -16:])
+
+
+def test_offsets_beyond_int32_of_outputs(device, far):
+    """The same where out and residual are the large ones: a tile at their far end is added and written."""
+    rows, depth, columns = 2**16 + 5, 16, 2**15 + 24
+    x, weight = torch.randn(rows, depth, device=device).half(), torch.randn(columns, depth, device=device).half()
+    residual = far.zeros((rows, columns))
+    residual[-5:, -24:] = torch.randn(5, 24)
+    whole = fused_linear.linear("linear_residual", x, weight, "ieee", epilogue="residual", extra=residual)[0]
+    corner = residual[-5:, -24:].clone()
+    part = fused_linear.linear("linear_residual", x[-5:].clone(), weight[-24:].clone(), "ieee", epilogue="residual", extra=corner)[0]
+    assert torch.equal(whole[-5:, -24:], part)
+
+
+def test_offsets_beyond_int32_of_norm_gradients(device, far, monkeypatch):
+    """The same for the gradient of LayerNorm, whose programs take whole rows."""
+    monkeypatch.setattr(torch, "empty_like", lambda t: far.zeros(t.shape, t.dtype))
+    rows, depth, last = 2**17 + 3, 2**14, slice(-3, None)
+    grad, x, skip = (far.zeros((rows, depth)) for _ in range(3))
+    for tensor in (grad, x, skip):
+        tensor[last] = torch.randn(3, depth)
+    statistics = Statistics(torch.randn(rows, device=device), torch.rand(rows, device=device))
+    vector = torch.randn(depth, device=device).half()
+    whole, _ = layernorm_linear._layernorm_backward(grad, x, statistics, vector, skip, True, False)
+    few = [t[last].clone() for t in (grad, x, *statistics, skip)]
+    part, _ = layernorm_linear._layernorm_backward(*few[:2], Statistics(*few[2:4]), vector, few[4], True, False)
+    assert torch.equal(whole[last], part)
+
+
+def op_arguments(device):
+    """Of every registered op: calls with every optional argument, and with none."""
+    x, grad, pre, skip = (torch.randn(6, size, device=device) for size in (8, 16, 16, 8))
+    weight, w2, vector, wide = (torch.randn(*size, device=device) for size in ((16, 8), (8, 16), (8,), (16,)))
+    mean, rstd = torch.randn(6, device=device), torch.rand(6, device=device)
+    leaf = functools.partial(torch.Tensor.requires_grad_)
+    norm = [leaf(vector.clone()), leaf(vector.clone())]
+    x_leaf = leaf(x.clone().view(2, 3, 8))
+    mlp = [leaf(weight.clone()), leaf(wide.clone()), leaf(w2.clone()), leaf(vector.clone())]
+    mlp_without = [leaf(weight.clone()), None, leaf(w2.clone()), None]
+    return {
+        "layernorm_linear": [
+            (x_leaf, *norm, mlp[0], mlp[1], EPS, True, True),
+            (x_leaf, *norm, mlp[0], None, EPS, False, True),
+            (x, vector, vector, weight, wide, EPS, True, False),
+        ],
+        "linear_residual": [
+            (x_leaf, mlp[0], mlp[1], leaf(grad.clone().view(2, 3, 16)), leaf(wide.clone())),
+            (x, weight, None, grad, None),
+        ],
+        "layernorm_mlp": [
+            (x_leaf, *norm, *mlp, EPS, leaf(vector.clone()), True),
+            (x_leaf, *norm, *mlp_without, EPS, None, True),
+            (x, vector, vector, weight, wide, w2, vector, EPS, vector, False),
+        ],
+        "linear_weight_gradient": [
+            (grad, x, "layernorm", vector, vector, mean, rstd, None, None),
+            (skip, pre, "gelu", None, None, None, None, vector, w2),
+            (grad, x, "none", None, None, None, None, None, None),
+        ],
+        "gelu_gradient": [(grad, pre)],
+        "gelu_input_gradient": [(skip, w2, pre)],
+        "layernorm_backward": [
+            (x, skip, mean, rstd, vector, x, True, True),
+            (x, skip, mean, rstd, vector, None, True, False),
+            (x, skip, mean, rstd, vector, None, False, True),
+        ],
+    }
+
+
+@pytest.mark.parametrize("op", op_arguments("meta"))
+def test_opcheck(op, device):
+    """PyTorch's own checks of every registration: schema, fake kernels, autograd, compilation with static and dynamic shapes."""
+    for arguments in op_arguments(device)[op]:
+        torch.library.opcheck(getattr(torch.ops.dpt, op).default, arguments)
+
+
+@OPS
+def test_compile_fullgraph(op, device):
+    """torch.compile takes the op whole, forward and backward, without a graph break, and computes the same bits."""
+    case = CASES[op]((21,), 40, 72, torch.float32, device)
+    checks.assert_compiles(case.function, case.inputs)
+
+
+@OPS
+def test_export(op, device):
+    """torch.export keeps the op as one node, with any number of tokens."""
+    case = CASES[op]((2, 18), 40, 40, torch.float32, device)
+    rest = case.inputs[1:]
+    x, other = case["x"], torch.randn(2, 35, 40, device=device)
+
+    def call(x):
+        return case.function(x, *(x if name == "residual" else t for name, t in zip(case.names[1:], rest, strict=True)))
+
+    checks.assert_exports(call, x, other, 1, f"dpt.{op}.default")
+
+
+def test_statistics(device, path):
+    """What the forward keeps of each row is its mean and 1 / sqrt(variance + eps), over several blocks and a partial one."""
+    x = torch.randn(21, 150, device=device) * 3 + 2
+    vector, weight = torch.ones(150, device=device), torch.zeros(16, 150, device=device)
+    _, _, mean, rstd = torch.ops.dpt.layernorm_linear(x, vector, vector, weight, None, 0.5, False, True)
+    double = x.double()
+    assert_parity(mean, double.mean(1), x.mean(1), "mean")
+    variances = [t.var(1, correction=0) + 0.5 for t in (double, x)]
+    assert_parity(rstd, *(v.rsqrt() for v in variances), "rstd")

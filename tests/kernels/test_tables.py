@@ -1,0 +1,53 @@
+"""The configuration tables against the ops that read them: every entry is compiled, and those of the linear ops compute the right thing."""
+
+import functools
+import json
+
+import checks
+import pytest
+import torch
+from dpt.kernels import compiled, launch
+from linear_cases import layernorm_linear_case, layernorm_mlp_case, linear_residual_case
+
+
+@pytest.mark.parametrize("family", checks.FAMILIES)
+def test_every_entry_is_compiled(family):
+    """An entry that no compile case of any op selects would ship without having been compiled; so would a kernel that has no case."""
+    used = {entry for module in compiled.op_modules().values() for case in module.compile_cases(family) for entry in case.used}
+    table = launch.load_table(family)
+    assert {(kernel, json.dumps(entry["when"])) for kernel, entries in table.items() for entry in entries} == used
+
+
+TUNED = {  # of every kernel's configurations: the calls that take each
+    "layernorm_linear": [functools.partial(layernorm_linear_case, activation="gelu")],
+    "linear_residual": [linear_residual_case],
+    "gelu_input_gradient": [layernorm_mlp_case],
+    "weight_gradient": [layernorm_mlp_case, linear_residual_case],
+    "layernorm_backward": [layernorm_linear_case],
+}
+CONFIGURATIONS = {f"{kernel} {name}": (kernel, c) for kernel in TUNED for name, c in checks.shipped_configurations(kernel).items()}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_shipped_configuration(name, device):
+    """Tiles that the tables keep for other dtypes, sizes or GPUs compute the same: several of them, the last partial, in all directions."""
+    kernel, config = CONFIGURATIONS[name]
+    if device.type == "cuda" and config.get("descriptor") and torch.cuda.get_device_capability(device)[0] < 9:
+        pytest.skip("descriptors need compute capability 9.0")
+    for make in TUNED[kernel]:
+        case = make((150,), 72, 136, torch.float32, device)
+        with launch.using(kernel, config):
+            case.assert_parity()
+
+
+@pytest.mark.parametrize("tiles", (2, 3))
+@pytest.mark.parametrize("descriptor", (False, True))
+@pytest.mark.parametrize("in_registers", (False, True))
+def test_several_tiles_a_program(tiles, descriptor, in_registers, device):
+    """TILES shares a row block's statistics among neighbouring tiles: the last group may have tiles that lie beyond the edge."""
+    if device.type == "cuda" and descriptor and torch.cuda.get_device_capability(device)[0] < 9:
+        pytest.skip("descriptors need compute capability 9.0")
+    blocks = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+    case = layernorm_linear_case((50,), 72, 136, torch.float16, device, activation="gelu")
+    with launch.using("layernorm_linear", {**blocks, "TILES": tiles, "IN_REGISTERS": in_registers, "descriptor": descriptor}):
+        case.assert_parity()
