@@ -21,9 +21,10 @@ class EncoderConfig:
     embed_dim: int
     depth: int
     num_heads: int
-    hooks: tuple[int, int, int, int]  # 0-based blocks whose tokens go to the decoder, shallow to deep
+    hooks: tuple[int, ...]  # 0-based blocks whose tokens go to the decoder, shallow to deep; four with `stem_hooks`
     patch_size: int = 16
     stem: str = "patch"  # the patch embedding: one convolution, or "convolutions": four, each halving (Xiao et al. 2021)
+    stem_hooks: tuple[int, ...] = ()  # 0-based convolutions of the stem whose maps go to the decoder before the tokens (DPT-Hybrid)
     pos_grid: tuple[int, int] = (24, 24)  # rows and columns of patches the positional embedding is stored for
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
@@ -102,8 +103,10 @@ class DPTConfig:
 
 _BASE = EncoderConfig(embed_dim=768, depth=12, num_heads=12, hooks=(2, 5, 8, 11))
 _LARGE = EncoderConfig(embed_dim=1024, depth=24, num_heads=16, hooks=(5, 11, 17, 23))
-_TINY = EncoderConfig(embed_dim=192, depth=6, num_heads=3, hooks=(1, 2, 4, 5), mlp_ratio=3.0, pos_grid=(12, 12), stem="convolutions")
-_TINY_DECODER = DecoderConfig(neck_channels=(32, 64, 96, 128), features=48)
+_TINY = EncoderConfig(
+    embed_dim=192, depth=6, num_heads=3, hooks=(3, 5), mlp_ratio=3.0, pos_grid=(12, 12), stem="convolutions", stem_hooks=(1, 2)
+)
+_TINY_DECODER = DecoderConfig(neck_channels=(48, 96, 96, 128), features=48)
 _TINY_INPUT = InputConfig(mean=HALF, std=HALF, size=(192, 192), rule="short_side", mode="bilinear", antialias=True, output_mode="bilinear")
 _ISL = "https://github.com/isl-org/DPT/releases/download/1_0/"
 _MMSEG = "https://download.openmmlab.com/mmsegmentation/v0.5/dpt/dpt_vit-b16_512x512_160k_ade20k/"

@@ -53,6 +53,13 @@ class Reassemble(nn.Module):
         return self.resize(self.project(x))
 
 
+class ReassembleMap(nn.Module):
+    """What the stem gives is a map already (DPT-Hybrid)."""
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return x
+
+
 class ResidualConvUnit(nn.Module):
     """conv3x3(relu(conv3x3(relu(x)))) + x, with batch norm after each convolution in segmentation models.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,22 +96,35 @@ class Block(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
-def _convolutional_stem(dim: int, patch: int) -> nn.Sequential:
+class ConvolutionalStem(nn.Sequential):
     """Patches of 16 by four strided 3x3 convolutions, from which small data sets learn sooner than from one of 16x16."""
-    if patch != 16:
-        raise ValueError(f'stem="convolutions" halves four times, for patches of 16, not {patch}')
-    layers, channels = [], 3
-    for width in (dim // 8, dim // 4, dim // 2, dim):
-        layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
+
+    def __init__(self, dim: int, patch: int):
+        if patch != 16:
+            raise ValueError(f'stem="convolutions" halves four times, for patches of 16, not {patch}')
+        widths = (3, dim // 8, dim // 4, dim // 2, dim)
+        layers: list[nn.Module] = []
+        for channels, width in itertools.pairwise(widths):
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        super().__init__(*layers, nn.Conv2d(dim, dim, 1))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the maps after each of the four: (B, D/8, H/2, W/2), (B, D/4, H/4, W/4), ..."""
+        found = []
+        for first in range(0, len(self) - 1, 3):
+            x = self[first + 2](self[first + 1](self[first](x)))
+            found.append(x)
+        return found
 
 
-STEMS = {"patch": lambda dim, patch: nn.Conv2d(3, dim, patch, stride=patch), "convolutions": _convolutional_stem}
+STEMS = {"patch": lambda dim, patch: nn.Conv2d(3, dim, patch, stride=patch), "convolutions": ConvolutionalStem}
 
 
 class Encoder(nn.Module):
-    """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the four hooked blocks, cls token first."""
+    """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the hooked blocks, cls token first.
+
+    With `stem_hooks` the maps of the stem come before them, so that there are four in all.
+    """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -151,11 +166,18 @@ class Encoder(nn.Module):
             patches = F.interpolate(patches, size=grid, mode=config.pos_mode, align_corners=False)
         return torch.cat((cls, patches.flatten(2).transpose(1, 2).to(cls.dtype)), dim=1)
 
+    def embed(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Picture (B, 3, H, W) -> the embedded patches (B, D, h, w), and the hooked maps of the stem."""
+        if not self.config.stem_hooks:
+            return self.patch_embed(x), []
+        maps = self.patch_embed.maps(x)
+        return self.patch_embed[-1](maps[-1]), [maps[index] for index in self.config.stem_hooks]
+
     def forward(self, x: Tensor) -> list[Tensor]:
         position = self.position(self.grid(x))
-        x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, h*w, D)
+        x, hooked = self.embed(x)
+        x = x.flatten(2).transpose(1, 2)  # (B, h*w, D)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + position
-        hooked = []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.config.hooks:

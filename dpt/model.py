@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import DPTConfig
-from .decoder import Fusion, Reassemble
+from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoder import Encoder
 from .head import HEADS, SegmentationHead
 
@@ -24,7 +24,8 @@ class DPT(nn.Module):
         encoder, decoder = config.encoder, config.decoder
         self.encoder = Encoder(encoder)
         self.reassemble = nn.ModuleList(
-            Reassemble(encoder.embed_dim, channels, level, decoder.readout) for level, channels in enumerate(decoder.neck_channels)
+            ReassembleMap() if level < len(encoder.stem_hooks) else Reassemble(encoder.embed_dim, channels, level, decoder.readout)
+            for level, channels in enumerate(decoder.neck_channels)
         )
         self.fusion = Fusion(decoder)
         self.head = HEADS[config.head.task](decoder.features, config.head)

@@ -26,8 +26,7 @@ ORDER = ["ade20k", "scene_surfaces", "scene_world", "scenes", "config", "encoder
 
 def wide(name: str = "dpt-large-midas", **encoder) -> DPT:
     """A small model whose heads are wide enough for the kernel: 2 of 32."""
-    full = config(name, **encoder)
-    return randomise(DPT(full.with_("encoder", embed_dim=64, num_heads=2)))
+    return randomise(DPT(config(name, embed_dim=64, num_heads=2, **encoder)))
 
 
 NAMES = ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth"]
@@ -98,7 +97,8 @@ def gradients(model: DPT, x: torch.Tensor, cotangent: torch.Tensor) -> dict[str,
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_the_plain_ones(name, training):
     """Blind spot: a rewrite that is right forward only, with the batch's statistics and without. A ReLU that a rounding turns moves a
-    gradient far more than the rounding, so the measure is what the plain model's gradients lose in float32, where they lose most."""
+    gradient far more than the rounding, now in one model and now in the other, so the measure is ten times what the plain model's
+    gradients lose in float32 where they lose most; a term that is missing or wrong is off by its own size, a hundred times as much."""
     plain = wide(name).train(training)
     for module in plain.modules():
         if isinstance(module, nn.Dropout):
@@ -113,8 +113,8 @@ def test_gradients_are_the_plain_ones(name, training):
     def losses(found: dict[str, torch.Tensor]) -> dict[str, float]:
         return {key: ((found[key] - g).abs().max() / g.abs().max().clamp_min(floor)).item() for key, g in exact.items()}
 
-    allowed = 2 * max(losses(theirs).values()) + 1e-6
-    assert allowed < 0.02
+    allowed = 10 * max(losses(theirs).values()) + 1e-6
+    assert allowed < 0.1
     worst = max(losses(ours).items(), key=lambda item: item[1])
     assert worst[1] <= allowed, worst
 
