@@ -74,14 +74,14 @@ def compare(then: Iterable[Row], now: Iterable[Row]) -> tuple[list[Comparison], 
 
 
 def lines(then: Record, rows: Iterable[Row], margin: float) -> tuple[list[str], bool]:
-    """What to print of a comparison, and whether it is passed."""
+    """What to print of a comparison, and whether it is passed; one that compares nothing is not."""
     found, missing = compare(then.rows, rows)
     regressed = [comparison for comparison in found if comparison.regressed(margin)]
     text = [f"REGRESSED by more than {margin:.0%}: {comparison}" for comparison in regressed]
     text += [f"ok: {comparison}" for comparison in found if comparison not in regressed]
     text += [f"not measured now: {case}: {contender}" for case, contender in missing]
     text.append(f"{len(found)} ratios compared, {len(regressed)} regressed, {len(missing)} not measured now")
-    return text, not regressed
+    return text, bool(found) and not regressed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

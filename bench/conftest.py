@@ -84,7 +84,8 @@ def _device(name: str | None) -> torch.device:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" in metafunc.fixturenames:
         bench = metafunc.config.stash[BENCH]
-        cases = metafunc.module.cases(bench.device.type, bench.dtypes)
+        different = {bench.identity(case): case for case in reversed(metafunc.module.cases(bench.device.type, bench.dtypes))}
+        cases = reversed(different.values())
         metafunc.parametrize("cell", [session.Cell(case, name) for case in cases for name in case.contenders], ids=str)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import gate, measure, models, peers
+from . import gate, measure, models, peers, tables
 from .runner import Case, Context, Prepared, Unavailable
 
 CALLS_IN_A_GRAPH = 10
@@ -164,7 +164,6 @@ def _residual_unit(function: Callable, shape: Map, x, w1, w2, *rest) -> Tensor:
 @functools.cache
 def ops() -> tuple[Op, ...]:
     """The table. A function, since importing the ops imports Triton."""
-    c = "conv_norm_relu"
     return (
         Op(
             "attention",
@@ -228,13 +227,13 @@ def ops() -> tuple[Op, ...]:
             peers=(CHANNELS_LAST,),
         ),
         Op(
-            c,
-            c,
+            "conv_norm_relu",
+            "conv_norm_relu",
             lambda s: [
                 *(feature_map(s.batch, s.channels, s.side, s.side), weight(s.out_channels, s.channels, 3, 3)),
                 *norm(s.out_channels),
             ],
-            **_both(c, c, lambda f, s, x, w, *n: f(x, w, norm=(*n, EPS))),
+            **_both("conv_norm_relu", "conv_norm_relu", lambda f, s, x, w, *n: f(x, w, norm=(*n, EPS))),
             shapes=(Map(1, 256, 256, 256), Map(1, 256, 192, 128), Map(16, 256, 256, 256)),
             toy=Map(2, 32, 6, 16),
             peers=(CHANNELS_LAST,),
@@ -385,16 +384,22 @@ class KernelWorkload:
 
         compiled = contender == "torch.compile"
         held = sum(tensor.nbytes for tensor in sets[0])
-        judged = lambda: self._judged(self._both_passes(function, sets[0]))  # noqa: E731
-        return Prepared(run, outputs=judged, recorded=lambda: run(0), held=lambda: held, warm_up=int(compiled), note=note)
+        return Prepared(
+            run,
+            outputs=lambda: self._judged(run(0)),
+            recorded=lambda: self._both_passes(function, sets[0]),
+            held=lambda: held,
+            warm_up=int(compiled),
+            note=note,
+        )
 
     def _contender(self, name: str) -> tuple[Callable[..., Tensor], bool, str]:
         """Its function, whether its maps are channels-last, and what to say of it."""
         if name == "eager" or name == CHANNELS_LAST:
             return self.op.plain, name == CHANNELS_LAST, ""
-        if name == "fused":
+        if name == tables.FUSED:
             runs = launch.runs_kernels(self.sets[0][0], self.op.module)
-            return self.op.call, True, "" if runs else "PyTorch algebra, no kernel on this device"
+            return self.op.call, True, "" if runs else f"{tables.ALGEBRA}, no kernel on this device"
         if name == "torch.compile":
             return self._compiled()
         return (self._sdpa(SDPA[name]) if name in SDPA else self._xformers()), False, ""
@@ -431,15 +436,20 @@ class KernelWorkload:
         return lambda shape, qkv: xformers_attention(qkv, shape.heads)
 
     def _captured(self, function: Callable[..., Tensor], sets: Sequence[Sequence[Tensor]]) -> measure.Run:
-        """Several calls in one CUDA graph, over the sets of inputs in turn."""
+        """Several calls in one CUDA graph, over the sets of inputs in turn; what it returns is of the first set, which comes last."""
         if self.context.device.type != "cuda":
             raise Unavailable(models.NO_GRAPHS)
         models.on_side_stream(lambda: [self._both_passes(function, tensors) for tensors in sets], self.context.device)
-        graph = torch.cuda.CUDAGraph()
+        graph, made = torch.cuda.CUDAGraph(), []
         with torch.cuda.graph(graph):
-            for call in range(self.replays):
-                self._both_passes(function, sets[call % len(sets)])
-        return lambda index: graph.replay()
+            for call in reversed(range(self.replays)):
+                made[:] = self._both_passes(function, sets[call % len(sets)])
+
+        def run(index: int) -> list[Tensor]:
+            graph.replay()
+            return made
+
+        return run
 
 
 @functools.cache
@@ -460,7 +470,7 @@ def count(op: Op, shape: Any, direction: str, dtype: torch.dtype) -> tuple[int, 
 
 def contenders(op: Op) -> tuple[str, ...]:
     """In order of importance; the first is the baseline."""
-    return ("eager", "fused", *op.peers, "torch.compile")
+    return ("eager", tables.FUSED, *op.peers, "torch.compile")
 
 
 def cases(device_type: str, dtypes: Iterable[torch.dtype], importance: float) -> Iterator[Case]:

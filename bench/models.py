@@ -15,7 +15,7 @@ import dpt
 from dpt.config import DPTConfig
 from dpt.factory import config_of
 
-from . import gate, measure, peers
+from . import gate, measure, peers, tables
 from .runner import Case, Context, Prepared, Unavailable
 
 INPUTS = 3  # rotated, so that no run finds its input in a cache
@@ -95,7 +95,7 @@ def report_note(model: nn.Module) -> str:
     rows = dpt.fast_report(model)
     fused = [row for row in rows if row.fused]
     kernels = sum("kernels" == row.how or row.how.startswith("kernels") for row in fused)
-    how = "PyTorch algebra, no kernels on this device" if not kernels else f"{kernels} of {len(fused)} fused modules run kernels"
+    how = f"{tables.ALGEBRA}, no kernels on this device" if not kernels else f"{kernels} of {len(fused)} fused modules run kernels"
     plain = len(rows) - len(fused)
     return how + (f"; {plain} modules refused" if plain else "")
 

@@ -60,9 +60,6 @@ def _section(name: str, record: Record) -> Iterator[str]:
     yield from tables.markdown(record.what, record.rows)
     yield ""
     yield conditions(name, record)
-    kernels = [row for row in record.rows if row.note.startswith("PyTorch algebra")]
-    if kernels:
-        yield "Fast rows here run the kernels' algebra in PyTorch: this device has no kernels."
     if record.what in ("models", "training"):
         yield tables.SEED_NOTE
 
@@ -167,7 +164,7 @@ def _bars(axis, case: str, rows: Sequence[Row]) -> None:
     for place, row in zip(places, rows, strict=True):
         difference = "" if row.difference is None else f", {row.difference:.0e}"
         axis.text(row.per_second, place, f" {row.per_second:.3g}{difference}", va="center", fontsize=8)
-    axis.set_yticks(places, [row.contender for row in rows], color=INK, fontsize=8)
+    axis.set_yticks(places, [tables.label(row) for row in rows], color=INK, fontsize=8)
     axis.set_title(case, fontsize=9, loc="left", color=INK)
     axis.invert_yaxis()
     axis.margins(x=0.2)

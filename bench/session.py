@@ -94,7 +94,7 @@ class Bench:
         self.before = {} if self.toy else environment.state(self.device)
 
     def identity(self, case: Case) -> str:
-        """Cases that are the same at the toy size are run once."""
+        """What tells a case from the others: at the toy size many are the same, and run once."""
         return f"{case.suite} {case.key if self.toy and case.key else case.name}"
 
     def want(self, cells: Iterable[Cell]) -> None:

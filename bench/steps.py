@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import dpt
 
-from . import measure, models
+from . import measure, models, tables
 from .runner import Context, Prepared, Unavailable
 
 NO_KERNELS = "no kernels on this device: they need an NVIDIA GPU of compute capability 8.0 or newer"
@@ -102,7 +102,7 @@ class StepsWorkload(models.ModelWorkload):
         prepared.outputs = lambda: self._judged(*run(0))
         prepared.recorded = prepared.recorded or (lambda: run(0))
         prepared.held, prepared.dtype = (lambda: models.held_bytes(model)), dtype
-        prepared.note = "" if step.ops is None else models.report_note(model) if step.ops else "PyTorch algebra, no kernels in this step"
+        prepared.note = "" if step.ops is None else models.report_note(model) if step.ops else f"{tables.ALGEBRA}, no kernels in this step"
         return prepared
 
     def _model(self, step: Step, dtype: torch.dtype) -> nn.Module:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from .measure import ratio
 from .records import Row, Skip
 
-SEED_NOTE = "The seed's table: 8.09 GB and 10.41 images/s (V100, float32)."
+SEED_NOTE = "The seed's table: 8.09 GB in training, 2 images a GPU; 10.41 images/s (V100, float32)."
+FUSED = "fused"  # what our op is called among the contenders of a kernel's case
+ALGEBRA = "PyTorch algebra"  # how the note of a fast row begins where no kernel runs
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,17 @@ def cells(suite: str, row: Row) -> list[str]:
     return [column.value(row) for column in COLUMNS[suite]]
 
 
+def label(row: Row) -> str:
+    """A contender's name; of a fast one that ran no kernel, that too."""
+    return f"{row.contender} ({ALGEBRA})" if row.note.startswith(ALGEBRA) else row.contender
+
+
 def text_lines(suite: str, rows: Iterable[Row]) -> list[str]:
     """A table for the terminal, one block a case, with how it was timed."""
     lines = []
     for case, of_case in by_case(rows).items():
         titles = [case, *(column.title for column in COLUMNS[suite])]
-        body = [[row.contender, *cells(suite, row)] for row in _order(of_case)]
+        body = [[label(row), *cells(suite, row)] for row in _order(of_case)]
         whole = [line for line in body if len(line) == len(titles)]
         widths = [max(len(line[i]) for line in [titles, *whole]) for i in range(len(titles))]
         widths[0] = max(widths[0], *(len(line[0]) for line in body))
@@ -116,14 +124,37 @@ def text_lines(suite: str, rows: Iterable[Row]) -> list[str]:
 
 
 def markdown(suite: str, rows: Iterable[Row]) -> list[str]:
-    """The same as a Markdown table, one for all cases."""
+    """A Markdown table of all cases: of models a line a contender, of kernels a line a case."""
+    if suite == "kernels":
+        return _kernel_lines(rows)
     titles = ["case", "contender", *(column.title for column in COLUMNS[suite])]
     lines = [f"| {' | '.join(titles)} |", "| --- | --- |" + " ---: |" * len(COLUMNS[suite])]
     for case, of_case in by_case(rows).items():
         for position, row in enumerate(_order(of_case)):
             values = cells(suite, row)
             values += [""] * (len(COLUMNS[suite]) - len(values))
-            lines.append(f"| {' | '.join([case if not position else '', row.contender, *values])} |")
+            lines.append(f"| {' | '.join([case if not position else '', label(row), *values])} |")
+    return lines
+
+
+def _kernel_lines(rows: Iterable[Row]) -> list[str]:
+    """The fused op beside the fastest of its peers; the others are in the file."""
+    shared = COLUMNS["kernels"][len(LATENCY) :]
+    titles = ["case", "ours", "p50 ms", "best of the others", "p50 ms", "times as fast", *(column.title for column in shared)]
+    lines = [f"| {' | '.join(titles)} |", "| --- | --- | ---: | --- | ---: | ---: |" + " ---: |" * len(shared)]
+    for case, of_case in by_case(rows).items():
+        ours = next((row for row in of_case if row.contender == FUSED), None)
+        others = [row for row in of_case if row is not ours and row.status == "ok"]
+        if ours is None or not others:
+            continue
+        best = min(others, key=lambda row: row.p50_ms)
+        if ours.status == "ok":
+            found = ratio(best.durations_ms, ours.durations_ms)
+            values = [milliseconds(ours.p50_ms), best.contender, milliseconds(best.p50_ms)]
+            values += [f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]", *(column.value(ours) for column in shared)]
+        else:
+            values = cells("kernels", ours) + [""] * (3 + len(shared))
+        lines.append(f"| {' | '.join([case, label(ours), *values])} |")
     return lines
 
 

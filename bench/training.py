@@ -18,8 +18,6 @@ from . import gate, measure, models
 from .runner import Context, Prepared
 
 LEARNING_RATE = 1e-6
-# What mmsegmentation's table says of the seed's model: the memory of one GPU at batch 2, 512x512 (V100, float32).
-SEED_GIGABYTES = 8.09
 
 
 class TrainingWorkload:

@@ -25,6 +25,7 @@ turn, which keeps its temporaries out of the way of the accumulator: without it 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -314,6 +315,28 @@ def compiled_variants() -> Iterator[tuple[torch.dtype, str, str, dict[str, bool]
     for dtype in launch.DTYPES:
         yield dtype, "ieee", str(dtype).removeprefix("torch."), {"tensor_cores": dtype != torch.float32}
     yield torch.float32, "tf32", "tf32", {"tensor_cores": True}
+
+
+# Which of all shapes, dtypes and epilogues the encoder's linear ops compile, and what they leave out, for CI's time. Depths and widths
+# enter the code only by whether 16 divides them: one aligned shape a dtype, and one that no 16-byte copy fits, stand for all. Rows are
+# those of one picture, which 16 does not divide. bfloat16 has every epilogue and prologue; float16, the same code with another MMA, and
+# float32 have what takes the most registers: the pre-activation saved, LayerScale. Vectors have x's dtype and a bias is there: float32
+# vectors and none are wider loads and fewer.
+COMPILED_ROWS = (577, 9 * 1025)  # the second, many pictures', is a case of its own only where the table has another entry for it
+
+
+def compiled_operands(
+    compiled: Sequence[tuple[str, int, int, Sequence[str]]],
+) -> Iterator[tuple[str, str, str, dict[str, Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+    """Of (kind of product, K, N, launches), for each launch and number of rows: (launch, case's name, precision, what must show,
+    (x (rows, K), weight (N, K), grad (rows, N)))."""
+    kinds = {name: (dtype, precision, shows) for dtype, precision, name, shows in compiled_variants()}
+    for kind, depth, columns, launches in compiled:
+        dtype, precision, shows = kinds[kind]
+        for rows, name in itertools.product(COMPILED_ROWS, launches):
+            operands = tuple(torch.empty(s, dtype=dtype, device="meta") for s in ((rows, depth), (columns, depth), (rows, columns)))
+            where = f"{name} {kind} M={rows} K={depth} N={columns}"
+            yield name, where, precision, {**shows, "async_copies": depth % 8 == 0}, operands
 
 
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:

@@ -265,28 +265,35 @@ def _backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, 
 _layernorm_linear_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-# (rows, D, N): the smallest and the largest encoder's MLP and qkv, and rows that no 16-byte copy fits.
-COMPILED_SHAPES = ((577, 384, 1536), (16400, 1024, 3072), (577, 50, 150))
+COMPILED = (  # see fused_linear.COMPILED_ROWS: ViT-B, -S and rows that no 16-byte copy fits
+    ("bfloat16", 768, 2304, ("none", "gelu", "gelu saved", "weight gradient", "norm gradient")),
+    ("float16", 384, 1536, ("gelu saved", "weight gradient", "norm gradient")),
+    ("float32", 384, 1536, ("none", "gelu saved", "weight gradient", "norm gradient")),
+    ("tf32", 384, 1536, ("none", "gelu saved", "weight gradient")),
+    ("bfloat16", 50, 150, ("gelu saved", "weight gradient", "norm gradient")),
+    ("float32", 50, 150, ("gelu saved",)),
+)
 
 
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
-    """Every launch of both passes, for every shape above and dtype."""
-    for rows, depth, columns in COMPILED_SHAPES:
-        for dtype, precision, name, shows in fused_linear.compiled_variants():
-            shows = {**shows, "async_copies": depth % 8 == 0}
-            x, weight, grad = (torch.empty(s, dtype=dtype, device="meta") for s in ((rows, depth), (columns, depth), (rows, columns)))
-            norm, bias = Norm(x[0], x[0]), grad[0]
-            statistics = Statistics(*torch.empty((2, rows), dtype=torch.float32, device="meta"))
-            where = f"{name} M={rows} D={depth} N={columns}"
-            for variant, options in {"": {}, "gelu ": {"epilogue": "gelu"}, "gelu saved ": {"epilogue": "gelu", "save_pre": True}}.items():
-                arguments = ("layernorm_linear", x, weight, precision)
-                options = {**options, "bias": bias, "norm": norm, "eps": 1e-6}
-                yield from launch.record(family, variant + where, fused_linear.linear, *arguments, **options, **shows)
+    """Every launch of both passes."""
+    yield from launch.distinct(_cases(family))
+
+
+def _cases(family: str) -> Iterator[launch.CompileCase]:
+    for name, where, precision, shows, (x, weight, grad) in fused_linear.compiled_operands(COMPILED):
+        norm, statistics = Norm(x[0], x[0]), Statistics(*torch.empty((2, x.shape[0]), dtype=torch.float32, device="meta"))
+        if name == "weight gradient":
             options = {"prologue": "layernorm", "norm": norm, "statistics": statistics}
-            yield from launch.record(family, f"layernorm {where}", fused_linear.weight_gradient, grad, x, precision, **options, **shows)
-            if precision == "ieee":
-                arguments = (x, x, statistics, norm.weight, x, True, True)
-                yield from launch.record(family, where, _layernorm_backward, *arguments, tensor_cores=False, async_copies=False)
+            yield from launch.record(family, where, fused_linear.weight_gradient, grad, x, precision, **options, **shows)
+        elif name == "norm gradient":
+            arguments = (x, x, statistics, norm.weight, x, True, True)
+            yield from launch.record(family, where, _layernorm_backward, *arguments, tensor_cores=False, async_copies=False)
+        else:
+            options = {"epilogue": name.removesuffix(" saved"), "save_pre": name.endswith("saved")}
+            arguments = ("layernorm_linear", x, weight, precision)
+            options |= {"bias": grad[0], "norm": norm, "eps": 1e-6}
+            yield from launch.record(family, where, fused_linear.linear, *arguments, **options, **shows)
 
 
 EPS = 1e-6

@@ -151,21 +151,28 @@ def _backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, 
 _layernorm_mlp_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-# (rows, D, H) of the smallest and the largest encoder, and rows that no 16-byte copy fits.
-COMPILED_SHAPES = ((577, 384, 1536), (16400, 1024, 4096), (577, 50, 150))
+COMPILED = (  # see fused_linear.COMPILED_ROWS: fc2, (N, K), of ViT-B and -S, and rows that no 16-byte copy fits
+    ("bfloat16", 3072, 768, ("pre gradient", "weight gradient", "scaled weight gradient")),
+    ("float16", 1536, 384, ("pre gradient", "scaled weight gradient")),
+    ("float32", 1536, 384, ("pre gradient", "scaled weight gradient")),
+    ("tf32", 1536, 384, ("pre gradient", "scaled weight gradient")),
+    ("bfloat16", 150, 50, ("pre gradient", "scaled weight gradient")),
+)
 
 
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
-    """The launches that the two ops it is made of do not have, for every shape above and dtype."""
-    for rows, depth, hidden in COMPILED_SHAPES:
-        for dtype, precision, name, shows in fused_linear.compiled_variants():
-            shows = {**shows, "async_copies": depth % 8 == 0}
-            grad, w2, pre = (torch.empty(s, dtype=dtype, device="meta") for s in ((rows, depth), (depth, hidden), (rows, hidden)))
-            where = f"{name} M={rows} D={depth} H={hidden}"
+    """The launches that the two ops it is made of do not have."""
+    yield from launch.distinct(_cases(family))
+
+
+def _cases(family: str) -> Iterator[launch.CompileCase]:
+    for name, where, precision, shows, (pre, w2, grad) in fused_linear.compiled_operands(COMPILED):
+        if name == "pre gradient":
             arguments = ("gelu_input_gradient", grad, w2, precision)
             yield from launch.record(family, where, fused_linear.linear, *arguments, epilogue="gelu_gradient", extra=pre, **shows)
-            options = {"prologue": "gelu", "scale": grad[0], "weight": w2}
-            yield from launch.record(family, f"gelu scaled {where}", fused_linear.weight_gradient, grad, pre, precision, **options, **shows)
+        else:
+            options = {"prologue": "gelu", "scale": grad[0], "weight": w2} if name.startswith("scaled") else {"prologue": "gelu"}
+            yield from launch.record(family, where, fused_linear.weight_gradient, grad, pre, precision, **options, **shows)
 
 
 def _gelu_gradient_arguments(inputs: Inputs, rows: int, depth: int, hidden: int) -> dict[str, Any]:

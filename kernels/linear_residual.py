@@ -147,23 +147,29 @@ def _backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 _linear_residual_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-# (rows, K, N): the smallest encoder's projection and the largest's second MLP layer, and rows that no 16-byte copy fits.
-COMPILED_SHAPES = ((577, 384, 384), (16400, 4096, 1024), (577, 50, 50))
+COMPILED = (  # see fused_linear.COMPILED_ROWS: the projection of ViT-B and fc2 of ViT-S, and rows that no 16-byte copy fits
+    ("bfloat16", 768, 768, ("residual", "scaled", "weight gradient")),
+    ("float16", 1536, 384, ("scaled", "weight gradient")),
+    ("float32", 1536, 384, ("residual", "scaled", "weight gradient")),
+    ("tf32", 1536, 384, ("scaled", "weight gradient")),
+    ("bfloat16", 50, 50, ("scaled", "weight gradient")),
+    ("float32", 50, 50, ("scaled", "weight gradient")),
+)
 
 
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
-    """Every launch of both passes, for every shape above and dtype."""
-    for rows, depth, columns in COMPILED_SHAPES:
-        for dtype, precision, name, shows in fused_linear.compiled_variants():
-            shows = {**shows, "async_copies": depth % 8 == 0}
-            x, weight, grad = (torch.empty(s, dtype=dtype, device="meta") for s in ((rows, depth), (columns, depth), (rows, columns)))
-            where = f"{name} M={rows} K={depth} N={columns}"
-            for variant, scale in (("", None), ("scaled ", grad[0])):
-                arguments = ("linear_residual", x, weight, precision)
-                options = {"epilogue": "residual", "bias": grad[0], "scale": scale, "extra": grad}
-                yield from launch.record(family, variant + where, fused_linear.linear, *arguments, **options, **shows)
+    """Every launch of both passes."""
+    yield from launch.distinct(_cases(family))
+
+
+def _cases(family: str) -> Iterator[launch.CompileCase]:
+    for name, where, precision, shows, (x, weight, grad) in fused_linear.compiled_operands(COMPILED):
+        if name == "weight gradient":
             options = {"scale": grad[0], "weight": weight}
-            yield from launch.record(family, f"scaled {where}", fused_linear.weight_gradient, grad, x, precision, **options, **shows)
+            yield from launch.record(family, where, fused_linear.weight_gradient, grad, x, precision, **options, **shows)
+        else:
+            options = {"epilogue": "residual", "bias": grad[0], "scale": grad[0] if name == "scaled" else None, "extra": grad}
+            yield from launch.record(family, where, fused_linear.linear, "linear_residual", x, weight, precision, **options, **shows)
 
 
 def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int) -> dict[str, Any]:

@@ -123,9 +123,11 @@ def test_absolute_times_do_not_matter():
 
 def test_what_is_not_measured_is_told():
     """Blind spot: a contender that has vanished passes in silence."""
-    lines, passed = against.lines(slower(1.0), [row("plain", 1.0, 0.0)], margin=0.05)
-    assert passed and "not measured now: model 64x64, batch 1, float32: fast" in lines
-    assert lines[-1] == "0 ratios compared, 0 regressed, 1 not measured now"
+    then = record(row("plain", 1.0, 0.0), row("fast"), row("peer"))
+    lines, passed = against.lines(then, [row("plain", 1.0, 0.0), row("fast")], margin=0.05)
+    assert passed and "not measured now: model 64x64, batch 1, float32: peer" in lines
+    assert lines[-1] == "1 ratios compared, 0 regressed, 1 not measured now"
+    assert not against.lines(then, [row("plain", 1.0, 0.0)], margin=0.05)[1]  # nothing compared is no pass
 
 
 def test_another_device_is_refused():

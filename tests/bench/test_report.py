@@ -86,7 +86,8 @@ def test_without_a_gpu_run_the_readme_says_so(folder):
     algebra = record(row("plain", 1.0), row(note="PyTorch algebra, no kernels on this device"))
     records.write(algebra, folder / "results" / "made-up-models.json")
     run(folder)
-    assert "this device has no kernels" in (folder / "README.md").read_text()
+    assert "| fast (PyTorch algebra) |" in (folder / "README.md").read_text()
+    assert "fast (PyTorch algebra)" in (folder / "results" / "made-up-models.svg").read_text()
     records.write(record(device=GPU), folder / "results" / "gpu-models.json")
     run(folder)
     text = (folder / "README.md").read_text()
@@ -108,6 +109,17 @@ def test_what_failed_its_gate_has_no_numbers(folder):
     line = next(line for line in (folder / "README.md").read_text().splitlines() if "quick" in line)
     assert "FAILED: off by 1.00e+00" in line and not re.search(r"\| \d", line)
     assert "quick" not in [row.contender for row in report.charted_rows(records.read(folder / "results" / "made-up-models.json"))]
+
+
+def test_kernels_stand_beside_the_best_of_their_peers(folder):
+    """Blind spot: a fused op that shines beside the slowest; a peer that failed its gate taken for the best."""
+    ours = row("fused", 4.0, p50_ms=2.5, durations_ms=[2.0, 2.5, 2.5], bytes=5_000_000, note="PyTorch algebra, no kernel on this device")
+    peers = [row("eager", 1.0), row("SDPA flash", 5.0, p50_ms=2.0, durations_ms=[2.0, 2.0, 2.0])]
+    wrong = row("quick", status="failed", problem="off by 1.0", p50_ms=None)
+    records.write(record(peers[0], ours, peers[1], wrong, what="kernels"), folder / "results" / "made-up-kernels.json")
+    run(folder)
+    [line] = [line for line in (folder / "README.md").read_text().splitlines() if "SDPA" in line]
+    assert "| fused (PyTorch algebra) | 2.5 | SDPA flash | 2 | 0.80 [0.80, 1.00] | 0.0004 | 2 | 25 % | 2.0e-07 |" in line
 
 
 def test_a_second_run_is_evidence_and_no_row(folder):

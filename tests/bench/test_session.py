@@ -73,7 +73,7 @@ def test_pytest_benchmark_sees_the_recorded_durations(benchmark):
 
 
 def test_one_command_a_table_a_file(tmp_path):
-    """Blind spot: what the command promises. Numbers in pytest-benchmark's file and in the record are the same; skips and gates are told."""
+    """Blind spot: what the command promises. Numbers in pytest-benchmark's file and in the record are the same; skips are told."""
     arguments = ("--benchmark", "--record-to", str(tmp_path / "results"), "--benchmark-json", str(tmp_path / "benchmark.json"))
     code, output = run(tmp_path, *arguments, extra='{"wrong": (0.1, RIGHT + 1)}')
     assert code == 1 and "wrong: off by" in output  # a gate that is not passed fails its test

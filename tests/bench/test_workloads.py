@@ -100,7 +100,7 @@ def test_a_wrong_op_does_not_pass(toy):
 
 
 def test_counts_of_a_known_op():
-    """Blind spot: FLOPs and bytes of another shape. The projections of an MLP: 2*2*M*D*4D FLOPs, three times that with the backward pass."""
+    """Blind spot: FLOPs and bytes of another shape. The projections of an MLP: 2*2*M*D*4D FLOPs, thrice that with the backward pass."""
     op = next(op for op in kernel_cases.ops() if op.name == "layernorm_mlp")
     shape = kernel_cases.Tokens(1, 100, 64, 2)
     flops, moved = kernel_cases.count(op, shape, kernel_cases.FORWARD, torch.bfloat16)

@@ -38,10 +38,11 @@ def test_small_layer_scale(make, vectors, dtype, device):
 
 
 def test_residual_is_not_rounded_first(device, path):
-    """The sum is rounded once: in float16 2048 + 1.5 is 2050 (to even), but 2049.5 rounded before a further 0.25 is not 2049.75."""
+    """The sum is rounded once: float16 has 2048 and 2050, and 2048 + (1 + 2^-12) is nearer to 2050; but 1 + 2^-12 rounded is 1, and then
+    2049 goes to the even one, 2048."""
     x = torch.full((3, 32), 1.0, dtype=torch.float16, device=device)
-    weight = torch.zeros(16, 32, dtype=torch.float16, device=device)
-    bias = torch.full((16,), 1 + 2**-10, dtype=torch.float16, device=device)
+    weight = torch.full((16, 32), 2**-17, dtype=torch.float16, device=device)
+    bias = torch.full((16,), 1.0, dtype=torch.float16, device=device)
     residual = torch.full((3, 16), 2048.0, dtype=torch.float16, device=device)
     assert torch.equal(linear_residual(x, weight, bias, residual), residual + 2)
 
