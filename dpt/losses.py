@@ -41,9 +41,17 @@ def _mean_over_valid(value: Tensor, mask: Tensor) -> Tensor:
     return (value * mask).sum() / mask.sum().clamp_min(1)
 
 
-def data_loss(residual: Tensor, mask: Tensor) -> Tensor:
-    """Half the mean squared residual (B, H, W) over valid pixels."""
+def squared(residual: Tensor, mask: Tensor) -> Tensor:
+    """Half the mean squared residual (B, H, W) over valid pixels: MiDaS' rho_mse."""
     return _mean_over_valid(residual.square(), mask) / 2
+
+
+def absolute(residual: Tensor, mask: Tensor) -> Tensor:
+    """The mean absolute residual (B, H, W) over valid pixels: MiDaS' rho_mae."""
+    return _mean_over_valid(residual.abs(), mask)
+
+
+DATA_TERMS = {"squared": squared, "absolute": absolute}
 
 
 def gradient_loss(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor:
@@ -62,7 +70,9 @@ def gradient_loss(residual: Tensor, mask: Tensor, scales: int = 4) -> Tensor:
     return total
 
 
-def scale_shift_invariant_loss(prediction: Tensor, target: Tensor, mask: Tensor, gradient_weight: float = 0.5, scales: int = 4) -> Tensor:
+def scale_shift_invariant_loss(
+    prediction: Tensor, target: Tensor, mask: Tensor, gradient_weight: float = 0.5, scales: int = 4, data_term: str = "squared"
+) -> Tensor:
     """The scale-and-shift-invariant loss with multi-scale gradient matching; a scalar.
 
     Args:
@@ -71,10 +81,13 @@ def scale_shift_invariant_loss(prediction: Tensor, target: Tensor, mask: Tensor,
         mask: (B, H, W), bool.
         gradient_weight: MiDaS' alpha, 0.5.
         scales: MiDaS' number of scales, 4.
+        data_term: "squared" or "absolute", what is averaged of the residual.
 
     Raises:
-        ValueError: the shapes differ or are not three-dimensional.
+        ValueError: the shapes differ or are not three-dimensional, or the data term is unknown.
     """
+    if data_term not in DATA_TERMS:
+        raise ValueError(f"data_term {data_term!r}: it must be one of {', '.join(DATA_TERMS)}")
     if not prediction.shape == target.shape == mask.shape or prediction.dim() != 3:
         shapes = tuple(prediction.shape), tuple(target.shape), tuple(mask.shape)
         raise ValueError(f"prediction, target and mask of shapes {shapes}: all must be the same (batch, height, width)")
@@ -84,4 +97,4 @@ def scale_shift_invariant_loss(prediction: Tensor, target: Tensor, mask: Tensor,
     upright = scale.abs()
     shift = shift + (scale - upright) * _mean_per_picture(prediction, mask)
     residual = torch.where(mask, upright[:, None, None] * prediction + shift[:, None, None] - target, 0)
-    return data_loss(residual, mask) + gradient_weight * gradient_loss(residual, mask, scales)
+    return DATA_TERMS[data_term](residual, mask) + gradient_weight * gradient_loss(residual, mask, scales)

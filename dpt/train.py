@@ -44,20 +44,31 @@ class Recipe:
     validate_every: int = 500
     checkpoint_every: int = 100
     augmentation: Augmentation = field(default_factory=Augmentation)
+    data_term: str = "squared"  # of the depth loss, as is the next
+    gradient_weight: float = 0.5
 
 
 RECIPES = {
     recipe.model: recipe
     for recipe in (
-        Recipe(model="dpt-tiny-scenes", steps=3600, batch_size=16, learning_rate=1e-3, warmup=300, validate_every=400),
+        Recipe(
+            model="dpt-tiny-scenes",
+            steps=3000,
+            batch_size=16,
+            warmup=200,
+            validate_every=300,
+            augmentation=Augmentation(smallest=0.5, aspect=1.2),
+        ),
         Recipe(
             model="dpt-tiny-depth",
-            steps=2200,
+            steps=2000,
             batch_size=16,
-            learning_rate=5e-4,
-            warmup=200,
-            validate_every=400,
+            warmup=100,
+            validate_every=250,
             start_from="dpt-tiny-scenes",
+            augmentation=Augmentation(smallest=0.7, aspect=1.1),
+            data_term="absolute",
+            gradient_weight=0.1,
         ),
     )
 }
@@ -135,7 +146,8 @@ class Training:
         if self.config.head.task == "segmentation":
             return F.cross_entropy(output.float(), targets, ignore_index=IGNORE)
         mask = targets > 0
-        return scale_shift_invariant_loss(output.float(), normalised_inverse(targets, mask), mask)
+        inverse, recipe = normalised_inverse(targets, mask), self.recipe
+        return scale_shift_invariant_loss(output.float(), inverse, mask, recipe.gradient_weight, data_term=recipe.data_term)
 
     def _batches(self):
         """Batches from the current step on, the same whether or not the run was interrupted."""

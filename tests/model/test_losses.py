@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpt.losses import align_least_squares, data_loss, gradient_loss, scale_shift_invariant_loss
+from dpt.losses import absolute, align_least_squares, gradient_loss, scale_shift_invariant_loss, squared
 
 
 def picture(rows):
@@ -41,10 +41,12 @@ def test_a_constant_prediction_gets_the_mean(value):
     assert scale.item() == 0 and shift.item() == pytest.approx(4)
 
 
-def test_data_loss_by_hand():
+def test_data_terms_by_hand():
     """Blind spot: the factor, and the mean over valid pixels only. (1 + 4 + 9) / 3 / 2."""
     mask = torch.tensor([[[True, True], [True, False]]])
-    assert data_loss(picture([[1, -2], [3, 50]]), mask).item() == pytest.approx(14 / 6)
+    residual = picture([[1, -2], [3, 50]])
+    assert squared(residual, mask).item() == pytest.approx(14 / 6)
+    assert absolute(residual, mask).item() == pytest.approx(2)
 
 
 def test_gradient_loss_by_hand():
@@ -71,6 +73,10 @@ def test_whole_loss_by_hand():
     data, gradient = (0.25 + 1 + 0.25) / 3 / 2, (1.5 + 1.5) / 3 + 1 / 2 * 0
     loss = scale_shift_invariant_loss(prediction, target, everywhere(target), gradient_weight=0.5, scales=1)
     assert loss.item() == pytest.approx(data + 0.5 * gradient)
+    loss = scale_shift_invariant_loss(prediction, target, everywhere(target), gradient_weight=0.1, scales=1, data_term="absolute")
+    assert loss.item() == pytest.approx((0.5 + 1 + 0.5) / 3 + 0.1 * gradient)
+    with pytest.raises(ValueError, match="data_term 'cubed'"):
+        scale_shift_invariant_loss(prediction, target, everywhere(target), data_term="cubed")
 
 
 def test_invariance_to_scale_and_shift():
