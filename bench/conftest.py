@@ -61,7 +61,7 @@ def _check_options(config: pytest.Config, benchmark: bool) -> None:
         raise pytest.UsageError("--record and --against need --benchmark: without it nothing is measured")
     if recording and config.option.keyword:
         raise pytest.UsageError("a record is of a whole suite: name its file (bench/test_models.py) instead of filtering by -k")
-    if benchmark and (os.environ.get("PYTEST_XDIST_WORKER") or config.getoption("dist", "no") != "no"):
+    if benchmark and (hasattr(config, "workerinput") or config.getoption("dist", "no") != "no"):
         raise pytest.UsageError("--benchmark measures in one process: add -n 0")
     if benchmark and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise pytest.UsageError("TRITON_INTERPRET is set: nobody wants to know how fast the interpreter is")

@@ -103,8 +103,8 @@ def charted_rows(record: Record) -> list[Row]:
 
 
 def chart_data(record: Record) -> list[tuple[str, str, float, float | None]]:
-    """(case, contender, images/s, difference) of every bar."""
-    return [(row.case, row.contender, float(f"{row.per_second:.5g}"), row.difference) for row in charted_rows(record)]
+    """(case, label, images/s, difference) of every bar."""
+    return [(row.case, tables.label(row), float(f"{row.per_second:.5g}"), row.difference) for row in charted_rows(record)]
 
 
 def fingerprint(record: Record) -> str:
