@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from . import tables
 from .records import RESULTS, Record, Row, read_all
@@ -57,7 +58,7 @@ def _section(name: str, record: Record) -> Iterator[str]:
     if record.what in CHARTED and charted_rows(record):
         yield f"![{TITLES[record.what]}](bench/results/{Path(name).stem}.svg)"
         yield ""
-    yield from tables.markdown(record.what, record.rows)
+    yield from tables.markdown(record.what, record.rows, absolute=record.device["kind"] == "cuda")
     yield ""
     yield conditions(name, record)
     if record.what in ("models", "training"):
@@ -102,9 +103,23 @@ def charted_rows(record: Record) -> list[Row]:
     return [row for row in rows if row.case == rows[0].case] if rows else []
 
 
-def chart_data(record: Record) -> list[tuple[str, str, float, float | None]]:
-    """(case, label, images/s, difference) of every bar."""
-    return [(row.case, tables.label(row), float(f"{row.per_second:.5g}"), row.difference) for row in charted_rows(record)]
+class Bar(NamedTuple):
+    """Of a chart; the length is images/s on a GPU and times the baseline elsewhere."""
+
+    label: str
+    length: float
+    difference: float | None
+    colour: str
+
+
+def chart_data(record: Record) -> dict[str, list[Bar]]:
+    """Case -> its bars."""
+
+    def bar(row: Row) -> Bar:
+        length = row.per_second if record.device["kind"] == "cuda" else row.speedup or 1.0
+        return Bar(tables.label(row), float(f"{length:.5g}"), row.difference, _colour(row))
+
+    return {case: [bar(row) for row in rows] for case, rows in tables.by_case(charted_rows(record)).items()}
 
 
 def fingerprint(record: Record) -> str:
@@ -134,23 +149,22 @@ def _colour(row: Row) -> str:
 
 
 def draw(record: Record, path: Path) -> None:
-    """A bar a row, its length images/s; the difference from float32 beside it."""
+    """A bar a row, the difference from float32 beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    rows = charted_rows(record)
-    cases = list(tables.by_case(rows))
+    data = chart_data(record)
+    unit = "images per second" if record.device["kind"] == "cuda" else "times as fast as the first"
     inked = dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
     with matplotlib.rc_context({"svg.hashsalt": "dpt", **inked}):
-        figure = Figure(figsize=(8, 0.34 * len(rows) + 0.7 * len(cases) + 0.5), layout="constrained")
-        axes = figure.subplots(len(cases), 1, squeeze=False, height_ratios=[len(of) + 1 for of in tables.by_case(rows).values()])[:, 0]
-        for axis, (case, of_case) in zip(axes, tables.by_case(rows).items(), strict=True):
-            _bars(axis, case, of_case)
-        figure.supxlabel(
-            f"images per second, {record.device['name']}; beside the bar the largest difference from float32", fontsize=8, color=INK
-        )
+        height = 0.34 * sum(map(len, data.values())) + 0.7 * len(data) + 0.5
+        figure = Figure(figsize=(8, height), layout="constrained")
+        axes = figure.subplots(len(data), 1, squeeze=False, height_ratios=[len(bars) + 1 for bars in data.values()])[:, 0]
+        for axis, (case, bars) in zip(axes, data.items(), strict=True):
+            _bars(axis, case, bars)
+        figure.supxlabel(f"{unit}, {record.device['name']}; beside the bar the largest difference from float32", fontsize=8, color=INK)
         metadata = {"Date": None, "Creator": None, "Description": f"data sha256 {fingerprint(record)}"}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.svg")
@@ -158,13 +172,13 @@ def draw(record: Record, path: Path) -> None:
     os.replace(partial, path)
 
 
-def _bars(axis, case: str, rows: Sequence[Row]) -> None:
-    places = range(len(rows))
-    axis.barh(places, [row.per_second for row in rows], color=[_colour(row) for row in rows], height=0.7)
-    for place, row in zip(places, rows, strict=True):
-        difference = "" if row.difference is None else f", {row.difference:.0e}"
-        axis.text(row.per_second, place, f" {row.per_second:.3g}{difference}", va="center", fontsize=8)
-    axis.set_yticks(places, [tables.label(row) for row in rows], color=INK, fontsize=8)
+def _bars(axis, case: str, bars: Sequence[Bar]) -> None:
+    places = range(len(bars))
+    axis.barh(places, [bar.length for bar in bars], color=[bar.colour for bar in bars], height=0.7)
+    for place, bar in zip(places, bars, strict=True):
+        difference = "" if bar.difference is None else f", {bar.difference:.0e}"
+        axis.text(bar.length, place, f" {bar.length:.3g}{difference}", va="center", fontsize=8)
+    axis.set_yticks(places, [bar.label for bar in bars], color=INK, fontsize=8)
     axis.set_title(case, fontsize=9, loc="left", color=INK)
     axis.invert_yaxis()
     axis.margins(x=0.2)

@@ -15,8 +15,11 @@ ALGEBRA = "PyTorch algebra"  # how the note of a fast row begins where no kernel
 
 @dataclass(frozen=True)
 class Column:
+    """``absolute``: a time or a rate, which is quoted of a GPU only; a shared CPU's means nothing a day later, its ratios do."""
+
     title: str
     value: Callable[[Row], str]
+    absolute: bool = False
 
 
 def milliseconds(value: float | None) -> str:
@@ -48,28 +51,28 @@ def _difference(row: Row) -> str:
 
 
 LATENCY = (
-    Column("p20 ms", lambda row: milliseconds(row.p20_ms)),
-    Column("p50 ms", lambda row: milliseconds(row.p50_ms)),
-    Column("p80 ms", lambda row: milliseconds(row.p80_ms)),
+    Column("p20 ms", lambda row: milliseconds(row.p20_ms), absolute=True),
+    Column("p50 ms", lambda row: milliseconds(row.p50_ms), absolute=True),
+    Column("p80 ms", lambda row: milliseconds(row.p80_ms), absolute=True),
     Column("times baseline", speedup),
 )
 MEMORY = Column("peak GB", lambda row: _scaled(row.peak_memory_bytes, 1e9))
 ROOFLINE = Column("of roofline", lambda row: _percent(row.roofline_share))
 DIFFERENCE = Column("difference", _difference)
 COLUMNS: dict[str, tuple[Column, ...]] = {
-    "models": (*LATENCY, Column("images/s", lambda row: _scaled(row.per_second, 1)), MEMORY, ROOFLINE, DIFFERENCE),
+    "models": (*LATENCY, Column("images/s", lambda row: _scaled(row.per_second, 1), absolute=True), MEMORY, ROOFLINE, DIFFERENCE),
     "steps": (
         Column("dtype", lambda row: row.dtype),
         *LATENCY,
-        Column("images/s", lambda row: _scaled(row.per_second, 1)),
+        Column("images/s", lambda row: _scaled(row.per_second, 1), absolute=True),
         MEMORY,
         DIFFERENCE,
     ),
-    "training": (*LATENCY, Column("steps/s", lambda row: _scaled(row.per_second, 1)), MEMORY, ROOFLINE, DIFFERENCE),
+    "training": (*LATENCY, Column("steps/s", lambda row: _scaled(row.per_second, 1), absolute=True), MEMORY, ROOFLINE, DIFFERENCE),
     "kernels": (
         *LATENCY,
-        Column("TFLOP/s", lambda row: _rate(row.flops, row, 1e12)),
-        Column("GB/s", lambda row: _rate(row.bytes, row, 1e9)),
+        Column("TFLOP/s", lambda row: _rate(row.flops, row, 1e12), absolute=True),
+        Column("GB/s", lambda row: _rate(row.bytes, row, 1e9), absolute=True),
         Column("of floor", lambda row: _percent(row.roofline_share)),
         DIFFERENCE,
     ),
@@ -93,11 +96,16 @@ def _order(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: row.contender != row.baseline)
 
 
-def cells(suite: str, row: Row) -> list[str]:
+def columns(suite: str, absolute: bool) -> list[Column]:
+    """The columns of a suite's table, with the absolute ones or without."""
+    return [column for column in COLUMNS[suite] if absolute or not column.absolute]
+
+
+def cells(suite: str, row: Row, absolute: bool = True) -> list[str]:
     """A row's values; of one that did not pass the gate, only why."""
     if row.status != "ok":
         return [f"{row.status.upper()}: {row.problem}"]
-    return [column.value(row) for column in COLUMNS[suite]]
+    return [column.value(row) for column in columns(suite, absolute)]
 
 
 def label(row: Row) -> str:
@@ -123,25 +131,28 @@ def text_lines(suite: str, rows: Iterable[Row]) -> list[str]:
     return lines
 
 
-def markdown(suite: str, rows: Iterable[Row]) -> list[str]:
+def markdown(suite: str, rows: Iterable[Row], absolute: bool) -> list[str]:
     """A Markdown table of all cases: of models a line a contender, of kernels a line a case."""
     if suite == "kernels":
-        return _kernel_lines(rows)
-    titles = ["case", "contender", *(column.title for column in COLUMNS[suite])]
-    lines = [f"| {' | '.join(titles)} |", "| --- | --- |" + " ---: |" * len(COLUMNS[suite])]
+        return _kernel_lines(rows, absolute)
+    shown = columns(suite, absolute)
+    titles = ["case", "contender", *(column.title for column in shown)]
+    lines = [f"| {' | '.join(titles)} |", "| --- | --- |" + " ---: |" * len(shown)]
     for case, of_case in by_case(rows).items():
         for position, row in enumerate(_order(of_case)):
-            values = cells(suite, row)
-            values += [""] * (len(COLUMNS[suite]) - len(values))
+            values = cells(suite, row, absolute)
+            values += [""] * (len(shown) - len(values))
             lines.append(f"| {' | '.join([case if not position else '', label(row), *values])} |")
     return lines
 
 
-def _kernel_lines(rows: Iterable[Row]) -> list[str]:
+def _kernel_lines(rows: Iterable[Row], absolute: bool) -> list[str]:
     """The fused op beside the fastest of its peers; the others are in the file."""
-    shared = COLUMNS["kernels"][len(LATENCY) :]
-    titles = ["case", "ours", "p50 ms", "best of the others", "p50 ms", "times as fast", *(column.title for column in shared)]
-    lines = [f"| {' | '.join(titles)} |", "| --- | --- | ---: | --- | ---: | ---: |" + " ---: |" * len(shared)]
+    shared = [column for column in columns("kernels", absolute) if column not in LATENCY]
+    time = ["p50 ms"] if absolute else []
+    titles = ["case", "ours", *time, "best of the others", *time, "times as fast", *(column.title for column in shared)]
+    numbers = " ---: |" * len(time)
+    lines = [f"| {' | '.join(titles)} |", f"| --- | --- |{numbers} --- |{numbers}" + " ---: |" * (1 + len(shared))]
     for case, of_case in by_case(rows).items():
         ours = next((row for row in of_case if row.contender == FUSED), None)
         others = [row for row in of_case if row is not ours and row.status == "ok"]
@@ -150,10 +161,12 @@ def _kernel_lines(rows: Iterable[Row]) -> list[str]:
         best = min(others, key=lambda row: row.p50_ms)
         if ours.status == "ok":
             found = ratio(best.durations_ms, ours.durations_ms)
-            values = [milliseconds(ours.p50_ms), best.contender, milliseconds(best.p50_ms)]
-            values += [f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]", *(column.value(ours) for column in shared)]
+            times = [[milliseconds(row.p50_ms)] if absolute else [] for row in (ours, best)]
+            values = [*times[0], best.contender, *times[1], f"{found.median:.2f} [{found.low:.2f}, {found.high:.2f}]"]
+            values += [column.value(ours) for column in shared]
         else:
-            values = cells("kernels", ours) + [""] * (3 + len(shared))
+            values = cells("kernels", ours)
+            values += [""] * (len(titles) - 2 - len(values))
         lines.append(f"| {' | '.join([case, label(ours), *values])} |")
     return lines
 
