@@ -14,11 +14,15 @@ RUN := .venv/bin/python
 demo: .venv/ready
 	$(RUN) -m dpt demo
 
+# One thread a process, two processes or more: small tensors do not gain from threads. The interpreter's tests and the compiler's need
+# processes of their own, for a process can do only one of the two.
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8
+
 test: lint
-	$(RUN) -m pytest tests/model -q
-	TRITON_INTERPRET=1 $(RUN) -m pytest tests/kernels -q
-	$(RUN) -m pytest tests/compiled -q
-	$(RUN) -m pytest bench -q
+	$(TESTS) tests/model tests/bench
+	TRITON_INTERPRET=1 $(TESTS) tests/kernels
+	$(RUN) -m pytest -q tests/compiled
+	$(RUN) -m pytest -q bench
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

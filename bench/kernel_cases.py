@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from dpt.kernels import launch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from dpt.kernels import launch
 
 from . import gate, measure, models, peers, tables
 from .runner import Case, Context, Prepared, Unavailable

@@ -13,10 +13,10 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from dpt.kernels import launch
 from torch import Tensor, nn
 
 import dpt
+from dpt.kernels import launch
 
 from . import measure, models, tables
 from .runner import Context, Prepared, Unavailable

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from dpt.kernels import compiled, launch
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from dpt.kernels import compiled, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "\ndef compile_cases(" in path.read_text())

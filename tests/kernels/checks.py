@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import triton
-from dpt.kernels import launch
 from parity import values_and_gradients
+
+from dpt.kernels import launch
 
 FAMILIES = sorted(set(launch.TABLES.values()))
 Op = Callable[..., torch.Tensor]

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from parity import assert_op_parity
+
 from dpt.kernels.layernorm_linear import layernorm_linear, layernorm_linear_ref
 from dpt.kernels.layernorm_mlp import layernorm_mlp, layernorm_mlp_ref
 from dpt.kernels.linear_residual import linear_residual, linear_residual_ref
-from parity import assert_op_parity
 
 EPS = 1e-6
 

@@ -6,10 +6,11 @@ import checks
 import exact_resize
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from dpt.kernels import argmax_upsample, launch
 from dpt.kernels.argmax_upsample import label_dtype, upsample_argmax, upsample_argmax_ref
 from dpt.kernels.upsample import upsample_bilinear_ref
-from torch.utils._python_dispatch import TorchDispatchMode
 
 INF = float("inf")
 ALIGN = pytest.mark.parametrize("align_corners", (True, False), ids=("corners", "centres"))

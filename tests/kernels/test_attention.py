@@ -7,9 +7,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from parity import assert_parity, values_and_gradients
+
 from dpt.kernels import launch
 from dpt.kernels.attention import _load_rows, _store_rows, attention, attention_ref
-from parity import assert_parity, values_and_gradients
 
 
 def packed(batch, tokens, heads, dim, dtype, device, spread=1.0):

@@ -4,9 +4,10 @@ what only this op has, more channels in than out or fewer, the ReLU in the epilo
 import checks
 import pytest
 import torch
+from parity import assert_op_parity
+
 from dpt.kernels import launch
 from dpt.kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_ref
-from parity import assert_op_parity
 
 NAMES = ("x", "weight", "bias", "norm weight", "norm bias")
 

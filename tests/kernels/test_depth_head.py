@@ -8,10 +8,11 @@ import exact_resize
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import assert_op_parity, assert_parity, values_and_gradients
+
 from dpt.kernels import depth_head as module
 from dpt.kernels import launch
 from dpt.kernels.depth_head import depth_head, depth_head_ref
-from parity import assert_op_parity, assert_parity, values_and_gradients
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
 SMALL_BLOCKS = {"BLOCK_H": 4, "BLOCK_W": 16, "SOURCE_W": 16, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}

@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
-from dpt.kernels import launch
 from parity import assert_parity
 
 import dpt
 from dpt.images import labels_from_logits
+from dpt.kernels import launch
 
 INPUT = (1, 3, 32, 48)
 DEPTH, SCENES = "dpt-tiny-depth", "dpt-tiny-scenes"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from dpt.kernels import launch
 
 ENTRIES = [

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from dpt.kernels.layernorm_linear import layernorm_linear, layernorm_linear_ref
 from linear_cases import layernorm_linear_case, layernorm_mlp_case
+
+from dpt.kernels.layernorm_linear import layernorm_linear, layernorm_linear_ref
 
 PARITY = {  # one row; rows that no 16-byte copy fits; several tiles of N and blocks of K, the last of each partial, and of M below
     "one row": dict(leading=(1,), depth=32, columns=48),

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from dpt.kernels.layernorm_mlp import layernorm_mlp, layernorm_mlp_ref
 from linear_cases import layernorm_mlp_case
+
+from dpt.kernels.layernorm_mlp import layernorm_mlp, layernorm_mlp_ref
 
 PARITY = {  # one row; rows that no 16-byte copy fits; several tiles and blocks of both sizes, the last of each partial, and of M below
     "one row": dict(leading=(1,), depth=32, columns=48),

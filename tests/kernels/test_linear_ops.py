@@ -8,10 +8,11 @@ import functools
 import checks
 import pytest
 import torch
-from dpt.kernels import fused_linear, launch, layernorm_linear
-from dpt.kernels.fused_linear import Norm, Statistics
 from linear_cases import CASES, EPS, layernorm_linear_case, layernorm_mlp_case, linear_residual_case
 from parity import assert_parity, values_and_gradients
+
+from dpt.kernels import fused_linear, launch, layernorm_linear
+from dpt.kernels.fused_linear import Norm, Statistics
 
 OPS = pytest.mark.parametrize("op", CASES)
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from dpt.kernels.linear_residual import linear_residual, linear_residual_ref
 from linear_cases import layernorm_mlp_case, linear_residual_case
+
+from dpt.kernels.linear_residual import linear_residual, linear_residual_ref
 
 PARITY = {  # one row; rows that no 16-byte copy fits; several tiles of N and blocks of K, the last of each partial, and of M below
     "one row": dict(leading=(1,), depth=32, columns=48),

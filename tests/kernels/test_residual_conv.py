@@ -6,9 +6,10 @@ import checks
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import assert_op_parity, assert_parity
+
 from dpt.kernels import conv3x3, launch
 from dpt.kernels.residual_conv import residual_conv_unit, residual_conv_unit_ref
-from parity import assert_op_parity, assert_parity
 
 NAMES = ("x", "w1", "b1", "w2", "b2", "norm1 weight", "norm1 bias", "norm2 weight", "norm2 bias", "add")
 CUDNN = {"backend": "cudnn"}

@@ -6,8 +6,9 @@ import json
 import checks
 import pytest
 import torch
-from dpt.kernels import compiled, launch
 from linear_cases import layernorm_linear_case, layernorm_mlp_case, linear_residual_case
+
+from dpt.kernels import compiled, launch
 
 
 @pytest.mark.parametrize("family", checks.FAMILIES)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dpt.kernels import compiled, launch, tune, workload
 from parity import assert_parity
+
+from dpt.kernels import compiled, launch, tune, workload
 
 ROOT = Path(tune.__file__).parents[1]
 FAMILIES = sorted(set(launch.TABLES.values()))
