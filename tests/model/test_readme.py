@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from dpt.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
