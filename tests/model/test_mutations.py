@@ -1,0 +1,30 @@
+"""`make mutate` takes an hour or more; that its mutations still fit the code is seen in a moment."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("mutate", TESTS / "mutate.py")
+mutate = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(mutate)
+FILES = sorted(mutate.MUTATIONS.glob("*.json"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_mutation_fits_the_code(file):
+    """Blind spot: code that was rewritten, and a mutation that is never made any more."""
+    mutations = json.loads(file.read_text())
+    assert len(mutations) >= 3 and len({mutation["name"] for mutation in mutations}) == len(mutations)
+    for mutation in mutations:
+        mutate.mutated((mutate.ROOT / mutation["file"]).read_text(), mutation)
+        assert mutation["tests"] and (mutate.ROOT / mutation["tests"][0].split("::")[0]).is_file()
+
+
+def test_every_op_is_broken():
+    """Blind spot: a kernel that nobody breaks. Modules with jit functions of their own, by the files that mutations change."""
+    changed = {mutation["file"] for file in FILES for mutation in json.loads(file.read_text())}
+    kernels = {f"kernels/{path.name}" for path in (mutate.ROOT / "kernels").glob("*.py") if "@triton.jit" in path.read_text()}
+    assert kernels <= changed
