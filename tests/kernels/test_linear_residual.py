@@ -20,8 +20,13 @@ PARITY = {  # one row; rows that no 16-byte copy fits; several tiles of N and bl
 
 @pytest.mark.parametrize("name", PARITY)
 def test_parity(name, dtype, device, path):
-    """Output and every gradient: partial tiles in every dimension, each optional part with and without, both loading paths."""
-    linear_residual_case(dtype=dtype, device=device, **PARITY[name]).assert_parity()
+    """Output and every gradient: partial tiles in every dimension, each optional part with and without, both loading paths.
+
+    The gradients of one channel are single sums over 17 rows of terms about 1, which cancel: there are no others among which PyTorch's
+    own rounding of such a sum would show, so a unit in the last place is counted from the terms.
+    """
+    case = linear_residual_case(dtype=dtype, device=device, **PARITY[name])
+    case.assert_parity(magnitude=17.0 if name == "one channel" else None)
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), ((197, 72, 136), (577, 24, 48)))
