@@ -359,7 +359,8 @@ def _candidates(exact: bool, tf32: bool) -> list[dict[str, int]]:
 
 
 def tuning_space() -> Iterator[Workload]:
-    """The readouts and the transposed convolutions of DPT-Base at 512 pixels and DPT-Large at 384, batch 1, and of one with batch 16."""
+    """The readouts and the transposed convolutions of DPT-Base at 512 pixels and DPT-Large at 384, batch 1, and of one with batch 16; and
+    the narrowest, of the smallest Depth Anything model."""
     for dtype, precision, _, kinds in compiled_variants():
         if dtype == torch.float16:
             continue
@@ -376,8 +377,8 @@ def tuning_space() -> Iterator[Workload]:
             "readout gradient", _readout, _readout_gradient_arguments, _readout_ref, {"readout_project_backward": candidates},
             sizes={**base, "batch": 2}, small=small, stage=BACKWARD, **options,
         )  # fmt: skip
-        shapes = ((1, 96, 32, 4), (1, 192, 32, 2), (1, 256, 24, 4), (16, 96, 32, 4))
-        for batch, channels, side, stride in shapes[: 4 if dtype == torch.bfloat16 else 1]:
+        shapes = ((1, 96, 32, 4), (1, 192, 32, 2), (1, 256, 24, 4), (16, 96, 32, 4), (1, 48, 37, 4))
+        for batch, channels, side, stride in shapes[: 5 if dtype == torch.bfloat16 else 1]:
             yield Workload(
                 "transposed convolution", _transposed_conv, _transposed_conv_arguments, _transposed_conv_workload_ref,
                 {"transposed_conv": candidates}, sizes={"batch": batch, "channels": channels, "side": side, "stride": stride},

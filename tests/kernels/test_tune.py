@@ -229,6 +229,12 @@ def test_entry_problems_looks_at_the_entry_s_cases_only(monkeypatch):
 
 # What the op modules declare.
 
+LINEAR = ("layernorm_linear", "linear_residual", "gelu_input_gradient", "weight_gradient")
+NO_MODEL_HAS = {
+    **{kernel: ({"describable": False},) for kernel in LINEAR},
+    **{f"attention_backward_{part}": ({"D_max": 64, "describable": False},) for part in ("dq", "dkv")},
+}
+
 
 @pytest.fixture(scope="module")
 def declared():
@@ -237,11 +243,12 @@ def declared():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_entry_is_reached(family, declared):
-    """No entry of a family's table is left without a workload that launches with it. (None is exempt; one that is, is listed here.)"""
-    exempt = {}
+    """No entry of a family's table is left without a workload that launches with it. Exempt is what no model has: sizes and addresses that
+    no 16-byte copy fits, for which an entry of its own keeps the larger tiles' spills away."""
+    exempt = {(kernel, json.dumps(when)) for kernel in NO_MODEL_HAS for when in NO_MODEL_HAS[kernel]}
     reached = {(b.kernel, json.dumps(b.parent)) for b in workload.buckets(declared, family) if b.when == b.parent}
     table = {(kernel, json.dumps(entry["when"])) for kernel, entries in launch.load_table(family).items() for entry in entries}
-    assert table - reached == set(exempt)
+    assert table - reached == exempt & table
 
 
 @pytest.mark.parametrize("family", FAMILIES)
