@@ -61,10 +61,10 @@ RECIPES = {
         ),
         Recipe(
             model="dpt-tiny-depth",
-            steps=2000,
+            steps=600,
             batch_size=16,
-            warmup=100,
-            validate_every=250,
+            warmup=50,
+            validate_every=150,
             start_from="dpt-tiny-scenes",
             augmentation=Augmentation(smallest=0.7, aspect=1.1),
             data_term="absolute",

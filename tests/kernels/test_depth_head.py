@@ -63,7 +63,7 @@ def bias_terms(inputs, cotangent, size, activation, max_depth):
 PARITY = [  # (B, C, H, W) to (H', W'), F, activation: x2, odd ratios, the same size, from and to sides of 1, smaller; masked channels
     ((1, 32, 4, 5), (8, 10), 32, "relu"),
     ((2, 20, 3, 4), (5, 6), 16, "sigmoid"),
-    ((1, 64, 2, 3), (5, 4), 32, "relu"),
+    ((1, 64, 3, 4), (7, 9), 32, "relu"),
     ((1, 128, 2, 2), (4, 4), 32, "sigmoid"),
     ((1, 256, 3, 1), (3, 1), 16, "relu"),
     ((2, 48, 1, 3), (2, 5), 32, "relu"),
