@@ -110,7 +110,14 @@ def test_interrupt_leaves_nothing_half_written(weights, tmp_path):
         Image.fromarray(pictures.scene()).save(folder / f"{number:03}.png")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "dpt", "predict", str(folder), "-o", str(out), "--weights", str(weights["dpt-tiny-depth"])]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it, and so do their children
+    )
     deadline = time.monotonic() + 120
     while not list(out.glob("002_*.png")) and time.monotonic() < deadline:
         time.sleep(0.01)
