@@ -33,8 +33,9 @@ def find(name: str) -> str | None:
 
 def toy(config: DPTConfig) -> DPTConfig:
     """A named model shrunk to four blocks of width 64, with every part it had."""
-    small = config.with_("encoder", embed_dim=64, depth=4, num_heads=2, hooks=(0, 1, 2, 3), pos_grid=(3, 3))
-    small = small.with_("decoder", neck_channels=(16, 16, 32, 32), features=32)
+    hooks = (0, 1, 2, 3)[len(config.encoder.stem_hooks) :]  # the stem gives the other maps, a quarter and half as wide as the tokens
+    small = config.with_("encoder", embed_dim=64, depth=4, num_heads=2, hooks=hooks, pos_grid=(3, 3))
+    small = small.with_("decoder", neck_channels=(16, 32, 32, 32), features=32)
     if config.head.task == "segmentation":
         small = small.with_("head", classes=config.head.classes[:5], palette=config.head.palette[:5])
     return replace(small, name=f"toy {config.name}")
