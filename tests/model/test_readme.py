@@ -21,9 +21,9 @@ def test_evaluation_is_what_was_measured(what):
     """Blind spot: a figure that no file shows. Each predictor's row holds its figures of docs/evaluation-*.json, and no others."""
     measured = json.loads((ROOT / "docs" / f"evaluation-{what}.json").read_text())
     assert measured["pictures"] == 500
-    rows = {row[0].strip("`"): row[1:] for row in table_rows(README)}
+    rows = {(row[0].strip("`"), *row[1:]) for row in table_rows(README)}
     for predictor, figures in measured["figures"].items():
-        assert rows[predictor] == tuple(f"{value:.3f}" for value in figures.values()), predictor
+        assert (predictor, *(f"{value:.3f}" for value in figures.values())) in rows
 
 
 def test_first_code_runs(monkeypatch, capsys):
