@@ -18,7 +18,7 @@ def table_rows(text: str) -> set[tuple[str, ...]]:
 
 @pytest.mark.parametrize("what", ["depth", "scenes"])
 def test_evaluation_is_what_was_measured(what):
-    """Blind spot: a figure that no file shows. Each predictor's row holds its figures of docs/evaluation-*.json, and no others."""
+    """Blind spot: a figure that no file shows. Each predictor's row holds its figures of docs/evaluation-*.json."""
     measured = json.loads((ROOT / "docs" / f"evaluation-{what}.json").read_text())
     assert measured["pictures"] == 500
     rows = {(row[0].strip("`"), *row[1:]) for row in table_rows(README)}
