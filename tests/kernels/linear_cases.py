@@ -33,9 +33,9 @@ class Case:
         """The same call with other inputs."""
         return Case(self.function, self.reference, self.names, [tensors.get(n, t) for n, t in zip(self.names, self.inputs, strict=True)])
 
-    def assert_parity(self, magnitude: float | None = None) -> None:
-        """Output and the gradient of every input, by the rule."""
-        assert_op_parity(self.function, self.reference, self.inputs, self.names, magnitude)
+    def assert_parity(self, **options: Any) -> None:
+        """Output and the gradient of every input, by the rule; with the options of `assert_op_parity`."""
+        assert_op_parity(self.function, self.reference, self.inputs, self.names, **options)
 
 
 def _without_eps(function: Callable[..., torch.Tensor], eps: float, *last: Any) -> Callable[..., torch.Tensor]:

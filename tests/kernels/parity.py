@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -25,17 +25,20 @@ def assert_op_parity(
     reference: Callable[..., torch.Tensor],
     inputs: Sequence[torch.Tensor | None],
     names: Sequence[str],
-    magnitude: float | None = None,
+    cotangent: torch.Tensor | None = None,
+    magnitudes: Mapping[str, float] | None = None,
 ) -> None:
-    """The rule for ``op(*inputs)`` and for the gradient of every input, with a random cotangent.
+    """The rule for ``op(*inputs)`` and for the gradient of every input, with a random cotangent unless one is given.
 
-    ``reference`` runs twice: in float64, and in the inputs' own dtype.
+    ``reference`` runs twice: in float64, and in the inputs' own dtype. ``magnitudes``: of the inputs whose gradient is a small difference
+    of large terms, what `assert_parity` counts from.
     """
-    with torch.no_grad():
-        cotangent = torch.randn_like(reference(*inputs))
+    if cotangent is None:
+        with torch.no_grad():
+            cotangent = torch.randn_like(reference(*inputs))
     ours = values_and_gradients(op, inputs, cotangent)
     ref64 = values_and_gradients(reference, inputs, cotangent, torch.float64)
     same_dtype = values_and_gradients(reference, inputs, cotangent)
-    for name, *tensors in zip(("output", *(f"gradient of {n}" for n in names)), ours, ref64, same_dtype, strict=True):
+    for name, *tensors in zip((None, *names), ours, ref64, same_dtype, strict=True):
         if tensors[0] is not None:
-            assert_parity(*tensors, name=name, magnitude=magnitude)
+            assert_parity(*tensors, name=f"gradient of {name}" if name else "output", magnitude=(magnitudes or {}).get(name))

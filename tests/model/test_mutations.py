@@ -1,4 +1,4 @@
-"""`make mutate` takes an hour or more; that its mutations still fit the code is seen in a moment."""
+"""`make mutate` runs tests for each mutation; that all of them still fit the code is seen in a moment."""
 
 import importlib.util
 import json

@@ -26,7 +26,7 @@ def test_evaluation_is_what_was_measured(what):
         assert (predictor, *(f"{value:.3f}" for value in figures.values())) in rows
 
 
-def test_first_code_runs(monkeypatch, capsys):
+def test_first_code_runs(monkeypatch):
     """Blind spot: four lines that nobody tried."""
     monkeypatch.chdir(ROOT)
     block = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
