@@ -71,14 +71,14 @@ class FolderDataset(Dataset):
             )
         return image, target
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The sample `index`, or `(epoch, index)` where samples are augmented."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+    def __getitem__(self, key: int | tuple[int, int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """The sample `index`, or `(epoch, index, (height, width))` in a training."""
+        epoch, index, size = key if isinstance(key, tuple) else (0, key, self.config.size)
         image, target = self.read(index)
         if self.augmentation is not None:
-            image, target = augment(image, target, self.config.size, self.augmentation, np.random.default_rng((self.seed, epoch, index)))
+            image, target = augment(image, target, size, self.augmentation, np.random.default_rng((self.seed, epoch, index)))
         else:
-            image, target = _resize(image, target, self.config.size)
+            image, target = _resize(image, target, size)
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.mean, self.config.std))
         return (image - mean) / std, target.float() / 1000 if self.task == "depth" else target.long()
 

@@ -40,7 +40,9 @@ class Recipe:
     clip: float = 1.0  # largest gradient norm
     seed: int = 0
     amp: str | None = None  # autocast dtype, e.g. "bfloat16"
-    start_from: str | None = None  # a named model or a checkpoint file, whose encoder is taken over
+    start_from: str | None = None  # a named model or a checkpoint file: see `Training`
+    coarse: float = 0.0  # this share of the steps, the first, sees pictures of coarse_size; the rest, of the model's own size
+    coarse_size: tuple[int, int] = (128, 128)
     validate_every: int = 500
     checkpoint_every: int = 100
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -61,10 +63,11 @@ RECIPES = {
         ),
         Recipe(
             model="dpt-tiny-depth",
-            steps=600,
+            steps=6000,
             batch_size=16,
-            warmup=50,
-            validate_every=150,
+            warmup=200,
+            validate_every=500,
+            coarse=0.75,
             start_from="dpt-tiny-scenes",
             augmentation=Augmentation(smallest=0.7, aspect=1.1),
             data_term="absolute",
@@ -76,6 +79,8 @@ RECIPES = {
 
 class Training:
     """A training run in a folder: `checkpoint.pt` (all that resuming needs), `log.json`, `curve.png`, `model.safetensors`.
+
+    `recipe.start_from` gives the encoder, and Reassemble and Fusion too where both models' decoders have the same configuration.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or the data set does not fit the model.
@@ -93,7 +98,7 @@ class Training:
         if self.config.head.task == "segmentation" and names and names != self.config.head.classes:
             raise ValueError(f"{train.root} has the classes {names}, {recipe.model} has {self.config.head.classes}")
         if recipe.start_from is not None:
-            self.model.encoder.load_state_dict(_model_at(recipe.start_from).encoder.state_dict())
+            self._take_over(_model_at(recipe.start_from))
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.step, self.seconds = 0, 0.0
@@ -112,6 +117,11 @@ class Training:
         if step < recipe.warmup:
             return (step + 1) / recipe.warmup
         return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
+
+    def _take_over(self, source: DPT) -> None:
+        same_decoder = source.config.decoder == self.config.decoder
+        for part in ("encoder", "reassemble", "fusion") if same_decoder else ("encoder",):
+            getattr(self.model, part).load_state_dict(getattr(source, part).state_dict())
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
@@ -162,7 +172,8 @@ class Training:
                 epoch, start = divmod(step, per_epoch)
                 order = torch.randperm(length, generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)).tolist()
                 for batch in range(start, min(per_epoch, start + self.recipe.steps - step)):
-                    yield [(epoch, index) for index in order[batch * size : (batch + 1) * size]]
+                    pixels = self.recipe.coarse_size if step < self.recipe.coarse * self.recipe.steps else self.config.input.size
+                    yield [(epoch, index, pixels) for index in order[batch * size : (batch + 1) * size]]
                     step += 1
 
         own = torch.Generator()  # a loader without one draws from the global state, and once more when a run is resumed
@@ -284,7 +295,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype")
-    parser.add_argument("--start-from", metavar="FILE", help="checkpoint whose encoder is taken over")
+    parser.add_argument("--start-from", metavar="FILE", help="model or checkpoint: its encoder, and a decoder like ours, are taken over")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that read pictures")
 

@@ -131,5 +131,5 @@ def conv_norm_relu(
     check_norm("norm", norm, weight)
     if not launch.runs_kernels(x, "conv_norm_relu"):
         y = F.conv2d(x, *folded(weight, bias, norm), padding=1)
-        return F.relu(y) if relu else y
+        return y.relu_() if relu else y
     return _op(x, weight, bias, *(norm or (None, None, None, None, 0.0)), relu)

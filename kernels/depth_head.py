@@ -66,7 +66,7 @@ def depth_head_ref(
 ) -> torch.Tensor:
     """The head in plain PyTorch. Same arguments and result as :func:`depth_head`."""
     upsampled = F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
-    y = F.conv2d(F.relu(F.conv2d(upsampled, w1, b1, padding=1)), w2, b2)[:, 0]
+    y = F.conv2d(F.conv2d(upsampled, w1, b1, padding=1).relu_(), w2, b2)[:, 0]
     return F.relu(y) if activation == "relu" else y.sigmoid() * max_depth
 
 

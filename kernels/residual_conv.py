@@ -69,10 +69,10 @@ def _resized(add: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _rewritten(x, w1, b1, w2, b2, norm1, norm2, add) -> torch.Tensor:
-    """What runs without kernels: each norm is folded into its convolution, which spares its pass over the map."""
-    hidden = F.relu(F.conv2d(F.relu(x), *folded(w1, b1, norm1), padding=1))
-    y = F.conv2d(hidden, *folded(w2, b2, norm2), padding=1) + x
-    return y if add is None else y + _resized(add, x.shape[2:])
+    """What runs without kernels: each norm is folded into its convolution, and what follows one happens in its result's memory."""
+    hidden = F.conv2d(F.relu(x), *folded(w1, b1, norm1), padding=1).relu_()
+    y = F.conv2d(hidden, *folded(w2, b2, norm2), padding=1).add_(x)
+    return y if add is None else y.add_(_resized(add, x.shape[2:]))
 
 
 @torch.library.custom_op("dpt::residual_conv_unit", mutates_args=())

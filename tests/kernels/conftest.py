@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `from parity import ...`, whatever the import mode
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # for `from parity import ...` and `from small import ...`, whatever the import mode
 
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU:

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from parity import assert_parity
+from small import depth_anything, wide
 
 import dpt
 from dpt.images import labels_from_logits
@@ -38,6 +39,25 @@ def test_forward(name, dtype, device, path):
     with torch.inference_mode():
         fast, ref64, plain = (model(x.to(next(model.parameters()).dtype)) for model in models(name, dtype, device))
     assert_parity(fast, ref64, plain)
+
+
+STYLES = {
+    "mmsegmentation": (lambda: wide("dpt-base-ade20k"), (48, 32)),
+    "isl-org": (lambda: wide("dpt-large-midas"), (32, 48)),  # with a unit that never runs
+    "isl-org segmentation": (lambda: wide("dpt-large-ade20k"), (32, 32)),
+    "Depth Anything": (depth_anything, (3 * 14, 5 * 14)),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_forward_of_each_style(style, dtype, device, path):
+    """Blind spot: an option of the layouts we load, on the kernels: batch norm, sizes matched to the next level, LayerScale, a sigmoid."""
+    make, size = STYLES[style]
+    plain = make().to(device, dtype)
+    x = torch.randn(1, 3, *size).to(device, dtype)
+    with torch.inference_mode():
+        fast = dpt.accelerate(copy.deepcopy(plain), strict=True)(x)
+        assert_parity(fast, copy.deepcopy(plain).double()(x.double()), plain(x))
 
 
 @pytest.mark.parametrize(("name", "path"), TRAINING_CASES, indirect=["path"])

@@ -1,4 +1,4 @@
-"""Makes the helpers beside the tests importable; one thread a test, for machines with two cores; the same random numbers in every run."""
+"""Makes the helpers of the tests importable; one thread a test, for machines with two cores; the same random numbers in every run."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 torch.set_num_threads(1)
 
 

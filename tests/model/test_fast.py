@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import config, randomise, small
+from small import depth_anything, small, wide
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -24,19 +24,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = ["ade20k", "scene_surfaces", "scene_world", "scenes", "config", "encoder", "decoder", "head", "model", "checkpoints", "factory"]
 
 
-def wide(name: str = "dpt-large-midas", **encoder) -> DPT:
-    """A small model whose heads are wide enough for the kernel: 2 of 32."""
-    return randomise(DPT(config(name, embed_dim=64, num_heads=2, **encoder)))
-
-
 NAMES = ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth"]
-
-
-def depth_anything() -> DPT:
-    """A small model with what Depth Anything's metric models have and the named ones have not."""
-    full = config("dpt-large-midas", final_norm=True, layer_scale=True, pos_mode="bicubic", pos_offset=0.1, patch_size=14)
-    full = full.with_("encoder", embed_dim=64, num_heads=2).with_("decoder", readout="ignore", match_size=True)
-    return randomise(DPT(full.with_("head", activation="sigmoid", max_depth=20.0)))
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float = 2e-5) -> None:

@@ -80,9 +80,10 @@ def test_augmentation_moves_picture_and_target_together(data):
 def test_samples_depend_on_seed_epoch_and_index_alone(data):
     """Blind spot: a global random state, which a resumed run does not share."""
     one, two = dataset(data, augmented=True), dataset(data, augmented=True)
-    two[3, 1]
-    assert torch.equal(one[5, 2][0], two[5, 2][0])
-    assert not torch.equal(one[5, 2][0], one[6, 2][0])
+    two[3, 1, (64, 64)]
+    key, later = (5, 2, (64, 64)), (6, 2, (64, 64))
+    assert torch.equal(one[key][0], two[key][0])
+    assert not torch.equal(one[key][0], one[later][0])
 
 
 @pytest.mark.parametrize(
@@ -200,14 +201,26 @@ def test_depth_training_lowers_its_loss(data, tmp_path):
     assert not torch.equal(before, weight)
 
 
-def test_start_from_takes_the_encoder_over(data, tmp_path):
-    """Blind spot: a recipe whose initialisation is ignored."""
-    first = training(data, tmp_path / "first", steps=1)
-    first.run()
-    path = str(tmp_path / "first" / "model.safetensors")
-    second = training(data, tmp_path / "second", model="dpt-tiny-depth", start_from=path)
-    stored = dpt.load(path).encoder.state_dict()
-    assert all(torch.equal(value, stored[key]) for key, value in second.model.encoder.state_dict().items())
+@pytest.mark.parametrize("same_decoder", [True, False])
+def test_start_from_takes_over_what_fits(data, tmp_path, same_decoder):
+    """Blind spot: a recipe whose initialisation is ignored, or that asks another decoder for weights it does not have."""
+    source = dpt.build(CONFIGS["dpt-tiny-scenes"] if same_decoder else CONFIGS["dpt-tiny-scenes"].with_("decoder", batch_norm=True))
+    dpt.save(source, tmp_path / "first.safetensors")
+    second = training(data, tmp_path / "second", model="dpt-tiny-depth", start_from=str(tmp_path / "first.safetensors")).model
+    taken, given = second.state_dict(), source.state_dict()
+
+    def fits(part):
+        return all(key in given and torch.equal(taken[key], given[key]) for key in taken if key.startswith(part))
+
+    assert fits("encoder") and fits("fusion") == same_decoder and not fits("head")
+
+
+def test_the_first_steps_see_coarse_pictures(data, tmp_path):
+    """Blind spot: a coarse size that is never used, or never left, also after a resumption."""
+    run = training(data, tmp_path, steps=4, coarse=0.5, coarse_size=(32, 48))
+    assert [tuple(images.shape[2:]) for images, _ in run._batches()] == [(32, 48)] * 2 + [(192, 192)] * 2
+    run.step = 2
+    assert [tuple(targets.shape[1:]) for _, targets in run._batches()] == [(192, 192)] * 2
 
 
 def test_evaluate_scores_truth_as_perfect_and_beats_trivial(data):

@@ -39,5 +39,17 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+def wide(name: str = "dpt-large-midas", **encoder) -> DPT:
+    """A small model whose heads are wide enough for the kernel: 2 of 32."""
+    return small(name, embed_dim=64, num_heads=2, **encoder)
+
+
+def depth_anything() -> DPT:
+    """A small model with what Depth Anything's metric models have and the named ones have not."""
+    full = config("dpt-large-midas", final_norm=True, layer_scale=True, pos_mode="bicubic", pos_offset=0.1, patch_size=14)
+    full = full.with_("encoder", embed_dim=64, num_heads=2).with_("decoder", readout="ignore", match_size=True)
+    return randomise(DPT(full.with_("head", activation="sigmoid", max_depth=20.0)))
+
+
 def small(name: str = "dpt-large-midas", seed: int = 0, **changes) -> DPT:
     return randomise(DPT(config(name, **changes)), seed)
