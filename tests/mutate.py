@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MUTATIONS = ROOT / "tests" / "mutations"
 COPIED = ("dpt", "kernels", "tests", "bench", "pyproject.toml")
 PYTEST_TESTS_FAILED = 1  # pytest's exit codes: 0 passed, 1 tests failed, 2 to 5 interrupted, broken, misused, nothing collected
+CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)  # a kernel that leaves its tensors may end the interpreter's process
 
 
 def mutated(source: str, mutation: dict) -> str:
@@ -45,7 +47,7 @@ def run_tests(mutation: dict, copy: Path) -> tuple[int, str]:
 
 
 def check(mutation: dict, copy: Path) -> str:
-    """ "caught", or what is wrong."""
+    """ "caught" and how, or what is wrong."""
     target = copy / mutation["file"]
     original = target.read_text()
     target.write_text(mutated(original, mutation))
@@ -55,6 +57,8 @@ def check(mutation: dict, copy: Path) -> str:
         target.write_text(original)
     if code == PYTEST_TESTS_FAILED:
         return "caught"
+    if code in CRASHES:
+        return f"caught by a crash, {signal.Signals(-code).name}"
     reason = "NOT CAUGHT: its tests passed" if code == 0 else f"NOT RUN: pytest ended with code {code}"
     return f"{reason}\n{output[-2000:]}"
 
@@ -79,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for mutation in json.loads(file.read_text()):
                 started = time.monotonic()
                 verdict = check(mutation, copy)
-                failures += verdict != "caught"
+                failures += not verdict.startswith("caught")
                 print(f"{file.stem:18} {mutation['name']:44} {time.monotonic() - started:5.1f} s  {verdict}", flush=True)
     print(f"{failures} not caught" if failures else "all caught")
     return 1 if failures else 0

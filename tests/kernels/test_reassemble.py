@@ -89,6 +89,13 @@ def test_every_shipped_conv_configuration(dtype, device):
             assert_conv_parity(conv_inputs((3, 40, 5, 7), 72, 2, dtype, device))
 
 
+def test_nan_stays_in_its_token(dtype, device, path):
+    """20 features fill no block: what lies behind a token's last, the next token, takes no part."""
+    tokens, weight, bias = readout_inputs(1, 6, 20, dtype, device)
+    tokens[0, 4] = float("nan")
+    assert readout_project(tokens, weight, bias).isnan().all(2).tolist() == [[False, False, False, True, False, False]]
+
+
 def test_class_token(device):
     """It reaches every patch of its own image, and no other; its gradient is the sum of theirs; it has no row of its own in the output."""
     tokens, weight, bias = readout_inputs(2, 5, 32, torch.float32, device)
@@ -232,11 +239,13 @@ def test_precision_follows_pytorch(allowed, monkeypatch, device):
     assert [options["PRECISION"] for _, options in launches] == [names[not allowed]] * 2 + [names[allowed]]
 
 
-def test_readout_offsets_beyond_int32(far):
-    """Offsets are 64 bits wide: two images, each of more than 2^31 elements, are read and written at their far end, in both passes."""
-    patches, features, rows = 2**24 + 63, 128, 16
-    assert patches * features > 2**31
-    tokens, grad = far.zeros((2, 1 + patches, features)), far.zeros((2, patches, features))
+@pytest.mark.parametrize(("images", "patches"), ((2, 2**24 + 63), (3, 2**23 + 63)))
+def test_readout_offsets_beyond_int32(images, patches, far):
+    """Offsets are 64 bits wide: of a token in its image, which alone has more than 2^31 elements, and of an image behind others, whose
+    stride by itself would fit 32 bits. The far end is read and written, in both passes."""
+    features, rows = 128, 16
+    assert (images - 1) * patches * features > 2**31
+    tokens, grad = far.zeros((images, 1 + patches, features)), far.zeros((images, patches, features))
     for zeros in (tokens[:, 0], tokens[-1, -rows:], grad[-1, -rows:]):
         zeros.copy_(torch.randn(zeros.shape))
     _, weight, bias = readout_inputs(1, 1, features, torch.float16, tokens.device)
@@ -255,11 +264,12 @@ def test_readout_offsets_beyond_int32(far):
         assert_parity(out, expected(torch.float64), expected(torch.float16))
 
 
-def test_conv_offsets_beyond_int32(far):
+@pytest.mark.parametrize(("images", "side"), ((2, 4112), (3, 2912)))
+def test_conv_offsets_beyond_int32(images, side, far):
     """As above, for the transposed convolution: the map, and the result with as many channels in all."""
-    side, depth, channels = 4112, 128, 32
-    assert side * side * depth > 2**31
-    x = far.zeros((2, depth, side, side), channels_last=True)
+    depth, channels = 128, 32
+    assert (images - 1) * side * side * depth > 2**31
+    x = far.zeros((images, depth, side, side), channels_last=True)
     corner = x[-1:, :, -1:, -16:]
     corner.copy_(torch.randn(corner.shape))
     _, weight, bias = conv_inputs((1, depth, 1, 1), channels, 2, torch.float16, x.device)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from parity import assert_op_parity, assert_parity
 
-from dpt.kernels import launch
+from dpt.kernels import launch, upsample
 from dpt.kernels.upsample import conv1x1_upsample, upsample_backward, upsample_bilinear, upsample_bilinear_ref
 
 ALIGN = pytest.mark.parametrize("align_corners", (True, False), ids=("corners", "centres"))
@@ -111,6 +111,16 @@ def test_gradient_of_ones(align_corners, device):
         taps = upsample_backward(ones, source, align_corners, taps=3).view(9, 32, *source).sum((2, 3))
         kept = torch.tensor([[3, 4, 3]]).T * torch.tensor([[5, 6, 5]])
         torch.testing.assert_close(taps, kept.flatten()[:, None].expand(9, 32).to(taps))
+
+
+def test_nothing_is_written_beyond_the_map(device, monkeypatch):
+    """By either pass, in what follows the map in memory. 20 channels fill no block: inside the map a stray value is overwritten in time."""
+    memory = torch.full((1000,), 7.0, device=device)
+    shape = (1, 20, 5, 3)
+    monkeypatch.setattr(upsample, "empty_channels_last", lambda *_: memory[:300].view(1, 5, 3, 20).permute(0, 3, 1, 2))
+    x = random_map((1, 20, 2, 4), torch.float32, device)
+    for write in (lambda: upsample._forward(x, *shape[2:], True), lambda: upsample_backward(x, shape[2:], True)):
+        assert not torch.equal(write(), torch.full_like(memory[:300], 7).view(shape)) and (memory[300:] == 7).all()
 
 
 def test_corners(dtype, device):
