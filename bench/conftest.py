@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--device", help='"cpu", "cuda" or "cuda:1"; default: the GPU if there is one')
     add("--dtypes", help="float32,float16,bfloat16; default: float32 on a CPU, bfloat16 on a GPU")
     add("--only", metavar="EXPRESSION", help="a name filter: the same as -k")
-    add("--budget", type=float, metavar="SECONDS", help="what does not fit is skipped; default: 510 on a CPU, 420 on a GPU")
+    add("--budget", type=float, metavar="SECONDS", help="what does not fit is skipped; default: 450 on a CPU, 420 on a GPU")
     add("--record", action="store_true", help="write bench/results/<device>-<what>.json")
     add("--record-to", metavar="FOLDER", type=Path, help="write them there, after every case: a run that is cut off loses nothing")
     add("--record-suffix", metavar="NAME", default="", help="write <device>-<what>-NAME.json, beside an earlier run")

@@ -3,7 +3,8 @@
     max|out - exact| <= 2 * max|plain - exact| + eps * max|exact|
 
 ``plain`` is plain PyTorch in the dtype that is measured: a contender may lose at most twice what that loses, and one unit in the last
-place. ``exact`` is plain PyTorch in float64 for float32 contenders, and in float32 (without TF32) for those of half precision.
+place. Convolutions sum in another order in channels-last memory, and lose more or less by it: there the larger loss of the two counts.
+``exact`` is plain PyTorch in float64 for float32 contenders, and in float32 (without TF32) for those of half precision.
 
 Gradients of a whole model are judged by the root mean square instead of the maximum, and the worst tensor by plain PyTorch's worst: where
 rounding moves a value across a ReLU's kink, single gradients change by as much as they are, in every implementation.
@@ -41,13 +42,21 @@ def largest_difference(out: Sequence[torch.Tensor], reference: Sequence[torch.Te
 
 
 def judge(
-    out: Sequence[torch.Tensor], exact: Sequence[torch.Tensor], plain: Sequence[torch.Tensor], dtype: torch.dtype, rms: bool = False
+    out: Sequence[torch.Tensor],
+    exact: Sequence[torch.Tensor],
+    plain: Sequence[torch.Tensor],
+    dtype: torch.dtype,
+    rms: bool = False,
+    other_plain: Sequence[torch.Tensor] | None = None,
 ) -> Verdict:
-    """Hold a result (its tensors in a fixed order) to the rule above; ``dtype`` is the one that is measured."""
+    """Hold a result (its tensors in a fixed order) to the rule above; ``dtype`` is the one that is measured, ``other_plain`` is plain
+    PyTorch's in its other memory format."""
     unusable = _unusable(out, exact, plain)
     if unusable:
         return Verdict(float("inf"), 0.0, unusable)
     losses, plain_losses = _losses(out, exact, rms), _losses(plain, exact, rms)
+    if other_plain is not None:
+        plain_losses = list(map(max, plain_losses, _losses(other_plain, exact, rms)))
     if rms:
         plain_losses = [max(plain_losses)] * len(losses)
     allowed = [MULTIPLE * loss + torch.finfo(dtype).eps for loss in plain_losses]

@@ -373,6 +373,12 @@ class KernelWorkload:
         with measure.full_precision():
             return self._judged(self._both_passes(self.op.plain, self._leaves(self.sets[0], False, wide)))
 
+    def other_plain(self) -> list[Tensor] | None:
+        """Of maps, in channels-last memory."""
+        if not any(argument.map for argument in self.arguments):
+            return None
+        return self._judged(self._both_passes(self.op.plain, self._leaves(self.sets[0], True)))
+
     def prepare(self, contender: str) -> Prepared:
         function, channels_last, note = self._contender(contender)
         sets = [self._leaves(tensors, channels_last) for tensors in self.sets]

@@ -57,6 +57,9 @@ class Workload(Protocol):
     def exact(self) -> Sequence[torch.Tensor]:
         """The result the gate judges by, in ``gate.exact_dtype``."""
 
+    def other_plain(self) -> Sequence[torch.Tensor] | None:
+        """What plain PyTorch makes of it in the other memory format, where it has one: see gate.py."""
+
     def prepare(self, contender: str) -> Prepared:
         """Raises Unavailable."""
 
@@ -179,6 +182,7 @@ class _Measurement:
         try:
             self.workload = self.case.open(self.context)
             self.exact = self.workload.exact()
+            self.other_plain = self.workload.other_plain()
         except torch.OutOfMemoryError:
             return [], [Skip(self.case.name, "", "out of memory while the reference was computed")]
         except Unavailable as error:
@@ -235,7 +239,9 @@ class _Measurement:
 
     def _enter(self, name: str, prepared: Prepared, outputs: list[torch.Tensor], peak: int | None, seconds: float) -> None:
         dtype = prepared.dtype or self.case.dtype
-        verdict = gate.judge(outputs, self.exact, self.plain.setdefault(dtype, outputs), dtype, self.workload.rms)
+        plain = self.plain.setdefault(dtype, outputs)
+        other = self.other_plain if dtype == self.case.dtype else None
+        verdict = gate.judge(outputs, self.exact, plain, dtype, self.workload.rms, other)
         row = self._row(name, "failed" if verdict.problem else "ok", problem=verdict.problem or "", note=prepared.note)
         row.dtype = str(dtype).removeprefix("torch.")
         row.loss, row.allowed, row.peak_memory_bytes = _finite(verdict.loss), verdict.allowed, peak

@@ -14,7 +14,7 @@ import torch
 from . import environment, measure, records
 from .runner import Case, Context, measure_case
 
-DEFAULT_BUDGET = {"cpu": 510.0, "cuda": 420.0}
+DEFAULT_BUDGET = {"cpu": 450.0, "cuda": 420.0}
 DEFAULT_DTYPES = {"cpu": (torch.float32,), "cuda": (torch.bfloat16,)}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Rounds: at least, at most, and the seconds that are spent on a case between the two.

@@ -65,6 +65,9 @@ class TrainingWorkload:
         model.zero_grad(set_to_none=True)
         return found
 
+    def other_plain(self) -> None:
+        """As of the model's forward."""
+
     def exact(self) -> list[Tensor]:
         wide = gate.exact_dtype(self.dtype)
         with measure.full_precision():

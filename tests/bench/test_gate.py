@@ -13,6 +13,14 @@ def judge(out, exact=EXACT, plain=PLAIN, dtype=torch.float32, rms=False):
     return gate.judge([out], [exact], [plain], dtype, rms)
 
 
+def test_the_other_memory_format_counts_where_it_loses_more():
+    """Blind spot: a yardstick that only the layout of the baseline sets, or one that the better layout narrows."""
+    out, near = EXACT.float() + 5e-5, EXACT.float() + 1e-6
+    for plain, other, passes in ((PLAIN, None, False), (PLAIN, near, False), (PLAIN, out, True), (out, near, True)):
+        verdict = gate.judge([out], [EXACT], [plain], torch.float32, other_plain=None if other is None else [other])
+        assert (verdict.problem is None) == passes
+
+
 @pytest.mark.parametrize(("error", "passes"), [(0.0, True), (1.9e-5, True), (2.1e-5, False), (1.0, False)])
 def test_twice_what_plain_loses(error, passes):
     """Blind spot: a contender that is further off than allowed, by little and by much, in one value only."""
