@@ -188,6 +188,15 @@ def test_saturated_sigmoid(dtype, device):
         assert (out == depth).all() and not any(gradient.any() for gradient in torch.autograd.grad(out.sum(), leaves))
 
 
+@pytest.mark.parametrize(("size", "first"), (((3, 12), True), ((9, 4), True), ((5, 7), False)), ids=str)
+def test_smaller_targets_are_resized_first(size, first, monkeypatch, device):
+    """Where either side is smaller, in a launch of its own: a tile of few columns could need more of x than a program holds."""
+    inputs = random_inputs((1, 32, 5, 7), 16, torch.float32, device)
+    launches = checks.spied_launches(monkeypatch)
+    head(size)(*inputs)
+    assert ("_upsample_kernel" in [name for name, _ in launches]) == first
+
+
 def test_nan_passes(device):
     """NaN in, NaN out, wherever PyTorch has it (the ReLUs must not turn it into 0), and in no other row or image. In the first column: that
     follows the row before in memory."""

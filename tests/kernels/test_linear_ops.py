@@ -248,6 +248,16 @@ def test_launches(op, depth, described, monkeypatch, device):
         assert taken == {described and family == "sm_90"}
 
 
+def test_descriptors_need_tmas_alignment(monkeypatch, device):
+    """Whatever a configuration says: rows of 37 halves do not begin at multiples of 16 bytes."""
+    launches = checks.spied_launches(monkeypatch)
+    for depth in (40, 37):
+        case = CASES["layernorm_linear"]((21,), depth, 72, torch.float16, device)
+        with launch.using("layernorm_linear", {**LONG_ROWS, "BLOCK_K": 64, "descriptor": True}):
+            case.function(*case.inputs)
+    assert [options["DESCRIPTOR"] for _, options in launches] == [True, False]
+
+
 # Large blocks along what is long, for the interpreter's time is that of its steps.
 LONG_ROWS = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 2048, "TILES": 1, "IN_REGISTERS": False, "num_warps": 4, "num_stages": 1}
 MANY_ROWS = {**LONG_ROWS, "BLOCK_M": 2048, "BLOCK_K": 16}
