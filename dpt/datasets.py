@@ -33,7 +33,7 @@ class FolderDataset(Dataset):
     """`images/NAME.*` with `depth/NAME.png` (16-bit millimetres, 0 unknown) or `labels/NAME.png` (8-bit, 255 ignored).
 
     An item is (picture (3, H, W) float32, normalised; target (H, W): metres float32 or labels int64). With an augmentation,
-    item `i` of epoch `e` is a function of (seed, e, i) alone, so a resumed training sees what an unbroken one would.
+    item `i` of epoch `e` is a function of (seed, e, i) and the size alone, so a resumed training sees what an unbroken one would.
 
     Raises:
         ValueError: the folder holds no picture, or a picture without its target.
