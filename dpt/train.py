@@ -80,7 +80,8 @@ RECIPES = {
 class Training:
     """A training run in a folder: `checkpoint.pt` (all that resuming needs), `log.json`, `curve.png`, `model.safetensors`.
 
-    `recipe.start_from` gives the encoder, and Reassemble and Fusion too where both models' decoders have the same configuration.
+    `recipe.start_from` gives the encoder; where both models' decoders have the same configuration, Reassemble and Fusion too; and where the
+    heads' configurations are the same as well, the head.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or the data set does not fit the model.
@@ -119,8 +120,12 @@ class Training:
         return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
 
     def _take_over(self, source: DPT) -> None:
-        same_decoder = source.config.decoder == self.config.decoder
-        for part in ("encoder", "reassemble", "fusion") if same_decoder else ("encoder",):
+        parts = ["encoder"]
+        if source.config.decoder == self.config.decoder:
+            parts += ["reassemble", "fusion"]
+            if source.config.head == self.config.head:
+                parts += ["head"]
+        for part in parts:
             getattr(self.model, part).load_state_dict(getattr(source, part).state_dict())
 
     def _resume(self) -> None:
@@ -290,12 +295,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("batch-size", int),
         ("learning-rate", float),
         ("seed", int),
+        ("coarse", float),
         ("validate-every", int),
         ("checkpoint-every", int),
     ):
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype")
-    parser.add_argument("--start-from", metavar="FILE", help="model or checkpoint: its encoder, and a decoder like ours, are taken over")
+    parser.add_argument("--start-from", metavar="FILE", help="model or checkpoint that gives the encoder, and a decoder and head like ours")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that read pictures")
 
@@ -303,7 +309,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     given = {
         name: getattr(args, name)
-        for name in ("steps", "batch_size", "learning_rate", "seed", "validate_every", "checkpoint_every", "start_from")
+        for name in ("steps", "batch_size", "learning_rate", "seed", "coarse", "validate_every", "checkpoint_every", "start_from")
     }
     changes = {name: value for name, value in given.items() if value is not None}
     if args.amp is not None:

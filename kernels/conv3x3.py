@@ -342,12 +342,23 @@ def _descriptors(image: torch.Tensor, taps: torch.Tensor, config: Mapping[str, A
 
 
 def _with_cudnn(x: torch.Tensor, weight: torch.Tensor, epilogue: tuple[Any, ...], flags: Mapping[str, bool]) -> torch.Tensor:
-    out = F.conv2d(x, weight, padding=1).contiguous(memory_format=torch.channels_last)
+    return finish(F.conv2d(x, weight, padding=1), epilogue, flags)
+
+
+def finish(convolved: torch.Tensor, epilogue: tuple[Any, ...], flags: Mapping[str, bool]) -> torch.Tensor:
+    """What another library convolved, (B, C, H, W), with the epilogue; in place where it is channels-last."""
+    out = channels_last(convolved)
     batch, channels, height, width = out.shape
-    config = launch.config("conv3x3_epilogue", launch.device_family(x.device), x.dtype, C=channels, pixels=batch * height * width)
+    config = launch.config("conv3x3_epilogue", launch.device_family(out.device), out.dtype, C=channels, pixels=batch * height * width)
     grid = (batch * triton.cdiv(height * width, config["BLOCK_M"]), triton.cdiv(channels, config["BLOCK_N"]))
     launch.launch(conv3x3_epilogue, grid, out, *epilogue, CHANNELS=channels, **flags, **config)
     return out
+
+
+def add_bias(convolved: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """:func:`finish` with a bias (C,) alone."""
+    sides = tuple(convolved.shape[2:])
+    return finish(convolved, ((bias, *(None,) * 7), 0.0, *sides, *sides), {"RELU_OUTPUT": False, "RESIZE": False})
 
 
 def conv3x3_weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,9 @@ both on the tensor cores, keeps t for the three taps along y, and mixes the t of
 of y between them. p_dx is the same for every row and has zeros where the tap falls into the padding. In half precision its weights are
 rounded to multiples of 2^-8 (bfloat16) or 2^-11 (float16), so that they still sum to exactly 1 and a constant map stays constant.
 
+The backend "cudnn" of the configuration table writes the resized map, convolves it with PyTorch's, and does the rest in one further kernel.
+In half precision the resized map and the convolution are then each rounded once more.
+
 FLOPs at x2: 18 C F + 12 BLOCK_W F a pixel of x and column tile, about half of the 72 C F of the convolution at full size, for C = 128.
 Moves x once and y, (C/4 + 1) elements a pixel of y; eager PyTorch moves 2 (C + F) + C/4 + 2.
 
@@ -251,9 +254,54 @@ def _depth_head_kernel(
             current = rest * above + weight * next_above
         above, centre, below = next_above, next_centre, next_below
     if grad_ptr is not None:
-        partial_ptr += program.to(tl.int64) * (HIDDEN + 1)
-        tl.store(partial_ptr + tl.arange(0, HIDDEN), tl.sum(w2_total, axis=0))
-        tl.store(partial_ptr + HIDDEN, tl.sum(b2_total, axis=0))
+        _store_shares(partial_ptr, program, w2_total, b2_total, HIDDEN)
+
+
+@triton.jit
+def _store_shares(partial_ptr, program, w2_total, b2_total, HIDDEN: tl.constexpr):
+    """A program's share of the gradients of w2 and b2."""
+    partial_ptr += program.to(tl.int64) * (HIDDEN + 1)
+    tl.store(partial_ptr + tl.arange(0, HIDDEN), tl.sum(w2_total, axis=0))
+    tl.store(partial_ptr + HIDDEN, tl.sum(b2_total, axis=0))
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _depth_head_epilogue(
+    conv_ptr,  # (B, height, width, HIDDEN), the bare convolution
+    b1_ptr,
+    w2_ptr,
+    b2_ptr,
+    out_ptr,  # y (B, height, width); given grad, the hidden map's gradient, over the convolution
+    grad_ptr,
+    partial_ptr,
+    max_depth,
+    height,
+    width,
+    HIDDEN: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """What follows the 3x3 convolution, where another library computed that: a program takes a strip as in `_depth_head_kernel`."""
+    columns = tl.cdiv(width, BLOCK_W)
+    strips = tl.cdiv(height, BLOCK_H)
+    program = tl.program_id(0)
+    image = (program // (columns * strips)).to(tl.int64)
+    first_row = program // columns % strips * BLOCK_H
+    column = program % columns * BLOCK_W + tl.arange(0, BLOCK_W)
+    inside = column < width
+    channel = tl.arange(0, HIDDEN)
+    w2_total = tl.zeros((BLOCK_W, HIDDEN) if grad_ptr is not None else (1, 1), dtype=tl.float32)
+    b2_total = tl.zeros((BLOCK_W,) if grad_ptr is not None else (1,), dtype=tl.float32)
+    for row in range(first_row, tl.minimum(first_row + BLOCK_H, height)):
+        position = (image * height + row) * width + column
+        convolved = tl.load(conv_ptr + position[:, None] * HIDDEN + channel[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
+        w2_total, b2_total = _finish_row(
+            convolved, row, first_row, image, column, inside, b1_ptr, w2_ptr, b2_ptr, out_ptr, grad_ptr, w2_total, b2_total, max_depth,
+            height, width, HIDDEN, SIGMOID, BLOCK_H,
+        )  # fmt: skip
+    if grad_ptr is not None:
+        _store_shares(partial_ptr, program, w2_total, b2_total, HIDDEN)
 
 
 def _columns_per_program(source_width: int, target_width: int, block: int, source_block: int) -> int:
@@ -274,20 +322,25 @@ def _launch(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision=None) -
     precision = precision or input_precision(x.dtype)
     name = "depth_head_backward" if backward else "depth_head"
     options = launch.config(name, launch.device_family(x.device), x.dtype, C=channels, precision=precision)
-    step = _columns_per_program(source_width, width, options["BLOCK_W"], options["SOURCE_W"])
+    cudnn = options.pop("backend") == "cudnn"
+    step = options["BLOCK_W"] if cudnn else _columns_per_program(source_width, width, options["BLOCK_W"], options["SOURCE_W"])
     columns = triton.cdiv(width, step)
+    programs = batch * triton.cdiv(height, options["BLOCK_H"]) * columns
+    partial = torch.empty((programs, hidden + 1), dtype=torch.float32, device=x.device) if backward else None
+    if cudnn:
+        convolved = channels_last(F.conv2d(upsample_bilinear(x, size, True), w1, padding=1))
+        out = convolved if backward else torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
+        launch.launch(
+            _depth_head_epilogue, (programs,), convolved, b1, w2, b2, out, grad, partial, max_depth, height, width,
+            HIDDEN=hidden, SIGMOID=sigmoid, **options,
+        )  # fmt: skip
+        return out, partial
     blocks = {name: options[name] for name in ("BLOCK_W", "SOURCE_W")}
     resize = torch.empty((columns, blocks["BLOCK_W"] + 2, blocks["SOURCE_W"]), dtype=x.dtype, device=x.device)
     launch.launch(_resize_weights_kernel, (columns,), resize, source_width, width, step, **blocks)
-    grid = (batch * triton.cdiv(height, options["BLOCK_H"]) * columns,)
-    if backward:
-        out = empty_channels_last(x, hidden, height, width)
-        partial = torch.empty((grid[0], hidden + 1), dtype=torch.float32, device=x.device)
-    else:
-        out = torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
-        partial = None
+    out = empty_channels_last(x, hidden, height, width) if backward else torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
     launch.launch(
-        _depth_head_kernel, grid, x, w1, resize, b1, w2, b2, out, grad, partial, max_depth,
+        _depth_head_kernel, (programs,), x, w1, resize, b1, w2, b2, out, grad, partial, max_depth,
         source_height, source_width, height, width, step, 3,
         CHANNELS=channels, HIDDEN=hidden, SIGMOID=sigmoid, PRECISION=precision, **options,
     )  # fmt: skip
@@ -434,21 +487,28 @@ COMPILED = (
 )
 
 
+# Of the backend "cudnn", which no table has yet: to be measured, and the two passes that are compiled all the same.
+CUDNN = combinations([{"backend": "cudnn"}], BLOCK_H=(1, 4), BLOCK_W=(32, 64), num_warps=(4,), num_stages=(1,))
+COMPILED_CUDNN = (("bfloat16", 128, 32, "relu", ("forward",)), ("float32", 128, 32, "sigmoid", ("gradient",)))
+
+
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     """Every shipped configuration, forward and backward, for the widths of the smallest Depth Anything model's head and of DPT-Large's."""
-    yield from launch.distinct(_cases(family))
+    yield from launch.distinct(_cases(family, COMPILED))
+    with launch.using("depth_head", CUDNN[-1]), launch.using("depth_head_backward", CUDNN[-1]):
+        yield from _cases(family, COMPILED_CUDNN, "cudnn ")
 
 
-def _cases(family: str) -> Iterator[launch.CompileCase]:
+def _cases(family: str, compiled: Sequence[tuple[Any, ...]], backend: str = "") -> Iterator[launch.CompileCase]:
     kinds = {name: (dtype, precision, shows) for dtype, precision, name, shows in compiled_variants()}
-    for kind, channels, hidden, activation, passes in COMPILED:
+    for kind, channels, hidden, activation, passes in compiled:
         dtype, precision, shows = kinds[kind]
         x = torch.empty(1, channels, 32, 32, dtype=dtype, device="meta", memory_format=torch.channels_last)
         shapes = ((hidden, channels, 3, 3), (hidden,), (1, hidden, 1, 1), (1,))
         parameters = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
         grads = {"forward": None, "gradient": torch.empty(1, 64, 64, dtype=dtype, device="meta")}
         for name in passes:
-            variant = f"{name} C={channels} F={hidden} {activation} {kind}"
+            variant = f"{backend}{name} C={channels} F={hidden} {activation} {kind}"
             arguments = (x, *parameters, (64, 64), activation == "sigmoid", 1.0, grads[name], precision)
             for case in launch.record(family, variant, _launch, *arguments):
                 product = case.function is _depth_head_kernel
@@ -489,10 +549,11 @@ def _backward_ref(grad, x, w1, b1, w2, b2, sigmoid, max_depth) -> list[torch.Ten
 def _candidates(narrow: bool, exact: bool) -> list[dict[str, int]]:
     """``exact``: float32 without tensor cores holds whole operands in registers."""
     blocks = tiles("BLOCK_W SOURCE_W num_warps", (32, 16, 4), (32, 16, 8), (64, 32, 4), (64, 32, 8), (128, 64, 8))
+    strips = {"backend": ("triton",), "BLOCK_H": (8, 16, 32)}
     if exact:
-        return combinations(blocks[:2], BLOCK_H=(8, 16, 32), BLOCK_C=(16, 32), num_stages=(1, 2))
-    found = combinations(blocks[:2], BLOCK_H=(8, 16, 32), BLOCK_C=(16,) if narrow else (32,), num_stages=(3,))
-    return found + combinations(blocks[2:], BLOCK_H=(8, 16, 32), BLOCK_C=(16, 32) if narrow else (32, 64), num_stages=(3,))
+        return CUDNN + combinations(blocks[:2], **strips, BLOCK_C=(16, 32), num_stages=(1, 2))
+    found = combinations(blocks[:2], **strips, BLOCK_C=(16,) if narrow else (32,), num_stages=(3,))
+    return CUDNN + found + combinations(blocks[2:], **strips, BLOCK_C=(16, 32) if narrow else (32, 64), num_stages=(3,))
 
 
 def tuning_space() -> Iterator[Workload]:
@@ -500,7 +561,7 @@ def tuning_space() -> Iterator[Workload]:
     for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
         exact = dtype == torch.float32 and precision == "ieee"
         options = {"small": {"batch": 1, "channels": 8, "side": 5, "size": 9}, "dtype": dtype, "precision": precision}
-        options["simple"] = ("_resize_weights_kernel", "_upsample_backward_kernel")
+        options["simple"] = ("_resize_weights_kernel", "_upsample_backward_kernel", "_depth_head_epilogue")
         options["shows"] = {"tensor_cores": not exact and "HMMA", "async_copies": dtype != torch.float32}
         for channels, side, size in ((128, 192, 384), (64, 296, 518), (32, 296, 518))[: 3 if dtype == torch.bfloat16 else 1]:
             candidates = _candidates(channels <= 32, dtype == torch.float32)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -133,17 +134,17 @@ def _entry(kernel_name: str, family: str, dtype: torch.dtype, shape: tuple[tuple
     return entry
 
 
-_override: ContextVar[tuple[str, Mapping[str, Any]] | None] = ContextVar("dpt_kernels_config_override", default=None)
+_overrides: ContextVar[Mapping[str, Mapping[str, Any]]] = ContextVar("dpt_kernels_config_overrides", default=MappingProxyType({}))
 
 
 @contextlib.contextmanager
 def using(kernel_name: str, config: Mapping[str, Any]) -> Iterator[None]:
-    """Launch ``kernel_name`` with ``config`` instead of the table's: for the tuning command and the tests."""
-    token = _override.set((kernel_name, config))
+    """Launch ``kernel_name`` with ``config`` instead of the table's: for the tuning command and the tests. Nested, both hold."""
+    token = _overrides.set({**_overrides.get(), kernel_name: config})
     try:
         yield
     finally:
-        _override.reset(token)
+        _overrides.reset(token)
 
 
 def config(kernel_name: str, family: str, dtype: torch.dtype, **shape: Any) -> dict[str, Any]:
@@ -151,9 +152,9 @@ def config(kernel_name: str, family: str, dtype: torch.dtype, **shape: Any) -> d
 
     ``shape`` are the keywords that the table's conditions may name, e.g. ``D=64, N=1025``. ValueError if nothing matches.
     """
-    override = _override.get()
-    if override is not None and override[0] == kernel_name:
-        return dict(override[1])
+    override = _overrides.get().get(kernel_name)
+    if override is not None:
+        return dict(override)
     entry = _entry(kernel_name, family, dtype, tuple(sorted(shape.items())))
     recorder = _recorder.get()
     if recorder is not None:

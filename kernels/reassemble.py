@@ -9,7 +9,9 @@ half of the work and the concatenated tokens go, and W2 cls + b becomes a bias a
 transposed convolution whose stride is its kernel do not overlap: it is the product of the (B*H*W, C) map with s*s matrices (C, O), whose
 tiles are stored where they belong in the channels-last result: 2*B*H*W*C*O*s*s FLOPs, x and y moved once, no pixel shuffle.
 
-One kernel serves both; the operands are read by pointers on every architecture, for the rows of a tile may belong to two images.
+One kernel serves both; the operands are read by pointers on every architecture, for the rows of a tile may belong to two images. Other
+backends of the configuration table: "cublas" leaves the readout's product to PyTorch's, with its epilogue in one further kernel; "cudnn"
+the transposed convolution, and then the bias. In half precision the bare product is then rounded once more.
 
 Backward, readout: the pre-activation is computed again, in the same kernel, whose epilogue multiplies the incoming gradient with GELU'.
 That gradient is written in the layout of the tokens, with zeros for the class token, so that the products for tokens and W run on all
@@ -19,7 +21,8 @@ in a fixed order. Saved: the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .conv3x3 import add_bias
 from .conv3x3 import input_precision as conv_precision
 from .fused_linear import _gelu, _gelu_slope, check_input, check_operand, compiled_variants
 from .upsample import channels_last, check_map, empty_channels_last
@@ -93,6 +97,18 @@ def _project_kernel(
         weight = tl.load(weight_row[None, :] + depth[:, None], mask=column_exists[None, :] & (depth < DEPTH)[:, None], other=0.0)
         accumulator = tl.dot(x, weight, accumulator, input_precision=PRECISION)
     mask = row_exists[:, None] & column_exists[None, :]
+    _finish(
+        accumulator, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, bias_stride, out_stride,
+        COLUMNS, STRIDE, GELU,
+    )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    accumulator, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, bias_stride, out_stride,
+    COLUMNS: tl.constexpr, STRIDE: tl.constexpr, GELU: tl.constexpr,
+):  # fmt: skip
+    """Everything after the product, and the store."""
     if bias_ptr is not None:
         accumulator += tl.load(bias_ptr + (image * bias_stride)[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
     if grad_ptr is not None:
@@ -105,10 +121,45 @@ def _project_kernel(
     tl.store(out_ptr, accumulator.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _launch(x, weight, bias, out, *, width, stride, precision, name, gelu=False, grad=None) -> None:
+@triton.jit(do_not_specialize=["images", "positions"])
+def _readout_epilogue(
+    product_ptr,  # (images, positions, COLUMNS), images product_stride apart
+    bias_ptr,  # (images, COLUMNS); this and the rest as of _project_kernel
+    grad_ptr,
+    out_ptr,
+    images,
+    positions,
+    product_stride,
+    bias_stride,
+    out_stride,
+    COLUMNS: tl.constexpr,
+    GELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """What follows the readout's product, where another library computed that."""
+    column_blocks: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    row = tl.program_id(0) // column_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(0) % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    image = (row // positions).to(tl.int64)
+    position = row % positions
+    mask = (row < images * positions)[:, None] & (column < COLUMNS)[None, :]
+    product_ptr += image[:, None] * product_stride + position.to(tl.int64)[:, None] * COLUMNS + column[None, :]
+    product = tl.load(product_ptr, mask=mask, other=0.0).to(tl.float32)
+    _finish(
+        product, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, 0, positions, bias_stride, out_stride, COLUMNS, 1, GELU
+    )
+
+
+def _config(name: str, x: torch.Tensor, columns: int, depth: int, precision: str) -> tuple[str, dict[str, Any]]:
+    """The backend, and the rest of the configuration, of x's product with (columns, depth) weights."""
+    config = launch.config(name, launch.device_family(x.device), x.dtype, columns=columns, depth=depth, precision=precision)
+    return config.pop("backend"), config
+
+
+def _launch(x, weight, bias, out, *, width, stride, precision, config, gelu=False, grad=None) -> None:
     """x (B, positions, K), weight (s*s, N, K) or (N, K), bias (N,), (B, N) or None, out (B, positions * s*s, N): last dimensions dense."""
     (images, positions, depth), columns = x.shape, weight.shape[-2]
-    config = launch.config(name, launch.device_family(x.device), x.dtype, columns=columns, depth=depth, precision=precision)
     blocks = triton.cdiv(images * positions, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
     launch.launch(
         _project_kernel,
@@ -136,18 +187,27 @@ def _launch(x, weight, bias, out, *, width, stride, precision, name, gelu=False,
 
 def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
     """(B, N, D); or, given its gradient, that of the pre-activation in the layout of the tokens, (B, 1+N, D), zero for the class token."""
-    tokens, features = tokens.contiguous(), tokens.shape[-1]
-    patches = tokens[:, 1:]
-    image_bias = F.linear(tokens[:, 0], weight[:, features:], bias)  # (B, D)
-    shape = {"width": patches.shape[1], "stride": 1, "precision": precision}
-    if grad is None:
-        out = torch.empty(patches.shape, dtype=tokens.dtype, device=tokens.device)
-        _launch(patches, weight[:, :features], image_bias, out, name="readout_project", gelu=True, **shape)
-        return out
-    out = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
-    out[:, 0] = 0
-    _launch(patches, weight[:, :features], image_bias, out[:, 1:], name="readout_project_backward", grad=grad.contiguous(), **shape)
-    return out
+    tokens = tokens.contiguous()
+    images, positions, features = tokens.shape[0], tokens.shape[1] - 1, tokens.shape[-1]
+    weight, of_class = weight[:, :features], weight[:, features:]
+    image_bias = F.linear(tokens[:, 0], of_class, bias)  # (B, D)
+    name = "readout_project" if grad is None else "readout_project_backward"
+    backend, config = _config(name, tokens, features, features, precision)
+    out = result = torch.empty((images, positions + (grad is not None), features), dtype=tokens.dtype, device=tokens.device)
+    if grad is not None:
+        result[:, 0] = 0
+        out, grad = result[:, 1:], grad.contiguous()
+    if backend == "triton":
+        shape = {"width": positions, "stride": 1, "precision": precision}
+        _launch(tokens[:, 1:], weight, image_bias, out, gelu=grad is None, grad=grad, config=config, **shape)
+        return result
+    product = F.linear(tokens, weight)[:, 1:]  # the class token's row too: without it, PyTorch would copy the tokens
+    blocks = triton.cdiv(images * positions, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
+    launch.launch(
+        _readout_epilogue, (blocks,), product, image_bias, grad, out, images, positions,
+        product.stride(0), image_bias.stride(0), out.stride(0), COLUMNS=features, GELU=grad is None, **config,
+    )  # fmt: skip
+    return result
 
 
 @torch.library.custom_op("dpt::readout_project", mutates_args=())
@@ -235,10 +295,12 @@ def _transposed_conv(x, weight, bias, precision) -> torch.Tensor:
     x = channels_last(x)
     channels, stride = weight.shape[1], weight.shape[-1]
     height, width = x.shape[2:]
-    out = empty_channels_last(x, channels, height * stride, width * stride)
-    matrices, pixels = _tap_matrices(weight), _pixels(out)
+    backend, config = _config("transposed_conv", x, channels, x.shape[1], precision)
     bias = None if bias is None else bias.contiguous()
-    _launch(_pixels(x), matrices, bias, pixels, width=width, stride=stride, precision=precision, name="transposed_conv")
+    if backend == "cudnn":
+        return add_bias(F.conv_transpose2d(x, weight, stride=stride), bias)
+    out = empty_channels_last(x, channels, height * stride, width * stride)
+    _launch(_pixels(x), _tap_matrices(weight), bias, _pixels(out), width=width, stride=stride, precision=precision, config=config)
     return out
 
 
@@ -299,24 +361,39 @@ COMPILED_READOUTS = {"bfloat16": (False, True), "float16": (True,), "float32": (
 COMPILED_CONVS = (("bfloat16", 48, 4), ("bfloat16", 96, 2), ("bfloat16", 256, 4), ("float16", 96, 4), ("float32", 48, 4), ("tf32", 256, 4))
 
 
+# Of the backends that no table has yet: to be measured, and what is compiled all the same. ("cudnn" ends in conv3x3's epilogue.)
+CUBLAS = combinations([{"backend": "cublas"}], BLOCK_M=(16, 32), BLOCK_N=(64, 128), num_warps=(4,), num_stages=(1,))
+CUDNN = [{"backend": "cudnn"}]
+COMPILED_CUBLAS = {"bfloat16": (False, True), "float32": (True,)}
+
+
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     """Every shipped configuration: the readout of ViT-B forward and backward, and the transposed convolutions of the neck."""
-    yield from launch.distinct(_cases(family))
+    yield from launch.distinct((*_readout_cases(family, COMPILED_READOUTS), *_conv_cases(family)))
+    with launch.using("readout_project", CUBLAS[-1]), launch.using("readout_project_backward", CUBLAS[-1]):
+        for case in _readout_cases(family, COMPILED_CUBLAS, "cublas "):
+            yield replace(case, tensor_cores=False, async_copies=False)
 
 
-def _cases(family: str) -> Iterator[launch.CompileCase]:
-    kinds = {name: (dtype, precision, shows) for dtype, precision, name, shows in compiled_variants()}
-    for kind, passes in COMPILED_READOUTS.items():
-        dtype, precision, shows = kinds[kind]
+def _kinds() -> dict[str, tuple[torch.dtype, str, dict[str, Any]]]:
+    return {name: (dtype, precision, shows) for dtype, precision, name, shows in compiled_variants()}
+
+
+def _readout_cases(family: str, compiled: Mapping[str, Sequence[bool]], backend: str = "") -> Iterator[launch.CompileCase]:
+    for kind, passes in compiled.items():
+        dtype, precision, shows = _kinds()[kind]
         tokens, grad, weight, bias = (
             torch.empty(shape, dtype=dtype, device="meta") for shape in ((2, 577, 768), (2, 576, 768), (768, 2 * 768), (768,))
         )
         for backward in passes:
-            variant = f"readout D=768{' backward' if backward else ''} {kind}"
+            variant = f"{backend}readout D=768{' backward' if backward else ''} {kind}"
             arguments = (tokens, weight, bias, precision, grad if backward else None)
             yield from launch.record(family, variant, _readout, *arguments, **shows)
+
+
+def _conv_cases(family: str) -> Iterator[launch.CompileCase]:
     for kind, channels, stride in COMPILED_CONVS:
-        dtype, precision, shows = kinds[kind]
+        dtype, precision, shows = _kinds()[kind]
         x = torch.empty(2, channels, 24, 24, dtype=dtype, device="meta", memory_format=torch.channels_last)
         weight, bias = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((channels, channels, stride, stride), (channels,)))
         variant = f"transposed convolution C={channels} s={stride} {kind}"
@@ -352,10 +429,10 @@ def _transposed_conv_workload_ref(x, weight, bias, precision) -> torch.Tensor:
 def _candidates(exact: bool, tf32: bool) -> list[dict[str, int]]:
     if exact:
         blocks = tiles("BLOCK_M BLOCK_N num_warps", (32, 32, 4), (32, 32, 8), (64, 32, 4), (64, 32, 8), (64, 64, 8))
-        return combinations(blocks, BLOCK_K=(16, 32), num_stages=(2,))
+        return combinations(blocks, backend=("triton",), BLOCK_K=(16, 32), num_stages=(2,))
     names = "BLOCK_M BLOCK_N num_warps"
     blocks = tiles(names, (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8))
-    return combinations(blocks, BLOCK_K=(32,) if tf32 else (32, 64), num_stages=(3, 4))
+    return combinations(blocks, backend=("triton",), BLOCK_K=(32,) if tf32 else (32, 64), num_stages=(3, 4))
 
 
 def tuning_space() -> Iterator[Workload]:
@@ -365,22 +442,22 @@ def tuning_space() -> Iterator[Workload]:
         if dtype == torch.float16:
             continue
         exact = dtype == torch.float32 and precision == "ieee"
-        options = {"dtype": dtype, "precision": precision, "shows": kinds}
+        options = {"dtype": dtype, "precision": precision, "shows": kinds, "simple": ("_readout_epilogue", "conv3x3_epilogue")}
         candidates, small = _candidates(exact, precision == "tf32"), {"batch": 2, "tokens": 6, "features": 24}
         base = {"batch": 1, "tokens": 1025, "features": 768}
         for sizes in (base, {"batch": 1, "tokens": 577, "features": 1024}, {**base, "batch": 16})[: 3 if dtype == torch.bfloat16 else 1]:
             yield Workload(
-                "readout", _readout, _readout_arguments, _readout_ref, {"readout_project": candidates},
+                "readout", _readout, _readout_arguments, _readout_ref, {"readout_project": CUBLAS + candidates},
                 sizes=sizes, small=small, **options,
             )  # fmt: skip
         yield Workload(
-            "readout gradient", _readout, _readout_gradient_arguments, _readout_ref, {"readout_project_backward": candidates},
+            "readout gradient", _readout, _readout_gradient_arguments, _readout_ref, {"readout_project_backward": CUBLAS + candidates},
             sizes={**base, "batch": 2}, small=small, stage=BACKWARD, **options,
         )  # fmt: skip
         shapes = ((1, 96, 32, 4), (1, 192, 32, 2), (1, 256, 24, 4), (16, 96, 32, 4), (1, 48, 37, 4))
         for batch, channels, side, stride in shapes[: 5 if dtype == torch.bfloat16 else 1]:
             yield Workload(
                 "transposed convolution", _transposed_conv, _transposed_conv_arguments, _transposed_conv_workload_ref,
-                {"transposed_conv": candidates}, sizes={"batch": batch, "channels": channels, "side": side, "stride": stride},
+                {"transposed_conv": CUDNN + candidates}, sizes={"batch": batch, "channels": channels, "side": side, "stride": stride},
                 small={"batch": 2, "channels": 24, "side": 3}, **options,
             )  # fmt: skip

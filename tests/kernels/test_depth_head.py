@@ -1,5 +1,6 @@
 """dpt.kernels.depth_head against plain PyTorch, by the rule of parity.py: both passes, tiles and strips, borders, dead ReLUs."""
 
+import contextlib
 import functools
 import itertools
 
@@ -15,7 +16,8 @@ from dpt.kernels import launch
 from dpt.kernels.depth_head import depth_head, depth_head_ref
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
-SMALL_BLOCKS = {"BLOCK_H": 4, "BLOCK_W": 16, "SOURCE_W": 16, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}
+SMALL_BLOCKS = {"backend": "triton", "BLOCK_H": 4, "BLOCK_W": 16, "SOURCE_W": 16, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}
+CUDNN = {"backend": "cudnn", "BLOCK_H": 4, "BLOCK_W": 16, "num_warps": 4, "num_stages": 1}
 
 
 def head(size, activation="relu", max_depth=1.0, function=depth_head):
@@ -80,6 +82,20 @@ def test_parity(shape, size, hidden, activation, dtype, device):
     assert_head_parity(shape, size, hidden, activation, dtype, device)
 
 
+@contextlib.contextmanager
+def with_cudnn():
+    """The other backend, in both passes."""
+    with launch.using("depth_head", CUDNN), launch.using("depth_head_backward", CUDNN):
+        yield
+
+
+@pytest.mark.parametrize(("shape", "size", "hidden", "activation"), PARITY, ids=str)
+def test_parity_cudnn(shape, size, hidden, activation, device):
+    """PyTorch's resize and convolution with the epilogue kernel after them: output and every gradient."""
+    with with_cudnn():
+        assert_head_parity(shape, size, hidden, activation, torch.float32, device)
+
+
 STRIPS = pytest.mark.parametrize(
     ("shape", "size"), [((1, 16, 5, 12), (9, 21)), ((1, 16, 6, 20), (6, 21)), ((2, 16, 5, 2), (9, 3))], ids=str
 )
@@ -93,14 +109,16 @@ def assert_output_parity(inputs, size):
 @STRIPS
 def test_strips_and_tiles(shape, size, dtype, device):
     """Blocks of 4 rows by 16 columns: each pixel is made where strips and tiles meet, and tiles end where their columns of x do."""
-    with launch.using("depth_head", SMALL_BLOCKS):
-        assert_output_parity(random_inputs(shape, 16, dtype, device), size)
+    for blocks in (SMALL_BLOCKS, CUDNN):
+        with launch.using("depth_head", blocks):
+            assert_output_parity(random_inputs(shape, 16, dtype, device), size)
 
 
+@pytest.mark.parametrize("blocks", (SMALL_BLOCKS, CUDNN), ids=lambda blocks: blocks["backend"])
 @STRIPS
-def test_strips_and_tiles_backward(shape, size, device):
+def test_strips_and_tiles_backward(shape, size, blocks, device):
     """As above: each program's share of the gradients of w2 and b2, the rows and columns that only its neighbours own left out."""
-    with launch.using("depth_head_backward", SMALL_BLOCKS):
+    with launch.using("depth_head_backward", blocks):
         assert_head_parity(shape, size, 16, "sigmoid", torch.float32, device)
 
 
@@ -204,6 +222,19 @@ def test_nan_passes(device):
     inputs[0][0, 3, 2, 0] = float("nan")
     ours, theirs = head((8, 10))(*inputs).isnan(), reference((8, 10))(*inputs).isnan()
     assert theirs.any() and ours[theirs].all() and torch.equal(ours.any(2), theirs.any(2))
+    with with_cudnn():
+        assert torch.equal(head((8, 10))(*inputs).isnan(), theirs)
+
+
+def test_backends(monkeypatch, device):
+    """The table's backend really decides what runs, in each pass."""
+    launches = checks.spied_launches(monkeypatch)
+    inputs = [t.requires_grad_() for t in random_inputs((1, 16, 2, 3), 16, torch.float32, device)]
+    for backend in (contextlib.nullcontext(), with_cudnn()):
+        with backend:
+            head((4, 6))(*inputs).sum().backward()
+    names = [name for name, _ in launches if name.startswith("_depth_head")]
+    assert names == ["_depth_head_kernel"] * 2 + ["_depth_head_epilogue"] * 2
 
 
 def test_memory_formats(device):

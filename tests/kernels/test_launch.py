@@ -67,6 +67,9 @@ def test_using_overrides_one_kernel_only():
         assert launch.config("attention_backward_dq", "sm_90", torch.float16, **shape) != {"n": 7}
         raise RuntimeError
     assert launch.config("attention_forward", "sm_90", torch.float16, **shape) == before
+    with launch.using("attention_forward", {"n": 7}), launch.using("attention_backward_dq", {"n": 8}):
+        assert launch.config("attention_forward", "sm_90", torch.float16, **shape) == {"n": 7}
+        assert launch.config("attention_backward_dq", "sm_90", torch.float16, **shape) == {"n": 8}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """dpt.kernels.reassemble against plain PyTorch, by the rule of parity.py: the readout projection and the transposed convolution."""
 
+import contextlib
 import functools
 import math
 
@@ -14,6 +15,7 @@ from dpt.kernels.reassemble import readout_project, readout_project_ref, transpo
 READOUT_NAMES = ("tokens", "weight", "bias")
 CONV_NAMES = ("x", "weight", "bias")
 READOUT_KERNELS = ("readout_project", "readout_project_backward")
+CUBLAS = {"backend": "cublas", "BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
 
 
 def readout_inputs(batch, patches, features, dtype, device, bias=True):
@@ -55,6 +57,14 @@ def test_readout_parity(batch, patches, features, bias, dtype, device, path):
     assert_readout_parity(readout_inputs(batch, patches, features, dtype, device, bias))
 
 
+@pytest.mark.parametrize("kernel", READOUT_KERNELS)
+@pytest.mark.parametrize(("batch", "patches", "features", "bias"), READOUT, ids=str)
+def test_readout_parity_cublas(batch, patches, features, bias, kernel, dtype, device):
+    """The other backend: PyTorch's product with the epilogue kernel after it, in either pass."""
+    with launch.using(kernel, CUBLAS):
+        assert_readout_parity(readout_inputs(batch, patches, features, dtype, device, bias))
+
+
 CONV = [  # (B, C, H, W), O, s, bias: each stride; fewer and more channels out than in; odd maps, one pixel; tiles that two images share
     ((1, 32, 5, 7), 48, 2, True),
     ((3, 48, 1, 1), 32, 4, True),
@@ -72,6 +82,29 @@ CONV = [  # (B, C, H, W), O, s, bias: each stride; fewer and more channels out t
 def test_conv_parity(shape, channels, stride, bias, dtype, device, path):
     """Output and every gradient; where each tap's pixels go, and nothing between them is left out."""
     assert_conv_parity(conv_inputs(shape, channels, stride, dtype, device, bias))
+
+
+@pytest.mark.parametrize(("shape", "channels", "stride", "bias"), CONV, ids=str)
+def test_conv_parity_cudnn(shape, channels, stride, bias, dtype, device):
+    """The other backend: PyTorch's convolution with the bias after it, channels-last whatever that gives."""
+    inputs = conv_inputs(shape, channels, stride, dtype, device, bias)
+    with launch.using("transposed_conv", {"backend": "cudnn"}):
+        assert_conv_parity(inputs)
+        assert transposed_conv(*inputs).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_backends(monkeypatch, device):
+    """The table's backend really decides what runs, in each pass."""
+    launches = checks.spied_launches(monkeypatch)
+    tokens = [t.requires_grad_() for t in readout_inputs(1, 5, 32, torch.float32, device)]
+    maps = conv_inputs((1, 32, 2, 3), 16, 2, torch.float32, device)
+    for others in ({}, {**dict.fromkeys(READOUT_KERNELS, CUBLAS), "transposed_conv": {"backend": "cudnn"}}):
+        with contextlib.ExitStack() as stack:
+            for kernel, config in others.items():
+                stack.enter_context(launch.using(kernel, config))
+            readout_project(*tokens).sum().backward()
+            transposed_conv(*maps)
+    assert [name for name, _ in launches] == ["_project_kernel"] * 3 + ["_readout_epilogue"] * 2 + ["conv3x3_epilogue"]
 
 
 @pytest.mark.parametrize("kernel", READOUT_KERNELS)
