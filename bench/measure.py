@@ -8,6 +8,7 @@ round; its spread is told beside it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import math
@@ -256,6 +257,20 @@ def _median_seconds(run: Run, device: torch.device, repeats: int = 7) -> float:
     for _ in range(2):
         run(0)
     return percentile([timer(run, 0) for _ in range(repeats)], 0.5)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, as PyTorch does on a GPU; False where the C library is not glibc.
+
+    By default glibc hands blocks over 32 MB back to the system, and the next call finds each page of them missing. What a page costs
+    depends on what else the machine has done: two runs then disagree about whatever writes large maps.
+    """
+    largest_number_of_mappings, trimming_threshold = -4, -1  # mallopt's M_MMAP_MAX and M_TRIM_THRESHOLD
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(largest_number_of_mappings, 0) and mallopt(trimming_threshold, -1))
 
 
 @contextlib.contextmanager

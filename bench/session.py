@@ -90,6 +90,7 @@ class Bench:
             torch.set_num_threads(1)  # small tensors, and perhaps a machine whose cores are taken
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # PyTorch's best: cuDNN tries its algorithms
+        self.memory_kept = self.device.type == "cuda" or (not self.toy and measure.keep_freed_memory())
         self.context = Context(self.device, self.budget, TOY_ROUNDS, toy=self.toy)
         self.before = {} if self.toy else environment.state(self.device)
 
@@ -144,6 +145,7 @@ class Bench:
                 "float32_matmul": torch.backends.cuda.matmul.fp32_precision,
                 "float32_convolution": torch.backends.cudnn.conv.fp32_precision,
                 "cudnn_benchmark": torch.backends.cudnn.benchmark,
+                "freed_memory": "kept" if self.memory_kept else "returned to the system",
             },
             "state": {"before": self.before, "after": environment.state(self.device)},
             "memory": measure.MEMORY[self.device.type],

@@ -295,11 +295,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("batch-size", int),
         ("learning-rate", float),
         ("seed", int),
-        ("coarse", float),
         ("validate-every", int),
         ("checkpoint-every", int),
     ):
         parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--coarse", type=float, metavar="SHARE", help="this share of the steps, the first, sees smaller pictures")
     parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype")
     parser.add_argument("--start-from", metavar="FILE", help="model or checkpoint that gives the encoder, and a decoder and head like ours")
     parser.add_argument("--device", default="cpu")
