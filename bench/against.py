@@ -8,6 +8,7 @@ below the other's by more than the margin.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case, contender in missing:
         print(f"only then: {case}: {contender}")
     apart = sum(not comparison.agrees for comparison in found)
-    print(f"{len(found)} ratios, {apart} apart by more than their spreads")
+    differences = [abs(comparison.now.median / comparison.then.median - 1) for comparison in found]
+    middle = f"; the medians differ by {statistics.median(differences):.1%} in the middle" if differences else ""
+    print(f"{len(found)} ratios, {apart} apart by more than their spreads{middle}")
     return 1 if apart or not found else 0
 
 

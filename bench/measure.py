@@ -24,6 +24,8 @@ Run = Callable[[int], object]  # a contender's run on the input of that index
 
 FLUSH_BYTES = 256 * 1024 * 1024  # more than the L2 cache of any GPU there is
 CONFIDENCE = 0.95
+# All rounds of a run share what its process happened to get (where its memory lies, who else used the caches): so much more, either way.
+BETWEEN_RUNS = 0.02
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
@@ -66,10 +68,13 @@ class Ratio:
 
 
 def ratio(baseline: Sequence[float], contender: Sequence[float]) -> Ratio:
-    """baseline / contender, round by round; the spread is the wider of the median's 95 % interval and the rounds' p20 to p80."""
+    """baseline / contender, round by round. The spread is the wider of the median's 95 % interval and the rounds' p10 to p90, and
+    ``BETWEEN_RUNS`` beyond either end.
+    """
     ratios = [ours / theirs for ours, theirs in zip(baseline, contender, strict=True)]
     low, high = median_interval(ratios)
-    return Ratio(percentile(ratios, 0.5), min(low, percentile(ratios, 0.2)), max(high, percentile(ratios, 0.8)))
+    low, high = min(low, percentile(ratios, 0.1)), max(high, percentile(ratios, 0.9))
+    return Ratio(percentile(ratios, 0.5), low / (1 + BETWEEN_RUNS), high * (1 + BETWEEN_RUNS))
 
 
 @dataclass
