@@ -496,7 +496,8 @@ def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     """Every shipped configuration, forward and backward, for the widths of the smallest Depth Anything model's head and of DPT-Large's."""
     yield from launch.distinct(_cases(family, COMPILED))
     with launch.using("depth_head", CUDNN[-1]), launch.using("depth_head_backward", CUDNN[-1]):
-        yield from _cases(family, COMPILED_CUDNN, "cudnn ")
+        others = list(_cases(family, COMPILED_CUDNN, "cudnn "))
+    yield from others
 
 
 def _cases(family: str, compiled: Sequence[tuple[Any, ...]], backend: str = "") -> Iterator[launch.CompileCase]:

@@ -371,8 +371,8 @@ def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     """Every shipped configuration: the readout of ViT-B forward and backward, and the transposed convolutions of the neck."""
     yield from launch.distinct((*_readout_cases(family, COMPILED_READOUTS), *_conv_cases(family)))
     with launch.using("readout_project", CUBLAS[-1]), launch.using("readout_project_backward", CUBLAS[-1]):
-        for case in _readout_cases(family, COMPILED_CUBLAS, "cublas "):
-            yield replace(case, tensor_cores=False, async_copies=False)
+        others = list(_readout_cases(family, COMPILED_CUBLAS, "cublas "))
+    yield from (replace(case, tensor_cores=False, async_copies=False) for case in others)
 
 
 def _kinds() -> dict[str, tuple[torch.dtype, str, dict[str, Any]]]:
