@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,13 @@ def test_every_op_is_broken():
     changed = {mutation["file"] for file in FILES for mutation in json.loads(file.read_text())}
     kernels = {f"kernels/{path.name}" for path in (mutate.ROOT / "kernels").glob("*.py") if "@triton.jit" in path.read_text()}
     assert kernels <= changed
+
+
+def test_the_tests_of_every_mutation_exist():
+    """Blind spot: a test with another name or other parameters, and a mutation that nothing is run for."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests/kernels"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    lines = subprocess.run(command, cwd=mutate.ROOT, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    collected = {name for line in lines for name in (line, line.split("[")[0])}
+    named = {test for file in FILES for mutation in json.loads(file.read_text()) for test in mutation["tests"] if "::" in test}
+    assert named and not named - collected
