@@ -145,7 +145,7 @@ class Bench:
                 "float32_matmul": torch.backends.cuda.matmul.fp32_precision,
                 "float32_convolution": torch.backends.cudnn.conv.fp32_precision,
                 "cudnn_benchmark": torch.backends.cudnn.benchmark,
-                "freed_memory": "kept" if self.memory_kept else "returned to the system",
+                "freed_memory": "kept" if self.memory_kept else "as the C library does",
             },
             "state": {"before": self.before, "after": environment.state(self.device)},
             "memory": measure.MEMORY[self.device.type],

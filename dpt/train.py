@@ -49,6 +49,10 @@ class Recipe:
     data_term: str = "squared"  # of the depth loss, as is the next
     gradient_weight: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.coarse <= 1:
+            raise ValueError(f"coarse is {self.coarse}: must be a share of the steps, from 0 to 1")
+
 
 RECIPES = {
     recipe.model: recipe

@@ -321,7 +321,8 @@ def _launch(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision=None) -
     backward = grad is not None
     precision = precision or input_precision(x.dtype)
     name = "depth_head_backward" if backward else "depth_head"
-    options = launch.config(name, launch.device_family(x.device), x.dtype, C=channels, precision=precision)
+    pixels = batch * height * width
+    options = launch.config(name, launch.device_family(x.device), x.dtype, C=channels, pixels=pixels, precision=precision)
     cudnn = options.pop("backend") == "cudnn"
     step = options["BLOCK_W"] if cudnn else _columns_per_program(source_width, width, options["BLOCK_W"], options["SOURCE_W"])
     columns = triton.cdiv(width, step)

@@ -151,9 +151,10 @@ def _readout_epilogue(
     )
 
 
-def _config(name: str, x: torch.Tensor, columns: int, depth: int, precision: str) -> tuple[str, dict[str, Any]]:
-    """The backend, and the rest of the configuration, of x's product with (columns, depth) weights."""
-    config = launch.config(name, launch.device_family(x.device), x.dtype, columns=columns, depth=depth, precision=precision)
+def _config(name: str, x: torch.Tensor, rows: int, columns: int, depth: int, precision: str) -> tuple[str, dict[str, Any]]:
+    """The backend, and the rest of the configuration, of the product of ``rows`` rows of x with (columns, depth) weights."""
+    family = launch.device_family(x.device)
+    config = launch.config(name, family, x.dtype, rows=rows, columns=columns, depth=depth, precision=precision)
     return config.pop("backend"), config
 
 
@@ -192,7 +193,7 @@ def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
     weight, of_class = weight[:, :features], weight[:, features:]
     image_bias = F.linear(tokens[:, 0], of_class, bias)  # (B, D)
     name = "readout_project" if grad is None else "readout_project_backward"
-    backend, config = _config(name, tokens, features, features, precision)
+    backend, config = _config(name, tokens, images * positions, features, features, precision)
     out = result = torch.empty((images, positions + (grad is not None), features), dtype=tokens.dtype, device=tokens.device)
     if grad is not None:
         result[:, 0] = 0
@@ -295,7 +296,7 @@ def _transposed_conv(x, weight, bias, precision) -> torch.Tensor:
     x = channels_last(x)
     channels, stride = weight.shape[1], weight.shape[-1]
     height, width = x.shape[2:]
-    backend, config = _config("transposed_conv", x, channels, x.shape[1], precision)
+    backend, config = _config("transposed_conv", x, x.shape[0] * height * width, channels, x.shape[1], precision)
     bias = None if bias is None else bias.contiguous()
     if backend == "cudnn":
         return add_bias(F.conv_transpose2d(x, weight, stride=stride), bias)

@@ -19,6 +19,33 @@ def test_every_entry_is_compiled(family):
     assert {(kernel, json.dumps(entry["when"])) for kernel, entries in table.items() for entry in entries} == used
 
 
+CHOICES = {  # every kernel with a choice of backends: what its launcher calls the size of a map
+    "conv3x3": "pixels",
+    "depth_head": "pixels",
+    "depth_head_backward": "pixels",
+    "readout_project": "rows",
+    "readout_project_backward": "rows",
+    "transposed_conv": "rows",
+}
+
+
+def test_a_backend_can_be_chosen_by_size(monkeypatch):
+    """The launcher of each tells the table how large the map is, so that small ones can have an entry of their own."""
+    asked, config = {}, launch.config
+
+    def spied(name, *args, **shape):
+        asked.setdefault(name, []).append(shape)
+        return config(name, *args, **shape)
+
+    monkeypatch.setattr(launch, "config", spied)
+    for module in compiled.op_modules().values():
+        list(module.compile_cases("sm_90"))
+    for kernel, size in CHOICES.items():
+        assert asked[kernel] and all(shape[size] > 0 for shape in asked[kernel])
+    named = {kernel for kernel, entries in launch.load_table("sm_90").items() if any("backend" in entry["config"] for entry in entries)}
+    assert named == set(CHOICES)
+
+
 TUNED = {  # of every kernel's configurations: the calls that take each
     "layernorm_linear": [functools.partial(layernorm_linear_case, activation="gelu")],
     "linear_residual": [linear_residual_case],

@@ -235,6 +235,13 @@ def test_the_first_steps_see_coarse_pictures(data, tmp_path):
     assert [tuple(targets.shape[1:]) for _, targets in run._batches()] == [(192, 192)] * 2
 
 
+def test_a_share_is_from_0_to_1():
+    """Blind spot: a number of steps taken for a share, and a training that is coarse to its end."""
+    for coarse in (-0.1, 1.5, 4500, float("nan")):
+        with pytest.raises(ValueError, match=f"coarse is {coarse}: must be a share"):
+            Recipe(model="dpt-tiny-depth", coarse=coarse)
+
+
 def test_evaluate_scores_truth_as_perfect_and_beats_trivial(data):
     """Blind spot: a metric fed the wrong way round."""
     for task, worst in (("depth", "constant"), ("segmentation", "commonest class")):
