@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .upsample import bilinear_source, check_map, check_size, gather_bilinear, upsample_bilinear_ref
+from .upsample import SIDES, bilinear_source, check_map, check_size, gather_bilinear, upsample_bilinear_ref
 from .workload import FORWARD, RARE, Inputs, Workload, combinations
 
 MAX_CLASSES = 32767  # of int16
@@ -45,7 +45,7 @@ def label_dtype(classes: int) -> torch.dtype:
     return torch.uint8 if classes <= 256 else torch.int16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIDES, "stride_b", "stride_y"], do_not_specialize_on_alignment=["stride_k"])
 def _upsample_argmax_kernel(
     logits_ptr,  # (B, K, h, w)
     labels_ptr,  # (B, H', W')
@@ -60,9 +60,13 @@ def _upsample_argmax_kernel(
     target_width,
     CLASSES: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
+    ALIGNED: tl.constexpr,  # whether 16 divides the strides of images, rows and pixels
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    if ALIGNED:  # not left to Triton's own look at each argument: that would compile again for other widths
+        stride_b = tl.multiple_of(stride_b, 16)
+        stride_y = tl.multiple_of(stride_y, 16)
     pixels = target_height * target_width
     blocks = tl.cdiv(pixels, BLOCK_P)
     image = (tl.program_id(0) // blocks).to(tl.int64)
@@ -115,6 +119,7 @@ def _forward(logits: torch.Tensor, height: int, width: int, align_corners: bool,
         *sides,
         CLASSES=classes,
         ALIGN_CORNERS=align_corners,
+        ALIGNED=all(logits.stride(dimension) % 16 == 0 for dimension in (0, 2, 3)),
         **options,
     )
     return labels, confidence

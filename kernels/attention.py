@@ -34,6 +34,7 @@ from .workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, co
 
 LOG2_E = math.log2(math.e)
 SMALL_TAIL = 16  # the least width of a dot
+COUNTS = ["N", "H"]  # of tokens and heads: nothing in the code depends on whether 16 divides them
 FEW_PICTURES = 2  # up to so many, large blocks of queries leave multiprocessors without work: the tuning proposes an entry of its own
 
 
@@ -143,7 +144,7 @@ def _attend(q, k, v, acc, top, total, scale_log2, keys_left, MASKED: tl.constexp
     return acc, new_top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def attention_forward(
     qkv_ptr,  # (B, N, 3, H, D)
     q_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
@@ -199,7 +200,7 @@ def _dq_step(q, dout, k, v, lse, delta, dq, scale_log2, keys_left, MASKED: tl.co
     return tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def attention_backward_dq(
     qkv_ptr,  # (B, N, 3, H, D)
     q_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
@@ -269,7 +270,7 @@ def _dkv_step(q, dout, k, v, lse, delta, dk, dv, scale_log2, PRECISION: tl.const
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def attention_backward_dkv(
     qkv_ptr,  # (B, N, 3, H, D)
     q_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None

@@ -132,7 +132,7 @@ def _finish(
     _store_tile(out, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
     x,  # (rows, depth); this and the other matrices are pointers, or descriptors if DESCRIPTOR
     weight,  # (columns, depth); for the epilogue "gelu_gradient" (depth, columns)
@@ -194,7 +194,7 @@ def linear_kernel(
         _finish(right, bias, scale, extra, out, pre, row, column + HALF, rows, columns, BLOCK_M, HALF, EPILOGUE, DESCRIPTOR)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def weight_gradient_kernel(
     grad,  # (rows, columns); this and the other matrices are pointers, or descriptors if DESCRIPTOR
     x,  # (rows, depth)

@@ -76,7 +76,7 @@ def layernorm_linear(
     return torch.ops.dpt.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, activation == "gelu", save)[0]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def layernorm_backward_kernel(
     grad,  # (rows, depth): the gradient of the normalised, scaled and shifted rows
     x,  # (rows, depth)

@@ -55,20 +55,20 @@ def transposed_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     return F.conv_transpose2d(x, weight, bias, stride=weight.shape[-1])
 
 
-@triton.jit(do_not_specialize=["images", "positions", "width"])
+@triton.jit(do_not_specialize=["images", "positions", "width", "x_rows", "out_rows"])
 def _project_kernel(
-    x_ptr,  # (images, positions, DEPTH), images x_stride apart
+    x_ptr,  # (images, positions, DEPTH), images x_rows rows apart: so the compiler sees what divides their distance
     weight_ptr,  # (STRIDE * STRIDE, COLUMNS, DEPTH), rows weight_stride apart
     bias_ptr,  # (images, COLUMNS), images bias_stride apart; or None
     grad_ptr,  # (images, positions, COLUMNS): what GELU's slope is multiplied with, instead of storing GELU; or None
-    out_ptr,  # (images, height * STRIDE, width * STRIDE, COLUMNS), images out_stride apart; positions = height * width
+    out_ptr,  # (images, height * STRIDE, width * STRIDE, COLUMNS), images out_rows pixels apart; positions = height * width
     images,
     positions,
     width,
-    x_stride,
+    x_rows,
     weight_stride,
     bias_stride,
-    out_stride,
+    out_rows,
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -88,7 +88,7 @@ def _project_kernel(
     column_exists = column < COLUMNS
     image = (row // positions).to(tl.int64)
     position = row % positions
-    x_row = x_ptr + image * x_stride + position.to(tl.int64) * DEPTH
+    x_row = x_ptr + (image * x_rows + position) * DEPTH
     weight_row = weight_ptr + (tap * COLUMNS + column).to(tl.int64) * weight_stride
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k in range(0, DEPTH, BLOCK_K):
@@ -98,14 +98,14 @@ def _project_kernel(
         accumulator = tl.dot(x, weight, accumulator, input_precision=PRECISION)
     mask = row_exists[:, None] & column_exists[None, :]
     _finish(
-        accumulator, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, bias_stride, out_stride,
+        accumulator, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, bias_stride, out_rows,
         COLUMNS, STRIDE, GELU,
     )  # fmt: skip
 
 
 @triton.jit
 def _finish(
-    accumulator, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, bias_stride, out_stride,
+    accumulator, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, bias_stride, out_rows,
     COLUMNS: tl.constexpr, STRIDE: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     """Everything after the product, and the store."""
@@ -117,21 +117,21 @@ def _finish(
     elif GELU:
         accumulator = _gelu(accumulator)
     target = ((position // width) * STRIDE + tap // STRIDE).to(tl.int64) * (width * STRIDE) + position % width * STRIDE + tap % STRIDE
-    out_ptr += image[:, None] * out_stride + target[:, None] * COLUMNS + column[None, :]
+    out_ptr += (image * out_rows + target)[:, None] * COLUMNS + column[None, :]
     tl.store(out_ptr, accumulator.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["images", "positions"])
+@triton.jit(do_not_specialize=["images", "positions", "product_rows", "out_rows"])
 def _readout_epilogue(
-    product_ptr,  # (images, positions, COLUMNS), images product_stride apart
+    product_ptr,  # (images, positions, COLUMNS), images product_rows rows apart
     bias_ptr,  # (images, COLUMNS); this and the rest as of _project_kernel
     grad_ptr,
     out_ptr,
     images,
     positions,
-    product_stride,
+    product_rows,
     bias_stride,
-    out_stride,
+    out_rows,
     COLUMNS: tl.constexpr,
     GELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -144,11 +144,9 @@ def _readout_epilogue(
     image = (row // positions).to(tl.int64)
     position = row % positions
     mask = (row < images * positions)[:, None] & (column < COLUMNS)[None, :]
-    product_ptr += image[:, None] * product_stride + position.to(tl.int64)[:, None] * COLUMNS + column[None, :]
+    product_ptr += (image * product_rows + position)[:, None] * COLUMNS + column[None, :]
     product = tl.load(product_ptr, mask=mask, other=0.0).to(tl.float32)
-    _finish(
-        product, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, 0, positions, bias_stride, out_stride, COLUMNS, 1, GELU
-    )
+    _finish(product, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, 0, positions, bias_stride, out_rows, COLUMNS, 1, GELU)
 
 
 def _config(name: str, x: torch.Tensor, rows: int, columns: int, depth: int, precision: str) -> tuple[str, dict[str, Any]]:
@@ -173,10 +171,10 @@ def _launch(x, weight, bias, out, *, width, stride, precision, config, gelu=Fals
         images,
         positions,
         width,
-        x.stride(0),
+        x.stride(0) // depth,
         weight.stride(-2),
         bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
-        out.stride(0),
+        out.stride(0) // columns,
         DEPTH=depth,
         COLUMNS=columns,
         STRIDE=stride,
@@ -206,7 +204,7 @@ def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
     blocks = triton.cdiv(images * positions, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
     launch.launch(
         _readout_epilogue, (blocks,), product, image_bias, grad, out, images, positions,
-        product.stride(0), image_bias.stride(0), out.stride(0), COLUMNS=features, GELU=grad is None, **config,
+        product.stride(0) // features, image_bias.stride(0), out.stride(0) // features, COLUMNS=features, GELU=grad is None, **config,
     )  # fmt: skip
     return result
 

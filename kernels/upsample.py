@@ -90,7 +90,10 @@ def gather_bilinear(x_ptr, source_y, source_x, stride_y, stride_x, channel_offse
     return (1 - weight_y) * upper + weight_y * lower
 
 
-@triton.jit
+SIDES = ["source_height", "source_width", "target_height", "target_width"]
+
+
+@triton.jit(do_not_specialize=SIDES)
 def _upsample_kernel(
     x_ptr,  # (B, H, W, C)
     out_ptr,  # (B, H', W', C)
@@ -126,7 +129,7 @@ def _weight_of(source, target, source_side, target_side, ALIGN_CORNERS: tl.const
     return tl.where(target < target_side, found, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIDES, "window_y", "window_x"])
 def _upsample_backward_kernel(
     grad_ptr,  # (B, H', W', C): with respect to the resized map
     out_ptr,  # (B, H, W, TAPS * TAPS, C)
