@@ -1,12 +1,16 @@
 """Compile every shipped configuration for every architecture, without a GPU, and read what came out.
 
-    python -m dpt.kernels.compiled [--kernel attention] [--arch sm_90] [--write]
+    python -m dpt.kernels.compiled [--kernel attention] [--cases bench.launches] [--arch sm_90] [--draw 8] [--afresh] [--write]
 
-Each op module's ``compile_cases(family)`` gives the launches (``launch.record``); Triton compiles them for the family's architecture, and
-cuobjdump and nvdisasm, which come with Triton, read registers, stack and instructions off the binary. A case fails on spills, on
-serialised warpgroup MMAs, on more shared or tensor memory than the architecture has, and on missing tensor-core instructions or
-asynchronous copies. ``--write`` writes the tables of ``kernels/compiled-code/``. sm_86 is compiled only when asked for: it runs the
-configurations of sm_89, whose shared memory it has, with the instructions of sm_80.
+Each op module's ``compile_cases(family)`` gives the launches (``launch.record``), and so does any other module named by ``--cases``; Triton
+compiles them for the family's architecture, and cuobjdump and nvdisasm, which come with Triton, read registers, stack and instructions
+off the binary. A case fails on spills, on serialised warpgroup MMAs, on more shared or tensor memory than the architecture has, and on
+missing tensor-core instructions or asynchronous copies. sm_86 is compiled only when asked for: it runs the configurations of sm_89, whose
+shared memory it has, with the instructions of sm_80.
+
+What is recorded (``ledger``) for a case's key is not compiled again, but for ``--draw`` of them a module and family, drawn at random, whose
+facts have to come out as they are recorded; ``--afresh`` compiles everything. ``--write`` writes the record and the tables of
+``kernels/compiled-code/``.
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ import io
 import json
 import multiprocessing
 import os
+import random
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +39,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import launch
+from . import launch, ledger
 
-TABLES = Path(__file__).parent / "compiled-code"
+TABLES = ledger.FOLDER
 # The tables in the repository were made by this version; another's code differs, and so do its registers.
 TABLE_TRITON = "3.7.1"
-INFRASTRUCTURE = ("launch", "compiled", "tune")
+INFRASTRUCTURE = ("launch", "ledger", "compiled", "tune")
 KB = 1024
 
 
@@ -85,6 +90,7 @@ class Report:
     serialised: bool
     instructions: dict[str, int]
     problems: tuple[str, ...] = ()
+    key: str = ""
 
     @property
     def ctas_per_sm(self) -> int:
@@ -103,13 +109,15 @@ class Report:
 
 
 class _CompileOnly:
-    """Stands in for Triton's CUDA driver: compiles for one target, launches nothing."""
+    """Stands in for Triton's CUDA driver: compiles for one target, launches nothing. Devices beyond FORGETFUL compile nothing either."""
 
-    def __init__(self, family: str):
-        self.capability = int(family.removeprefix("sm_"))
+    FORGETFUL = 1000
+
+    def __init__(self, capability: int, forgetful: bool = False):
+        self.capability, self.device = capability, capability + self.FORGETFUL * forgetful
 
     def get_current_device(self) -> int:
-        return self.capability
+        return self.device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -118,22 +126,35 @@ class _CompileOnly:
         return GPUTarget("cuda", self.capability, 32)
 
 
+@contextlib.contextmanager
+def _compiling_for(family: str, forgetful: bool = False) -> Iterator[_CompileOnly]:
+    """Triton compiles for ``family`` instead of the machine's own GPU."""
+    launching = driver.active if torch.cuda.is_available() else None
+    target = _CompileOnly(int(family.removeprefix("sm_")), forgetful)
+    driver.set_active(target)
+    try:
+        yield target
+    finally:
+        if launching is not None:
+            driver.set_active(launching)
+
+
+def key_of(case: launch.CompileCase) -> str:
+    """The case's key in the record; nothing is compiled."""
+    with _compiling_for(case.family, forgetful=True) as target:
+        return ledger.key_asked_for(lambda: case.function.warmup(*case.args, grid=(1,), **case.kwargs), target.capability)
+
+
 def _compile(case: launch.CompileCase, afresh: bool = False) -> tuple[Any, str]:
     """Triton's compiled kernel and what ptxas said; it says nothing if the binary came from Triton's cache, unless ``afresh``."""
-    said = io.StringIO()
-    knobs, launching = triton.knobs, driver.active if torch.cuda.is_available() else None
-    target = _CompileOnly(case.family)
-    driver.set_active(target)
-    if afresh:
-        case.function.device_caches.pop(target.get_current_device(), None)
-    try:
+    said, knobs = io.StringIO(), triton.knobs
+    with _compiling_for(case.family) as target:
+        if afresh:
+            case.function.device_caches.pop(target.device, None)
         with contextlib.redirect_stdout(said), knobs.nvidia.scope(), knobs.compilation.scope():
             knobs.nvidia.dump_ptxas_log = True
             knobs.compilation.always_compile = afresh
             kernel = case.function.warmup(*case.args, grid=(1,), **case.kwargs)
-    finally:
-        if launching is not None:
-            driver.set_active(launching)
     return kernel, said.getvalue()
 
 
@@ -160,33 +181,49 @@ def _cache(cubin: bytes) -> Path:
     return Path(triton.knobs.cache.dir) / "dpt-compiled" / f"{key}.json"
 
 
-def measure(case: launch.CompileCase) -> Report:
-    """Compile ``case`` for its family's architecture and report on the binary."""
+def facts(case: launch.CompileCase) -> ledger.Facts:
+    """Compile ``case`` for its family's architecture and read off the binary what the gates and the launcher need to know.
+
+    ``parameters``: of the kernel's entry point; ``descriptors``: how the launcher has to encode each tensor map.
+    """
     kernel, said = _compile(case)
     cache = _cache(kernel.asm["cubin"])
     if cache.exists():
-        facts = json.loads(cache.read_text())
+        found = json.loads(cache.read_text())
     else:
         if "ptxas info" not in said:
             kernel, said = _compile(case, afresh=True)
         registers, stack, counts = _disassemble(kernel.asm["cubin"])
         serialised = re.search(r"C75\d\d|wgmma.*serialized", said) is not None
-        facts = {"registers": registers, "stack": stack, "instructions": counts, "serialised": serialised}
+        found = {"registers": registers, "stack": stack, "instructions": counts, "serialised": serialised}
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(facts))
+        partial.write_text(json.dumps(found))
         partial.replace(cache)
     metadata = kernel.metadata
-    report = Report(
-        name=case.name,
-        family=case.family,
-        warps=metadata.num_warps,
-        stages=metadata.num_stages,
-        shared=metadata.shared,
-        tensor_memory=metadata.tmem_size or 0,
-        **facts,
-    )
-    return Report(**{**asdict(report), "problems": tuple(problems(case, report))})
+    return {
+        "kernel": case.function.__name__,
+        "warps": metadata.num_warps,
+        "stages": metadata.num_stages,
+        **found,
+        "shared": metadata.shared,
+        "tensor_memory": metadata.tmem_size or 0,
+        "parameters": kernel.asm["ptx"].split(".visible .entry")[1].split(")")[0].count(".param ."),
+        "descriptors": getattr(metadata, "tensordesc_meta", None) or [],
+    }
+
+
+def report(case: launch.CompileCase, found: ledger.Facts, key: str = "") -> Report:
+    """The facts about a case's binary, held to the gates."""
+    of_binary = {name: found[name] for name in Report.__dataclass_fields__ if name in found}
+    counts = {**dict.fromkeys(INSTRUCTIONS, 0), **found["instructions"]}
+    made = Report(**{**of_binary, "name": case.name, "family": case.family, "instructions": counts, "key": key})
+    return replace(made, problems=tuple(problems(case, made)))
+
+
+def measure(case: launch.CompileCase) -> Report:
+    """Compile ``case`` for its family's architecture and report on the binary."""
+    return report(case, facts(case))
 
 
 def problems(case: launch.CompileCase, report: Report) -> Iterable[str]:
@@ -216,32 +253,69 @@ def op_modules() -> dict[str, Any]:
     return {stem: module for stem, module in modules.items() if hasattr(module, "compile_cases")}
 
 
-def cases(op: str, family: str) -> list[launch.CompileCase]:
-    """The compile cases of ``op``; ValueError if two share a name, for then the table hides one, or if an entry of the table is in none."""
-    found = list(importlib.import_module(f".{op}", __package__).compile_cases(family))
+def cases(source: str, family: str) -> list[launch.CompileCase]:
+    """The compile cases of an op, or of another module by its full name; ValueError if two of an op share a name, for then the table hides
+    one, or if an entry of the table is in none."""
+    is_op = "." not in source
+    found = list(importlib.import_module(f".{source}" if is_op else source, __package__).compile_cases(family))
+    if not is_op:
+        return found
     used = {entry for case in found for entry in case.used}
     kernels = {kernel for kernel, _ in used}
     shipped = {(k, json.dumps(entry["when"])) for k, entries in launch.load_table(family).items() if k in kernels for entry in entries}
     if shipped - used:
-        raise ValueError(f"{op} on {family}: configurations that no compile case uses: {sorted(shipped - used)}")
+        raise ValueError(f"{source} on {family}: configurations that no compile case uses: {sorted(shipped - used)}")
     names = [case.name for case in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{op} on {family}: compile cases share a name: {', '.join(twice)}")
+        raise ValueError(f"{source} on {family}: compile cases share a name: {', '.join(twice)}")
     return found
 
 
-def _measure_all(work: tuple[str, str]) -> tuple[str, str, list[Report]]:
-    op, family = work
-    return op, family, [measure(case) for case in cases(op, family)]
+@dataclass(frozen=True)
+class _Work:
+    """The cases of one source and family. ``draw``: how many of the recorded ones are compiled all the same, by ``seed``; None: all."""
+
+    source: str
+    family: str
+    draw: int | None
+    seed: int
 
 
-def measure_all(ops: Sequence[str], families: Sequence[str], processes: int = 2) -> dict[str, list[Report]]:
-    """Op -> its reports on every family, in order, measured by ``processes`` fresh processes."""
-    work = [(op, family) for op in ops for family in families]
+def _measure_all(work: _Work) -> tuple[_Work, list[Report], dict[str, ledger.Facts]]:
+    """A report for each specialisation of the cases (the first case that leads to it names it), and their facts by key."""
+    different: dict[str, launch.CompileCase] = {}
+    for case in cases(work.source, work.family):
+        different.setdefault(key_of(case), case)
+    recorded = {key: found for key, found in ledger.read(work.family).items() if key in different}
+    drawn = set(recorded) if work.draw is None else set(random.Random(work.seed).sample(sorted(recorded), min(work.draw, len(recorded))))
+    reports, known = [], {}
+    for key, case in different.items():
+        known[key] = recorded[key] if key in recorded and key not in drawn else _without_zeros(facts(case))
+        made = report(case, known[key], key)
+        if key in drawn and known[key] != recorded[key]:
+            made = replace(made, problems=(*made.problems, f"recorded as {recorded[key]}, compiled to {known[key]}"))
+        reports.append(made)
+    return work, reports, known
+
+
+def _without_zeros(found: ledger.Facts) -> ledger.Facts:
+    """The facts as they are recorded, which is short."""
+    return json.loads(json.dumps({**found, "instructions": {name: count for name, count in found["instructions"].items() if count}}))
+
+
+def measure_all(
+    sources: Sequence[str], families: Sequence[str], draw: int | None = 0, seed: int = 0, processes: int = 2
+) -> tuple[dict[str, list[Report]], dict[str, dict[str, ledger.Facts]]]:
+    """Source -> its reports on every family, in order; family -> key -> facts; measured by ``processes`` fresh processes."""
+    work = [_Work(source, family, draw, seed) for source in sources for family in families]
+    done: dict[tuple[str, str], list[Report]] = {}
+    known: dict[str, dict[str, ledger.Facts]] = {family: {} for family in families}
     with multiprocessing.get_context("spawn").Pool(min(processes, len(work))) as pool:
-        done = {(op, family): reports for op, family, reports in pool.imap_unordered(_measure_all, work)}
-    return {op: [report for family in families for report in done[op, family]] for op in ops}
+        for each, reports, found in pool.imap_unordered(_measure_all, work):
+            done[each.source, each.family] = reports
+            known[each.family] |= found
+    return {source: [report for family in families for report in done[source, family]] for source in sources}, known
 
 
 def table(op: str, reports: Sequence[Report]) -> str:
@@ -268,29 +342,47 @@ def _row(report: Report) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile, print, and with ``--write`` write the tables; 1 if a case has a problem."""
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     ops = sorted(op_modules())
     parser = argparse.ArgumentParser(prog="python -m dpt.kernels.compiled", description=__doc__.split("\n")[0])
     parser.add_argument("--kernel", action="append", choices=ops, help="an op's module; default: all")
+    parser.add_argument("--cases", action="append", default=[], metavar="MODULE", help="another module with compile_cases(family)")
     parser.add_argument("--arch", action="append", choices=list(ARCHITECTURES), help="default: all but sm_86")
-    parser.add_argument("--write", action="store_true", help="write kernels/compiled-code/<op>.md")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="compile so many recorded cases all the same; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--afresh", action="store_true", help="compile all of them")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="write the record, and the tables kernels/compiled-code/<op>.md")
     parser.add_argument("--json", type=Path, help="write the reports to this file, for the tests")
     options = parser.parse_args(arguments)
+    options.sources = [*(options.kernel or ops), *options.cases]
     if launch.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: interpreted functions cannot be compiled, start again without it")
-    if options.write and options.arch:
-        parser.error("--write needs every architecture: leave --arch out")
+    if options.write and (options.arch or options.kernel or not options.cases):
+        parser.error("--write needs everything: leave --arch and --kernel out, and name the models' launches, --cases bench.launches")
     if options.write and triton.__version__ != TABLE_TRITON:
         parser.error(f"--write needs triton {TABLE_TRITON}, this is {triton.__version__}")
-    found = measure_all(options.kernel or ops, options.arch or DEFAULT_FAMILIES)
-    for op, reports in found.items():
-        print(table(op, reports))
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, print, and with ``--write`` write the record and the tables; 1 if a case has a problem."""
+    options = _options(arguments)
+    families = options.arch or DEFAULT_FAMILIES
+    draw = None if options.afresh else options.draw
+    found, known = measure_all(options.sources, families, draw, options.seed, options.processes)
+    for source, reports in found.items():
+        if "." in source:
+            print(f"{source}: {len(reports)} specialisations")
+            continue
+        print(table(source, reports))
         if options.write:
-            TABLES.mkdir(exist_ok=True)
-            (TABLES / f"{op}.md").write_text(table(op, reports))
+            (TABLES / f"{source}.md").write_text(table(source, reports))
+    if options.write:
+        for family, facts_by_key in known.items():
+            ledger.write(family, facts_by_key)
     if options.json:
-        options.json.write_text(json.dumps({op: [asdict(r) for r in reports] for op, reports in found.items()}))
+        options.json.write_text(json.dumps({source: [asdict(r) for r in reports] for source, reports in found.items()}))
     failures = [f"{r.family} {r.name}: {problem}" for reports in found.values() for r in reports for problem in r.problems]
     print("\n".join(failures), file=sys.stderr)
     return 1 if failures else 0
