@@ -43,8 +43,11 @@ INTERPRETED_FAMILY_VARIABLE = "DPT_KERNELS_FAMILY"
 def has_kernels(tensor: torch.Tensor) -> bool:
     """Whether there are kernels for the device of ``tensor``.
 
-    True for tensors on an NVIDIA GPU of compute capability 8.0 or newer, and for CPU tensors in Triton's interpreter.
+    True for tensors on an NVIDIA GPU of compute capability 8.0 or newer, for CPU tensors in Triton's interpreter, and for all while
+    launches are recorded.
     """
+    if _recorder.get() is not None:
+        return True
     if tensor.is_cuda:
         return torch.version.hip is None and torch.cuda.get_device_properties(tensor.device).major >= 8
     return tensor.device.type == "cpu" and INTERPRETED
@@ -219,9 +222,21 @@ def _specialisation(arg: Any) -> Any:
         return arg.base.dtype, tuple(arg.block_shape)
     if isinstance(arg, torch.Tensor):
         return arg.dtype, arg.data_ptr() % 16 == 0
+    if isinstance(arg, tuple):
+        return tuple(map(_specialisation, arg))
     if isinstance(arg, int):
         return arg == 1, arg % 16 == 0, arg >= 2**31
     return type(arg)
+
+
+def _stand_in(arg: Any) -> Any:
+    """``arg`` with tensors that hold no memory: of its dtype, and as far from an address that 16 divides."""
+    if isinstance(arg, torch.Tensor):
+        beyond = arg.data_ptr() % 16 // arg.element_size()
+        return torch.empty(beyond + 1, dtype=arg.dtype, device="meta")[beyond:]
+    if isinstance(arg, TensorDescriptor):
+        return replace(arg, base=_stand_in(arg.base))
+    return tuple(map(_stand_in, arg)) if isinstance(arg, tuple) else arg
 
 
 class _Recorder:
@@ -251,7 +266,8 @@ def record(
 ) -> list[CompileCase]:
     """The compile cases of the launches that ``launcher(*args, **kwargs)`` makes for ``family``: nothing runs.
 
-    Give it tensors on the meta device. So what is compiled without a GPU is what is launched on one, argument for argument.
+    Give it tensors on the meta device, or a CPU's whose memory nobody touches; the cases keep their dtype and alignment alone. So what is
+    compiled without a GPU is what is launched on one, argument for argument.
     """
     with _recording(family) as recorder:
         launcher(*args, **kwargs)
@@ -280,7 +296,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> Non
     """
     recorder = _recorder.get()
     if recorder is not None:
-        recorder.launches.append((kernel, args, kwargs))
+        recorder.launches.append((kernel, tuple(_stand_in(arg) for arg in args), kwargs))
         return
     if 0 in grid:
         return
