@@ -5,6 +5,7 @@ For what a model launches, on a machine without a GPU. Tensors are a CPU's; thei
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,22 +13,29 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What does run: it makes tensors without filling them, or asks about them. What is asked of values is told of memory that holds none.
+# What does run: it makes tensors without filling them, or asks about them.
 RUNS = ("empty", "empty_strided", "empty_like", "new_empty", "set_", "resize_", "is_same_size", "item", "_local_scalar_dense", "lift_fresh")
-COPIES_IF_IT_MUST = ("contiguous", "reshape", "to", "flatten")  # else they give a view
-TRUE = ("equal", "allclose", "is_nonzero")
+COPIES_IF_IT_MUST = ("contiguous", "reshape", "to", "flatten")  # else these give a view
+TRUE = ("equal", "allclose", "is_nonzero")  # what is said of values, where there are none
 
 
 class Hollow(TorchDispatchMode):
-    """In this mode PyTorch's own ops compute nothing, and the ops of `dpt.kernels` run their launchers."""
+    """In this mode PyTorch's own ops compute nothing. The ops of `dpt.kernels` run their launchers; or, if ``called`` is given, it is told
+    (name, arguments) of each, and they compute nothing either."""
+
+    def __init__(self, called: Callable[[str, tuple[Any, ...]], None] | None = None):
+        super().__init__()
+        self.called = called
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name
-        if func.namespace == "dpt":
+        if func.namespace == "dpt" and self.called is None:
             with self:
-                return OPDEFS[name]._init_fn(*args, **kwargs)
+                return implementation(name)(*args, **kwargs)
+        if func.namespace == "dpt":
+            self.called(name, args)
         short = name.removeprefix("aten::")
-        if short in RUNS or (func.is_view and short not in COPIES_IF_IT_MUST) or short == "_unsafe_view":
+        if short in RUNS or short == "_unsafe_view" or (func.is_view and short not in COPIES_IF_IT_MUST):
             return func(*args, **kwargs)
         if short in TRUE:
             return True
@@ -38,6 +46,11 @@ class Hollow(TorchDispatchMode):
         if short in COPIES_IF_IT_MUST and found.untyped_storage()._cdata == given[0][0].untyped_storage()._cdata:
             return func(*args, **kwargs)
         return pytree.tree_map(_from_meta, found)
+
+
+def implementation(name: str) -> Callable[..., Any]:
+    """What an op of `dpt.kernels`, "dpt::attention", does with real tensors."""
+    return OPDEFS[name]._init_fn
 
 
 def _to_meta(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Every launch that the named models make: cases for the gate on compiled code, `python -m dpt.kernels.compiled --cases bench.launches`.
 
-A model runs hollow (`hollow.py`) while its launches are recorded: forward in every dtype, training with batch norms in either form, and
-under autocast. What differs between pictures is in the sizes below; that these are enough is tested with other sizes (`tests/host`).
+A model runs hollow (`hollow.py`), forward in every dtype, in training with batch norms in either form, and under autocast; what it calls of
+the ops is kept, each different call once, and called again for each GPU family while the launches are recorded. What differs between
+pictures is in the sizes below; that these are enough is tested with other sizes (`tests/host`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from dpt.config import CONFIGS, DPTConfig
 from dpt.kernels import compiled, launch
 from dpt.kernels.workload import float32_products
 
-from .hollow import Hollow
+from .hollow import Hollow, implementation
 
 BLOCKS = 4  # of an encoder: each is like the next
 HALVES = (torch.bfloat16, torch.float16)
+ALIGNMENT = 16  # bytes; what Triton asks of an address
 
 
 @dataclass(frozen=True)
@@ -59,32 +61,69 @@ def _runs() -> Iterator[Run]:
 RUNS = tuple(_runs())
 
 
+@dataclass(frozen=True)
+class Memory:
+    """A tensor that was an argument: all of it but its numbers. ``beyond``: elements from an address that ``ALIGNMENT`` divides."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    beyond: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Memory:
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.data_ptr() % ALIGNMENT // tensor.element_size())
+
+    def tensor(self) -> torch.Tensor:
+        """One like it, whose memory nobody has touched."""
+        size = 1 + sum((side - 1) * stride for side, stride in zip(self.shape, self.stride, strict=True)) if 0 not in self.shape else 0
+        return torch.empty(self.beyond + size, dtype=self.dtype).as_strided(self.shape, self.stride, self.beyond)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an op, "dpt::attention", where float32 products are of ``precision``."""
+
+    op: str
+    arguments: tuple[Any, ...]
+    precision: str
+
+    def again(self) -> None:
+        """Make it; where launches are recorded, or a driver launches nothing."""
+        arguments = (value.tensor() if isinstance(value, Memory) else value for value in self.arguments)
+        with Hollow(), torch.no_grad(), float32_products(self.precision):
+            implementation(self.op)(*arguments)
+
+
 def shortened(config: DPTConfig) -> DPTConfig:
     """The model with an encoder of few blocks: what it launches is the same, a block being like the next."""
     hooks = tuple(range(BLOCKS))[len(config.encoder.stem_hooks) :]
     return config.with_("encoder", depth=BLOCKS, hooks=hooks)
 
 
-@functools.cache
-def model_of(config: DPTConfig, dtype: torch.dtype) -> torch.nn.Module:
-    """The fast model, of parameters that hold no numbers."""
+@functools.lru_cache(maxsize=2)
+def _empty_model(config: DPTConfig, dtype: torch.dtype) -> torch.nn.Module:
     with torch.device("meta"):
         model = dpt.build(config, fast=True, dtype=dtype)
     return model.to_empty(device="cpu")
 
 
-def run(config: DPTConfig, how: Run, size: tuple[int, int], batch: int) -> None:
-    """Run the model as :func:`dpt.predict` or a training step does: with its labels, or its gradients."""
-    model = model_of(config, how.dtype).train(how.statistics)
-    segments = config.head.task == "segmentation"
+def model_of(config: DPTConfig, how: Run) -> torch.nn.Module:
+    """The fast model, of parameters that hold no numbers. Not to be called in a hollow mode: initialisation looks at its values."""
+    return _empty_model(config, how.dtype).train(how.statistics)
+
+
+def run(model: torch.nn.Module, how: Run, size: tuple[int, int], batch: int) -> None:
+    """Run a model as predicting or a training step does: with its labels, or its gradients."""
+    config = model.config
     autocast = torch.autocast("cpu", dtype=how.autocast) if how.autocast else contextlib.nullcontext()
-    with Hollow(), float32_products(how.precision), torch.set_grad_enabled(how.backward):
+    with float32_products(how.precision), torch.set_grad_enabled(how.backward):
         x = torch.empty(batch, 3, *size, dtype=how.dtype).to(memory_format=torch.channels_last)
         with autocast:
             outputs = model.forward_auxiliary(x) if how.backward and config.head.auxiliary else (model(x),)
         if how.backward:
             torch.autograd.backward([output.float().sum() for output in outputs])
-        elif segments:
+        elif config.head.task == "segmentation":
             picture = (size[0] + 37, size[1] + 51)
             averaged = outputs[0][0].float().contiguous()  # over scales or windows
             for logits, probability in itertools.product((outputs[0][0], averaged), (False, True)):
@@ -96,6 +135,33 @@ def sizes(config: DPTConfig) -> list[tuple[int, int]]:
     patch = config.encoder.patch_size
     side = max(config.input.multiple, min(config.input.size) // patch * patch)
     return [(side, side), (side, side + patch * (3 if side % 64 else 6))]
+
+
+def calls(config: DPTConfig, runs: Iterable[Run], inputs: Iterable[tuple[int, tuple[int, int]]]) -> dict[Call, str]:
+    """The different calls that a model makes on inputs of (batch, size), each with the first run that made it."""
+    found: dict[Call, str] = {}
+    for how, (batch, size) in itertools.product(runs, inputs):
+        model = model_of(config, how)
+
+        def called(name: str, arguments: tuple[Any, ...], how: Run = how, where: str = f"B={batch} {size[0]}x{size[1]}") -> None:
+            kept = tuple(Memory.of(value) if isinstance(value, torch.Tensor) else value for value in arguments)
+            found.setdefault(Call(name, kept, how.precision), f"{config.name} {how} {where}")
+
+        with launch.stand_ins(), Hollow(called):
+            run(model, how, size, batch)
+    return found
+
+
+@functools.cache
+def named_calls() -> dict[Call, str]:
+    """Those of all named models."""
+    found: dict[Call, str] = {}
+    for config in CONFIGS.values():
+        for backward, batches in ((False, (1, 16)), (True, (2,))):
+            runs = [how for how in RUNS if how.backward == backward]
+            made = calls(shortened(config), runs, list(itertools.product(batches, sizes(config))))
+            found = {**made, **found}
+    return found
 
 
 @functools.cache
@@ -112,22 +178,12 @@ def _shows(family: str) -> dict[tuple[Any, ...], tuple[bool | str, bool]]:
 def _kind(case: launch.CompileCase) -> tuple[Any, ...]:
     tensors = [getattr(arg, "base", arg) for arg in case.args]
     dtype = next(tensor.dtype for tensor in tensors if isinstance(tensor, torch.Tensor))
-    half = dtype in HALVES
-    return case.function, "half" if half else _name(dtype), case.kwargs.get("PRECISION")
-
-
-def recorded(family: str, config: DPTConfig, runs: Iterable[Run] = RUNS) -> Iterator[launch.CompileCase]:
-    """The launches of one model."""
-    for how in runs:
-        for batch in (2,) if how.backward else (1, 16):
-            for size in sizes(config):
-                name = f"{config.name} {how} B={batch} {size[0]}x{size[1]}"
-                yield from launch.record(family, name, run, config, how, size, batch)
+    return case.function, "half" if dtype in HALVES else _name(dtype), case.kwargs.get("PRECISION")
 
 
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     """The launches of all named models."""
-    for config in CONFIGS.values():
-        for case in launch.distinct(recorded(family, shortened(config))):
-            cores, copies = _shows(family).get(_kind(case), (False, False))
-            yield replace(case, tensor_cores=cores, async_copies=copies)
+    cases = (case for call, name in named_calls().items() for case in launch.record(family, name, call.again))
+    for case in launch.distinct(cases):
+        cores, copies = _shows(family).get(_kind(case), (False, False))
+        yield replace(case, tensor_cores=cores, async_copies=copies)

@@ -44,13 +44,27 @@ def has_kernels(tensor: torch.Tensor) -> bool:
     """Whether there are kernels for the device of ``tensor``.
 
     True for tensors on an NVIDIA GPU of compute capability 8.0 or newer, for CPU tensors in Triton's interpreter, and for all while
-    launches are recorded.
+    launches are recorded or tensors stand in for a GPU's (:func:`stand_ins`).
     """
-    if _recorder.get() is not None:
+    if _standing_in or _recorder.get() is not None:
         return True
     if tensor.is_cuda:
         return torch.version.hip is None and torch.cuda.get_device_properties(tensor.device).major >= 8
     return tensor.device.type == "cpu" and INTERPRETED
+
+
+_standing_in = False
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """Take CPU tensors for a GPU's, in the whole process: where nothing is launched, or by a driver that only looks at the launch."""
+    global _standing_in
+    before, _standing_in = _standing_in, True
+    try:
+        yield
+    finally:
+        _standing_in = before
 
 
 _only: frozenset[str] | None = None

@@ -88,7 +88,7 @@ def _project_kernel(
     column_exists = column < COLUMNS
     image = (row // positions).to(tl.int64)
     position = row % positions
-    x_row = x_ptr + (image * x_rows + position) * DEPTH
+    x_row = x_ptr + image * (x_rows.to(tl.int64) * DEPTH) + position.to(tl.int64) * DEPTH
     weight_row = weight_ptr + (tap * COLUMNS + column).to(tl.int64) * weight_stride
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k in range(0, DEPTH, BLOCK_K):
@@ -117,7 +117,7 @@ def _finish(
     elif GELU:
         accumulator = _gelu(accumulator)
     target = ((position // width) * STRIDE + tap // STRIDE).to(tl.int64) * (width * STRIDE) + position % width * STRIDE + tap % STRIDE
-    out_ptr += (image * out_rows + target)[:, None] * COLUMNS + column[None, :]
+    out_ptr += image[:, None] * (out_rows.to(tl.int64) * COLUMNS) + target[:, None] * COLUMNS + column[None, :]
     tl.store(out_ptr, accumulator.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -144,7 +144,7 @@ def _readout_epilogue(
     image = (row // positions).to(tl.int64)
     position = row % positions
     mask = (row < images * positions)[:, None] & (column < COLUMNS)[None, :]
-    product_ptr += (image * product_rows + position)[:, None] * COLUMNS + column[None, :]
+    product_ptr += image[:, None] * (product_rows.to(tl.int64) * COLUMNS) + position.to(tl.int64)[:, None] * COLUMNS + column[None, :]
     product = tl.load(product_ptr, mask=mask, other=0.0).to(tl.float32)
     _finish(product, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, 0, positions, bias_stride, out_rows, COLUMNS, 1, GELU)
 
