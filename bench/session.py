@@ -88,8 +88,8 @@ class Bench:
     def __post_init__(self) -> None:
         if self.toy:
             torch.set_num_threads(1)  # small tensors, and perhaps a machine whose cores are taken
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # PyTorch's best: cuDNN tries its algorithms
+        if self.device.type == "cuda" and not self.toy:
+            torch.backends.cudnn.benchmark = True  # PyTorch's best: cuDNN tries its algorithms; a toy run has no use for the minutes
         self.memory_kept = self.device.type == "cuda" or (not self.toy and measure.keep_freed_memory())
         self.context = Context(self.device, self.budget, TOY_ROUNDS, toy=self.toy)
         self.before = {} if self.toy else environment.state(self.device)

@@ -161,6 +161,15 @@ def test_the_option_does_not_collide_with_pytest_benchmark(place):
     assert "ambiguous" not in done.stderr
 
 
+@pytest.mark.parametrize("toy", [True, False])
+def test_only_what_is_measured_has_cudnn_try_its_algorithms(monkeypatch, toy):
+    """Blind spot: a toy run, as under the sanitizer, that spends its minutes on cuDNN's choice of algorithms."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(session.environment, "state", lambda device: {})
+    session.Bench(torch.device("cuda"), (torch.bfloat16,), session.measure.Budget(1.0), toy=toy)
+    assert torch.backends.cudnn.benchmark is not toy
+
+
 def test_sums_to_ten_minutes():
     """Blind spot: a default budget that is more than what the README promises."""
     assert session.DEFAULT_BUDGET["cpu"] < 600 and session.DEFAULT_BUDGET["cuda"] < 480
