@@ -5,9 +5,10 @@
 
 Runs from a checkout, uninstalled, with the standard library alone. GPU.md says what to do with what comes back; gpu_steps.py has the steps.
 In the folder are `all.tar.xz` (all that was written so far, and the tables), `summary.txt` (a line a step) and `files/`, which the archive
-holds too. Archive and summary are replaced, whole, after every step and every minute of one: who cuts the command off, at any second, has
-them. Each step is a process that is ended at its time with all it started. What does not fit is not begun, what has passed before (in the
-folder, or in the archive of `--after`) is not done again. Steps run one at a time: what times something has the machine to itself.
+holds too, and which `--files` puts elsewhere, if the way back is narrow. Archive and summary are replaced, whole, after every step and
+every minute of one: who cuts the command off, at any second, has them. Each step is a process that is ended at its time with all it
+started. What does not fit is not begun, what has passed before (in the folder, or in the archive of `--after`) is not done again. Steps
+run one at a time: what times something has the machine to itself.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ FIND_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 2)"
 
 @dataclass
 class Outcome:
-    """What became of a step: passed, failed, timeout, cut off, skipped (it cannot run here) or not begun."""
+    """What became of a step: passed (of a rehearsal: rehearsed), failed, timeout, cut off, skipped (it cannot run here) or not begun."""
 
     step: str
     status: str
@@ -78,14 +79,26 @@ def write(path: Path, content: bytes) -> None:
 class Session:
     """One command: its steps in order, and what is known of each."""
 
-    def __init__(self, steps: Sequence[Step], out: Path, seconds: float, *, again: bool = False, root: Path = ROOT, every: float = EVERY):
-        self.steps, self.out, self.again, self.root, self.every = list(steps), out, again, root, every
-        self.files = out / FILES
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        out: Path,
+        seconds: float,
+        *,
+        files: Path | None = None,
+        again: bool = False,
+        passed: str = "passed",
+        root: Path = ROOT,
+        every: float = EVERY,
+    ):
+        self.steps, self.out, self.files = list(steps), out, files or out / FILES
+        self.again, self.passed, self.root, self.every = again, passed, root, every
         self.started = time.monotonic()
         self.end = self.started + seconds
         self.outcomes: dict[str, Outcome] = {}
         self.running: tuple[str, float] | None = None  # the step, and since when
-        self.files.mkdir(parents=True, exist_ok=True)
+        for folder in (self.out, self.files):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> list[Outcome]:
         """Every step has an outcome in the end, also those that were not begun. A step may use what those before it left over."""
@@ -104,7 +117,7 @@ class Session:
         if self.again or step.always or not path.is_file():
             return None
         outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-        return outcome if outcome.status == "passed" else None
+        return outcome if outcome.status == self.passed else None
 
     def _run(self, step: Step, seconds: float) -> Outcome:
         missing = step.missing(self.files)
@@ -131,7 +144,7 @@ class Session:
             )
             try:
                 code = self._wait(process, started + seconds)
-                status = "timeout" if code is None else "passed" if code == 0 else "failed"
+                status = "timeout" if code is None else self.passed if code == 0 else "failed"
             finally:
                 _end(process)
                 self.running = None
@@ -170,7 +183,7 @@ class Session:
             for path in (self.root / TABLES).glob("*.json"):
                 write(tables / path.name, path.read_bytes())
             write(self.out / SUMMARY, self.summary().encode())
-            write(self.out / ARCHIVE, archive(self.out))
+            write(self.out / ARCHIVE, archive(self.out / SUMMARY, self.files))
         except OSError as error:
             print(f"nothing new was kept: {error}", flush=True)
 
@@ -200,33 +213,33 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def archive(out: Path) -> bytes:
+def archive(summary: Path, files: Path) -> bytes:
     """An archive of summary and files. A file is read before it is added: a step may be writing it."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:xz", preset=1) as tar:
-        for path in [out / SUMMARY, *sorted((out / FILES).rglob("*"))]:
+        for path in [summary, *sorted(files.rglob("*"))]:
             if not path.is_file() or path.suffix == ".partial":
                 continue
             try:
                 data = path.read_bytes()
             except FileNotFoundError:  # replaced or removed by its step
                 continue
-            info = tarfile.TarInfo(str(path.relative_to(out)))
+            info = tarfile.TarInfo(SUMMARY if path == summary else f"{FILES}/{path.relative_to(files)}")
             data = data[-LARGEST:] if path.suffix == ".log" else data
             info.size, info.mtime = len(data), int(time.time())
             tar.addfile(info, io.BytesIO(data))
     return content.getvalue()
 
 
-def unpack(after: Path, out: Path) -> None:
-    """Go on from an earlier command's archive, or its folder: its files are put into this one's. ValueError if it is neither."""
+def unpack(after: Path, files: Path) -> None:
+    """Put an earlier command's files among this one's: from its archive, or its folder. ValueError if there are none."""
     try:
         if after.is_dir():
-            shutil.copytree(after / FILES, out / FILES, dirs_exist_ok=True)
+            shutil.copytree(after / FILES, files, dirs_exist_ok=True)
             return
         with tarfile.open(after) as tar:
             members = [member for member in tar.getmembers() if member.isfile() and member.name.startswith(f"{FILES}/")]
-            tar.extractall(out, members, filter="data")
+            tar.extractall(files, [member.replace(name=member.name.removeprefix(f"{FILES}/")) for member in members], filter="data")
     except (OSError, tarfile.TarError) as error:
         raise ValueError(f"--after {after}: {error}") from error
 
@@ -261,6 +274,7 @@ def parse(arguments: Sequence[str] | None, plan: dict[str, list[Step]]) -> argpa
     parser = argparse.ArgumentParser(prog="python bench/gpu_session.py", description=__doc__.splitlines()[0])
     parser.add_argument("command", nargs="?", choices=list(plan))
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu", help="folder of the results; default: out/gpu")
+    parser.add_argument("--files", type=Path, help="folder of what the steps write; default: files/ in that of the results")
     parser.add_argument("--after", type=Path, help="an earlier command's all.tar.xz, or its folder: go on from there")
     parser.add_argument("--steps", help="some of the command's, with commas between; default: all")
     parser.add_argument("--seconds", type=float, help="of this call; default 555 for the first, 225 for the second")
@@ -298,18 +312,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Every step here needs a CUDA device, and there is no CUDA device: nothing was run, nothing was written.")
         return 2
     out = options.out.resolve()
+    files = options.files.resolve() if options.files else out / FILES
     try:
         if options.after:
-            unpack(options.after.resolve(), out)
+            unpack(options.after.resolve(), files)
     except ValueError as error:
         print(error)
         return 2
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda number, frame: sys.exit(128 + number))  # the step is ended, and what there is kept
-    session = Session(steps, out, seconds, again=options.again, every=options.every)
+    passed = "rehearsed" if options.rehearse or options.durations else "passed"
+    session = Session(steps, out, seconds, files=files, again=options.again, passed=passed, every=options.every)
     outcomes = session.run()
     print(session.summary())
-    return 0 if all(outcome.status in ("passed", "skipped") for outcome in outcomes) else 1
+    return 0 if all(outcome.status in (passed, "skipped") for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":
