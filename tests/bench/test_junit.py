@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 OURS = ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS")
 TESTS = """
 import os, time, pytest
-def test_good(): pass
+def test_good(pytestconfig):
+    assert not hasattr(pytestconfig, "workerinput") or not pytestconfig.pluginmanager.hasplugin("junit-as-it-goes")
 @pytest.mark.parametrize("name", ["a", "[<&>]"])
 def test_bad(name):
     if not os.environ.get("MENDED"):

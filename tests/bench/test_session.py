@@ -165,10 +165,8 @@ def test_the_option_does_not_collide_with_pytest_benchmark(place):
     ("arguments", "contenders", "part"),
     [
         ((), {"plain", "fast", "fast twice"}, ""),
-        (("--without", "twice"), {"plain", "fast"}, "3 of 4 rows, without twice"),
         (("--without", "twice", "--without", "absent"), {"plain", "fast"}, "2 of 4 rows, without twice, without absent"),
         (("--without", "plain"), {"plain", "fast", "fast twice"}, "3 of 4 rows, without plain"),  # the baseline takes part all the same
-        (("-k", "not twice"), {"plain", "fast"}, "3 of 4 rows, only `not twice`"),
         (("--only", "not twice"), {"plain", "fast"}, "3 of 4 rows, only `not twice`"),
         (("--deselect", "test_made_up.py::test_models[made-up-batch-1-fast]"), {"plain", "fast twice"}, "3 of 4 rows"),
     ],
