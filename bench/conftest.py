@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--device", help='"cpu", "cuda" or "cuda:1"; default: the GPU if there is one')
     add("--dtypes", help="float32,float16,bfloat16; default: float32 on a CPU, bfloat16 on a GPU")
     add("--only", metavar="EXPRESSION", help="a name filter: the same as -k")
+    add("--without", metavar="NAME", action="append", default=[], help="leave out contenders with NAME in theirs; the baseline stays")
     add("--budget", type=float, metavar="SECONDS", help="what does not fit is skipped; default: 450 on a CPU, 420 on a GPU")
     add("--record", action="store_true", help="write bench/results/<device>-<what>.json")
     add("--record-to", metavar="FOLDER", type=Path, help="write them there, after every case: a run that is cut off loses nothing")
@@ -52,15 +53,14 @@ def pytest_configure(config: pytest.Config) -> None:
     budget = measure.Budget(session.DEFAULT_BUDGET[device.type] if config.option.budget is None else config.option.budget)
     config.stash[AGAINST] = compared
     keep = (config.option.record_to, config.option.record_suffix) if config.option.record_to else None
-    config.stash[BENCH] = session.Bench(device, dtypes, budget, toy=not benchmark, keep=keep)
+    asked = {"filter": config.option.keyword or "", "without": tuple(config.option.without)}
+    config.stash[BENCH] = session.Bench(device, dtypes, budget, toy=not benchmark, keep=keep, **asked)
 
 
 def _check_options(config: pytest.Config, benchmark: bool) -> None:
     recording = config.option.record or config.option.record_to or config.option.record_suffix
     if (recording or config.option.against) and not benchmark:
         raise pytest.UsageError("--record and --against need --benchmark: without it nothing is measured")
-    if recording and config.option.keyword:
-        raise pytest.UsageError("a record is of a whole suite: name its file (bench/test_models.py) instead of filtering by -k")
     if benchmark and (hasattr(config, "workerinput") or config.getoption("dist", "no") != "no"):
         raise pytest.UsageError("--benchmark measures in one process: add -n 0")
     if benchmark and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -84,9 +84,7 @@ def _device(name: str | None) -> torch.device:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" in metafunc.fixturenames:
         bench = metafunc.config.stash[BENCH]
-        different = {bench.identity(case): case for case in reversed(metafunc.module.cases(bench.device.type, bench.dtypes))}
-        cases = reversed(different.values())
-        metafunc.parametrize("cell", [session.Cell(case, name) for case in cases for name in case.contenders], ids=str)
+        metafunc.parametrize("cell", bench.cells(metafunc.module.cases(bench.device.type, bench.dtypes)), ids=str)
 
 
 def _cell(item: pytest.Item) -> session.Cell | None:
@@ -105,7 +103,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """After -k and the like: what is left takes part."""
-    session.config.stash[BENCH].want(_cell(item) for item in session.items if _cell(item) is not None)
+    bench = session.config.stash[BENCH]
+    unknown = [word for word in bench.without if not any(word in name for name in bench.names)]
+    if unknown:
+        raise pytest.UsageError(
+            f"--without {unknown[0]}: no contender here has that in its name; there are {', '.join(sorted(bench.names))}"
+        )
+    bench.want(_cell(item) for item in session.items if _cell(item) is not None)
 
 
 @pytest.fixture

@@ -7,10 +7,13 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .gpu_steps import tool
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "transformers", "xformers", "mmsegmentation", "numpy", "pytest", "pytest-benchmark")
@@ -25,6 +28,9 @@ STATE = {
     "pstate": "performance_state",
     "driver_version": "driver",
 }
+
+
+TOOLS = ("nvidia-smi", "nvcc", "ptxas", "gcc", "ncu", "compute-sanitizer", "cuobjdump", "git")
 
 
 def _output(*command: str) -> str | None:
@@ -134,3 +140,23 @@ def _number(value: str) -> float | str | None:
     if value.startswith("[") or value == "N/A":
         return None
     return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else value
+
+
+def main() -> int:
+    """Print what this machine has: `python -m bench.environment`. 0 with a CUDA device, 2 without."""
+    found = torch.cuda.is_available()
+    device = torch.device("cuda" if found else "cpu")
+    facts = {**device_facts(device), **versions(), **commit(), **state(device), "cores": len(os.sched_getaffinity(0))}
+    for name, value in facts.items():
+        print(f"{name}: {value}")
+    print("tools:", ", ".join(f"{name} {'yes' if tool(name) else 'no'}" for name in TOOLS))
+    packages = {f"{item.metadata['Name']} {item.version}" for item in importlib.metadata.distributions()}
+    print("packages:", ", ".join(sorted(packages, key=str.lower)))
+    print(_output(tool("nvidia-smi") or "nvidia-smi") or "nvidia-smi is not here or failed")
+    facts = device_facts(device)
+    print(f"{facts['name']}, {facts['capability']}; torch {torch.__version__}, CUDA {torch.version.cuda}, triton {versions()['triton']}")
+    return 0 if found else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

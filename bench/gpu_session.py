@@ -1,68 +1,54 @@
-"""Everything that only a GPU can tell, for a machine that is at hand for half an hour: `python bench/gpu_session.py --out FOLDER`.
+"""Everything that only a GPU can tell, asked of a rented card in two commands:
 
-Runs from a checkout, uninstalled. Each step is a process of its own, and writes `<step>.json` and `<step>.log` into the folder as soon as
-it has ended, so that a step that fails, hangs or is cut off loses nothing of the others. Steps of one name share a time limit under ten
-minutes. `--steps` picks some, for a machine that is lent for one command at a time; what has passed before is not done again unless
-`--again` is given. Without a CUDA device nothing is run, and that is said.
+    python bench/gpu_session.py first --out FOLDER                       # what must hold, and the tables' tuning
+    python bench/gpu_session.py second --out FOLDER --after all.tar.xz   # what had failed, and the numbers with the new tables
 
-    parity      tests/kernels in every dtype, compiled for the GPU; a process a file, some at a time
-    sanitizer   compute-sanitizer's memcheck over every op at a small shape, forward and backward, where it is installed
-    tune        the launch configurations, measured; the tables that come of it are copied to the folder
-    benchmark   `pytest bench/ --benchmark`, and the step-by-step suite a second time, to show that the ratios repeat
-    profile     a trace of the model that is farthest from its roofline, and Nsight Compute on its slowest kernel where that is installed
+Runs from a checkout, uninstalled, with the standard library alone. GPU.md says what to do with what comes back; gpu_steps.py has the steps.
+In the folder are `all.tar.xz` (all that was written so far, and the tables), `summary.txt` (a line a step) and `files/`, which the archive
+holds too, and which `--files` puts elsewhere, if the way back is narrow. Archive and summary are replaced, whole, after every step and
+every minute of one: who cuts the command off, at any second, has them. Each step is a process that is ended at its time with all it
+started. What does not fit is not begun, what has passed before (in the folder, or in the archive of `--after`) is not done again. Steps
+run one at a time: what times something has the machine to itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import ctypes
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Seconds of the steps of one name together: each under ten minutes, all within half an hour.
-LIMITS = {"parity": 400.0, "sanitizer": 200.0, "tune": 440.0, "benchmark": 580.0, "profile": 170.0}
-SHARE = 0.85  # of a step's limit that it is told to use; the rest is for starting and for what does not stop in time
-AT_A_TIME = {"parity": 4}  # compiling keeps the cores busy, and not the GPU; what is timed runs alone
-TAIL = 4000  # characters of the output that the result keeps
-FIND_GPU = """
-import torch, triton
-found = torch.cuda.is_available()
-print(f"torch {torch.__version__}, triton {triton.__version__}, {torch.cuda.get_device_name() if found else 'no CUDA device'}")
-raise SystemExit(0 if found else 2)
-"""
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # a checkout that is not installed, and a script in a folder of it
 
+from bench import gpu_steps  # noqa: E402
+from bench.gpu_steps import Step  # noqa: E402
 
-@dataclass(frozen=True)
-class Step:
-    """A process. ``command(out, seconds)``: its arguments, given the folder and the seconds it may use. ``keeps``: a folder of the checkout
-    that it changes, which is copied into the results whatever becomes of the step. ``missing``: why it cannot run on this machine."""
-
-    name: str
-    command: Callable[[Path, float], list[str]]
-    limit: float
-    keeps: str | None = None
-    missing: str | None = None
-    variables: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def group(self) -> str:
-        """What `--steps` calls it: parity-attention is of parity."""
-        return self.name.split("-")[0]
+TABLES = "kernels/configs"
+ARCHIVE, SUMMARY, FILES = "all.tar.xz", "summary.txt", "files"
+EVERY = 60.0  # seconds between two archives while a step runs
+SHORTEST = 5.0  # a step that has fewer seconds is not begun
+TAIL = 4000  # characters of its output that a step's result keeps
+SHOWN = 12  # lines of it that the summary shows if it did not pass
+LARGEST = 4 << 20  # bytes of a log in the archive: the last
+REHEARSAL = 6.0  # times as long: a rehearsal is on few cores
+FIND_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 2)"
 
 
 @dataclass
 class Outcome:
-    """What became of a step; `status` is passed, failed, timeout, skipped or not begun."""
+    """What became of a step: passed (of a rehearsal: rehearsed), failed, timeout, cut off, skipped (it cannot run here) or not begun."""
 
     step: str
     status: str
@@ -72,83 +58,150 @@ class Outcome:
     tail: str
 
 
-def _pytest(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
+def has_gpu() -> bool:
+    """By the driver, at once; where that finds none, PyTorch is asked too, for a wrong no would cost the whole session."""
+    try:
+        driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0:
+            return True
+    except (OSError, AttributeError):
+        pass
+    return subprocess.run([sys.executable, "-c", FIND_GPU], capture_output=True, check=False).returncode == 0
 
 
-def _parity(file: Path) -> Step:
-    name = f"parity-{file.stem.removeprefix('test_')}"
-    return Step(name, lambda out, seconds: _pytest(f"tests/kernels/{file.name}", "--durations=5"), LIMITS["parity"])
+def write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
-def _sanitizer() -> Step:
-    """PyTorch's own caching of memory is switched off: inside one of its blocks nobody sees a kernel leave its tensor."""
-    tool = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
-    options = ("--device", "cuda", "--dtypes", "float32,bfloat16", "--only", "fused and not replay")
-    return Step(
-        "sanitizer",
-        lambda out, seconds: [str(tool), "--tool", "memcheck", "--error-exitcode", "99", *_pytest("bench/test_kernels.py", *options)],
-        LIMITS["sanitizer"],
-        missing=None if tool else "compute-sanitizer is not installed",
-        variables={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-    )
+class Session:
+    """One command: its steps in order, and what is known of each."""
 
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        out: Path,
+        seconds: float,
+        *,
+        files: Path | None = None,
+        again: bool = False,
+        passed: str = "passed",
+        root: Path = ROOT,
+        every: float = EVERY,
+    ):
+        self.steps, self.out, self.files = list(steps), out, files or out / FILES
+        self.again, self.passed, self.root, self.every = again, passed, root, every
+        self.started = time.monotonic()
+        self.end = self.started + seconds
+        self.outcomes: dict[str, Outcome] = {}
+        self.running: tuple[str, float] | None = None  # the step, and since when
+        for folder in (self.out, self.files):
+            folder.mkdir(parents=True, exist_ok=True)
 
-def _benchmark(name: str, what: str, most: float, *more: str) -> Step:
-    def command(out: Path, seconds: float) -> list[str]:
-        budget = f"{min(most, seconds):.0f}"
-        return _pytest(what, "--benchmark", "--device", "cuda", "--budget", budget, "--record-to", str(out / "results"), *more)
+    def run(self) -> list[Outcome]:
+        """Every step has an outcome in the end, also those that were not begun. A step may use what those before it left over."""
+        over = self.started
+        for step in self.steps:
+            over += step.seconds
+            self.outcomes[step.name] = self._earlier(step) or self._run(step, min(over, self.end) - time.monotonic())
+            self.keep()
+            outcome = self.outcomes[step.name]
+            print(f"{step.name}: {outcome.status} in {outcome.seconds:.1f} s", flush=True)
+        return list(self.outcomes.values())
 
-    return Step(name, command, LIMITS["benchmark"])
+    def _earlier(self, step: Step) -> Outcome | None:
+        """The outcome of a step that has passed before."""
+        path = self.files / f"{step.name}.json"
+        if self.again or step.always or not path.is_file():
+            return None
+        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+        return outcome if outcome.status == self.passed else None
 
-
-def steps(root: Path = ROOT) -> list[Step]:
-    """In the order they run: first what must hold, then what is quick to lose."""
-    tune = (sys.executable, "-m", "dpt.kernels.tune")
-    profile = (sys.executable, "-m", "bench.profile_model")
-    return [
-        *(_parity(file) for file in sorted((root / "tests" / "kernels").glob("test_*.py"))),
-        _sanitizer(),
-        Step(
-            "tune",
-            lambda out, seconds: [*tune, "--budget", f"{seconds:.0f}", "--json", str(out / "tuning-outcomes.json")],
-            LIMITS["tune"],
-            keeps="kernels/configs",
-        ),
-        _benchmark("benchmark", "bench/", 420.0),
-        _benchmark("benchmark-again", "bench/test_steps.py", 140.0, "--record-suffix", "again"),
-        Step("profile", lambda out, seconds: [*profile, "--out", str(out), "--results", str(out / "results")], LIMITS["profile"]),
-    ]
-
-
-def run(step: Step, out: Path, seconds: float, root: Path = ROOT) -> Outcome:
-    """Run a step, kill it and all it started when its seconds are over, and write its result at once."""
-    if step.missing or seconds < 1:
-        outcome = Outcome(step.name, "skipped" if step.missing else "not begun", 0.0, None, [], step.missing or "its time was over")
-        write(outcome, out)
+    def _run(self, step: Step, seconds: float) -> Outcome:
+        missing = step.missing(self.files)
+        if missing or seconds < min(SHORTEST, step.seconds / 2):
+            outcome = Outcome(step.name, "skipped" if missing else "not begun", 0.0, None, [], missing or "its time was over")
+            self._write(outcome)
+            return outcome
+        command = step.command(self.files, seconds * gpu_steps.SHARE)
+        path = os.pathsep.join([str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0", **step.variables}
+        log, started, code, status = self.files / f"{step.name}.log", time.monotonic(), None, "cut off"
+        self.running = step.name, started
+        self.keep()
+        with log.open("wb") as file:
+            # A process group of its own, to be ended as one; but no session of its own, so that who ends this script's ends the step too.
+            process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                preexec_fn=os.setpgrp,
+            )
+            try:
+                code = self._wait(process, started + seconds)
+                status = "timeout" if code is None else self.passed if code == 0 else "failed"
+            finally:
+                _end(process)
+                self.running = None
+                tail = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+                took = round(time.monotonic() - started, 1)
+                outcome = self.outcomes[step.name] = Outcome(step.name, status, took, code, self._without_paths(command), tail)
+                self._write(outcome)
+                if status == "cut off":
+                    self.keep()
         return outcome
-    print(f"{step.name} ...", flush=True)
-    command = step.command(out, seconds * SHARE)
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "0", **step.variables}
-    log = out / f"{step.name}.log"
-    started = time.monotonic()
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def _wait(self, process: subprocess.Popen, over: float) -> int | None:
+        """The exit code; None where the time was over. Meanwhile the archive is kept up."""
+        while True:
+            left = over - time.monotonic()
+            try:
+                return process.wait(max(0.0, min(left, self.every)))
+            except subprocess.TimeoutExpired:
+                if left <= self.every:
+                    return None
+                self.keep()
+
+    def _without_paths(self, command: Sequence[str]) -> list[str]:
+        """The command as someone else would give it."""
+        replaced = [part.replace(sys.executable, "python").replace(str(self.files), f"OUT/{FILES}") for part in command]
+        return [part.replace(str(self.root), ".") for part in replaced]
+
+    def _write(self, outcome: Outcome) -> None:
+        write(self.files / f"{outcome.step}.json", (json.dumps(asdict(outcome), indent=1) + "\n").encode())
+
+    def keep(self) -> None:
+        """Summary and archive anew, of what is there now. Where that fails, a full disk say, the steps go on all the same."""
         try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end(process)
-    if step.keeps:
-        shutil.copytree(root / step.keeps, out / step.keeps, dirs_exist_ok=True)
-    status = "timeout" if code is None else "passed" if code == 0 else "failed"
-    tail = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-    outcome = Outcome(step.name, status, round(time.monotonic() - started, 1), code, _without_paths(command, root, out), tail)
-    write(outcome, out)
-    print(f"{step.name}: {outcome.status} in {outcome.seconds:.0f} s", flush=True)
-    return outcome
+            tables = self.files / TABLES
+            tables.mkdir(parents=True, exist_ok=True)
+            for path in (self.root / TABLES).glob("*.json"):
+                write(tables / path.name, path.read_bytes())
+            write(self.out / SUMMARY, self.summary().encode())
+            write(self.out / ARCHIVE, archive(self.out / SUMMARY, self.files))
+        except OSError as error:
+            print(f"nothing new was kept: {error}", flush=True)
+
+    def summary(self) -> str:
+        """A line a step with the last of its output; of one that did not pass more of it."""
+        lines = [f"{time.monotonic() - self.started:.0f} s"]
+        for step in self.steps:
+            outcome = self.outcomes.get(step.name)
+            if outcome is None:
+                running = self.running is not None and self.running[0] == step.name
+                since = f"running    {time.monotonic() - self.running[1]:6.1f} s" if running else "to come"
+                lines.append(f"{step.name:14} {since}")
+                continue
+            said = outcome.tail.strip().splitlines()
+            lines.append(f"{step.name:14} {outcome.status:10} {outcome.seconds:6.1f} s  {said[-1] if said else ''}".rstrip())
+            if outcome.status in ("failed", "timeout", "cut off"):
+                lines += [f"    {line}" for line in said[-SHOWN:]]
+        return "\n".join(lines) + "\n"
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -160,80 +213,119 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _without_paths(command: Sequence[str], root: Path, out: Path) -> list[str]:
-    """The command as someone else would give it."""
-    replaced = [part.replace(sys.executable, "python").replace(str(out), "OUT") for part in command]
-    return [part.replace(str(root), ".") for part in replaced]
+def archive(summary: Path, files: Path) -> bytes:
+    """An archive of summary and files. A file is read before it is added: a step may be writing it."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:xz", preset=1) as tar:
+        for path in [summary, *sorted(files.rglob("*"))]:
+            if not path.is_file() or path.suffix == ".partial":
+                continue
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:  # replaced or removed by its step
+                continue
+            info = tarfile.TarInfo(SUMMARY if path == summary else f"{FILES}/{path.relative_to(files)}")
+            data = data[-LARGEST:] if path.suffix == ".log" else data
+            info.size, info.mtime = len(data), int(time.time())
+            tar.addfile(info, io.BytesIO(data))
+    return content.getvalue()
 
 
-def write(outcome: Outcome, out: Path) -> None:
-    path = out / f"{outcome.step}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+def unpack(after: Path, files: Path) -> None:
+    """Put an earlier command's files among this one's: from its archive, or its folder. ValueError if there are none."""
+    try:
+        if after.is_dir():
+            shutil.copytree(after / FILES, files, dirs_exist_ok=True)
+            return
+        with tarfile.open(after) as tar:
+            members = [member for member in tar.getmembers() if member.isfile() and member.name.startswith(f"{FILES}/")]
+            tar.extractall(files, [member.replace(name=member.name.removeprefix(f"{FILES}/")) for member in members], filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"--after {after}: {error}") from error
 
 
-def earlier(step: Step, out: Path) -> Outcome | None:
-    """The outcome of a step that has passed before."""
-    path = out / f"{step.name}.json"
-    if not path.is_file():
-        return None
-    outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    return outcome if outcome.status == "passed" else None
+def rehearsed(step: Step) -> Step:
+    """The step's form for a machine without a GPU."""
+    found = replace(step, seconds=step.seconds * REHEARSAL, variables={**step.variables, **step.rehearsal_variables})
+    return replace(found, command=step.rehearsal, missing=lambda files: None if step.rehearsal else "it has no rehearsal")
 
 
-def session(chosen: Sequence[Step], out: Path, seconds: float, again: bool = False, root: Path = ROOT) -> list[Outcome]:
-    """Run the steps as long as there are seconds; every step has an outcome, also those that were not begun."""
-    out.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + seconds
-    outcomes: list[Outcome] = []
-    for group, of_group in itertools.groupby(chosen, lambda step: step.group):
-        members = list(of_group)
-        over = min(end, time.monotonic() + members[0].limit)
+def made_up(step: Step, durations: dict[str, float]) -> Step:
+    """A step that only takes its time, and writes a file."""
 
-        def outcome(step: Step, over: float = over) -> Outcome:
-            return (None if again else earlier(step, out)) or run(step, out, over - time.monotonic(), root)
+    def command(files: Path, seconds: float) -> list[str]:
+        code = f"import time; open({str(files / f'{step.name}.txt')!r}, 'w').write('made up'); time.sleep({durations.get(step.name, 0.0)})"
+        return [sys.executable, "-S", "-c", code]
 
-        with ThreadPoolExecutor(AT_A_TIME.get(group, 1)) as pool:
-            outcomes += pool.map(outcome, members)
-    return outcomes
+    return replace(step, command=command, missing=lambda files: None)
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
-    """A line a step; of one that did not pass the last lines of its output too."""
+def describe(plan: dict[str, list[Step]]) -> str:
+    """The steps with their seconds."""
     lines = []
-    for outcome in outcomes:
-        lines.append(f"{outcome.step:24} {outcome.status:10} {outcome.seconds:6.1f} s")
-        if outcome.status != "passed":
-            lines += [f"    {line}" for line in outcome.tail.splitlines()[-5:]]
-    return "\n".join(lines)
+    for name, steps in plan.items():
+        lines.append(f"{name}: {sum(step.seconds for step in steps):.0f} s of {gpu_steps.SECONDS[name]:.0f}")
+        lines += [f"    {step.name:14} {step.seconds:4.0f} s" for step in steps]
+    total = sum(step.seconds for steps in plan.values() for step in steps)
+    return "\n".join([*lines, f"together {total:.0f} s of {gpu_steps.MOST:.0f}"])
+
+
+def parse(arguments: Sequence[str] | None, plan: dict[str, list[Step]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python bench/gpu_session.py", description=__doc__.splitlines()[0])
+    parser.add_argument("command", nargs="?", choices=list(plan))
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu", help="folder of the results; default: out/gpu")
+    parser.add_argument("--files", type=Path, help="folder of what the steps write; default: files/ in that of the results")
+    parser.add_argument("--after", type=Path, help="an earlier command's all.tar.xz, or its folder: go on from there")
+    parser.add_argument("--steps", help="some of the command's, with commas between; default: all")
+    parser.add_argument("--seconds", type=float, help="of this call; default 555 for the first, 225 for the second")
+    parser.add_argument("--again", action="store_true", help="also what has passed before")
+    parser.add_argument("--plan", action="store_true", help="only print the steps and their seconds")
+    parser.add_argument("--rehearse", action="store_true", help="each step's form for a machine without a GPU; nothing is measured")
+    parser.add_argument("--durations", type=Path, metavar="FILE", help="made-up steps that take these seconds (JSON, by step)")
+    parser.add_argument("--every", type=float, default=EVERY, help="seconds between two archives while a step runs; default 60")
+    options = parser.parse_args(arguments)
+    if options.command is None and not options.plan:
+        parser.error(f"which command: {' or '.join(plan)}")
+    if options.steps and options.command:
+        names = [step.name for step in plan[options.command]]
+        unknown = [name for name in options.steps.split(",") if name not in names]
+        if unknown:
+            parser.error(f"{options.command} has no step {unknown[0]}; it has {', '.join(names)}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if every chosen step has passed or cannot run here, 1 if one failed or was not begun, 2 without a GPU."""
-    available = steps()
-    names = [step.name for step in available]
-    parser = argparse.ArgumentParser(prog="python bench/gpu_session.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu", help="folder of the results; default: out/gpu")
-    parser.add_argument("--steps", default=",".join(LIMITS), help=f"of {', '.join(LIMITS)}, or e.g. parity-attention; default: all")
-    parser.add_argument("--seconds", type=float, default=1800.0, help="of this call; what does not fit is not begun; default 1800")
-    parser.add_argument("--again", action="store_true", help="also what has passed before")
-    options = parser.parse_args(arguments)
-    wanted = options.steps.split(",")
-    unknown = [name for name in wanted if name not in (*LIMITS, *names)]
-    if unknown:
-        parser.error(f"no step {unknown[0]}; there are {', '.join(LIMITS)}")
-    gpu = subprocess.run([sys.executable, "-c", FIND_GPU], capture_output=True, text=True, check=False)
-    print((gpu.stdout or gpu.stderr).strip().splitlines()[-1])
-    if gpu.returncode:
-        print("Every step here needs a CUDA device, and none was found: nothing was run, nothing was written.")
+    """0 if every step has passed or cannot run here, 1 if one failed or was not begun, 2 without a GPU or an archive to go on from."""
+    plan = gpu_steps.plan()
+    options = parse(arguments, plan)
+    if options.plan:
+        print(describe(plan))
+        return 0
+    steps = [step for step in plan[options.command] if not options.steps or step.name in options.steps.split(",")]
+    seconds = options.seconds or gpu_steps.SECONDS[options.command]
+    if options.durations:
+        durations = json.loads(options.durations.read_text(encoding="utf-8"))
+        steps = [made_up(step, durations) for step in steps]
+    elif options.rehearse:
+        steps, seconds = [rehearsed(step) for step in steps], seconds * REHEARSAL
+    elif not has_gpu():
+        print("Every step here needs a CUDA device, and there is no CUDA device: nothing was run, nothing was written.")
         return 2
-    chosen = [step for step in available if step.group in wanted or step.name in wanted]
-    outcomes = session(chosen, options.out.resolve(), options.seconds, options.again)
-    text = summary(outcomes)
-    (options.out / "summary.txt").write_text(text + "\n", encoding="utf-8")
-    print(text)
-    return 0 if all(outcome.status in ("passed", "skipped") for outcome in outcomes) else 1
+    out = options.out.resolve()
+    files = options.files.resolve() if options.files else out / FILES
+    try:
+        if options.after:
+            unpack(options.after.resolve(), files)
+    except ValueError as error:
+        print(error)
+        return 2
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda number, frame: sys.exit(128 + number))  # the step is ended, and what there is kept
+    passed = "rehearsed" if options.rehearse or options.durations else "passed"
+    session = Session(steps, out, seconds, files=files, again=options.again, passed=passed, every=options.every)
+    outcomes = session.run()
+    print(session.summary())
+    return 0 if all(outcome.status in (passed, "skipped") for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":

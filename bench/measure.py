@@ -14,6 +14,7 @@ import json
 import math
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,19 +131,19 @@ class WallClock:
 
 
 class Events:
-    """Seconds of a call on the GPU, by CUDA events, with L2 overwritten before it."""
+    """Seconds of a call on the GPU from the moment the device is free for it, by CUDA events, with L2 overwritten before it.
 
-    how = "CUDA events, L2 flushed"
+    What the host needs to queue the call counts where the device has to wait for it: a whole model in eager mode may take the host longer
+    than the device, and that is what its user waits for.
+    """
+
+    how = "CUDA events, L2 flushed, the host's time included"
 
     def __init__(self, device: torch.device):
         self.scratch = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
 
     def __call__(self, run: Run, index: int) -> float:
         self.scratch.zero_()
-        return self.between_events(run, index)
-
-    @staticmethod
-    def between_events(run: Run, index: int) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run(index)
@@ -151,16 +152,41 @@ class Events:
         return start.elapsed_time(end) / 1000
 
 
+class Queued:
+    """Seconds that the device alone takes: it waits, behind the flush, until the host has queued the call: ``dpt.kernels.tune.queued``.
+
+    A call that the host did not queue in time is timed again behind a longer wait, which that contender then keeps.
+    """
+
+    how = "CUDA events, L2 flushed, the device's time alone"
+
+    def __init__(self, device: torch.device, flush: bool = True):
+        self.scratch = torch.empty(FLUSH_BYTES if flush else 0, dtype=torch.int8, device=device)
+        self.cycles: weakref.WeakKeyDictionary[Run, int] = weakref.WeakKeyDictionary()
+
+    def __call__(self, run: Run, index: int) -> float:
+        from dpt.kernels import tune  # imports Triton
+
+        while True:
+            self.scratch.zero_()
+            cycles = self.cycles.setdefault(run, tune.SHORTEST)
+            start, end, in_time = tune.queued(lambda: run(index), cycles)
+            end.synchronize()
+            if in_time or cycles >= tune.LONGEST:
+                return start.elapsed_time(end) / 1000
+            self.cycles[run] = cycles * tune.LONGER
+
+
 class Replays:
     """Seconds of one call out of the several that a CUDA graph replays back to back; they find L2 as the one before left it."""
 
     how = "graph replay, L2 not flushed"
 
-    def __init__(self, calls: int):
-        self.calls = calls
+    def __init__(self, calls: int, device: torch.device):
+        self.calls, self.queued = calls, Queued(device, flush=False)
 
     def __call__(self, run: Run, index: int) -> float:
-        return Events.between_events(run, index) / self.calls
+        return self.queued(run, index) / self.calls
 
 
 Timer = Callable[[Run, int], float]
@@ -231,9 +257,11 @@ MEMORY = {
 }
 
 
-def timer_of(device: torch.device) -> Timer:
-    """How single calls are timed on a device."""
-    return Events(device) if device.type == "cuda" else WallClock()
+def timer_of(device: torch.device, alone: bool = False) -> Timer:
+    """How single calls are timed on a device. ``alone``: on a GPU the device's time, without what the host takes to queue the call."""
+    if device.type != "cuda":
+        return WallClock()
+    return Queued(device) if alone else Events(device)
 
 
 def synchronize(device: torch.device) -> None:
@@ -258,7 +286,7 @@ def copy_rate(device: torch.device, size: int | None = None) -> float:
 
 
 def _median_seconds(run: Run, device: torch.device, repeats: int = 7) -> float:
-    timer = timer_of(device)
+    timer = timer_of(device, alone=True)
     for _ in range(2):
         run(0)
     return percentile([timer(run, 0) for _ in range(repeats)], 0.5)

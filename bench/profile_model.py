@@ -1,32 +1,42 @@
-"""Where a model's time goes: `python -m bench.profile_model --out FOLDER [--results FOLDER]`.
+"""Where a model's time goes: `python -m bench.profile_model --out FOLDER [--results FOLDER] [--seconds N]`.
 
-Writes `profile.txt` (the profiler's table), `profile-kernels.json` (each kernel's calls, time and share) and, where Nsight Compute is
-installed, `profile-ncu.txt` of the kernel that takes longest. The model is the one that a recorded run found farthest from its roofline.
+Writes `profile.txt` (the profiler's table), `profile-kernels.json` (each kernel's calls, time and share, and whether it is ours) and, where
+Nsight Compute is installed, `profile-ncu.txt` of our kernel that takes longest. The model is the one that a recorded run found farthest
+from its roofline.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
+import inspect
 import json
+import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from triton.runtime.jit import JITFunction
 
 import dpt
 
 from . import models
 from .environment import ROOT
+from .gpu_steps import tool
 from .records import Record, read_all
+from .report import first_runs
 
 RUNS = 5
-NCU_SECONDS = 240.0
+LEAST = 15.0  # seconds: Python alone takes most of them to start under Nsight Compute
+SPARE = 3.0  # for ending it
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,16 @@ class Subject:
     side: int = 512
     batch: int = 1
     dtype: str = "bfloat16"
+
+
+@functools.cache
+def our_kernels() -> frozenset[str]:
+    """The names of our kernels, which Triton gives the compiled code too: the jit functions of kernels/ that no other one calls."""
+    modules = [importlib.import_module(f"dpt.kernels.{path.stem}") for path in sorted((ROOT / "kernels").glob("*.py"))]
+    found = {value.fn for module in modules for value in vars(module).values() if isinstance(value, JITFunction)}
+    ours = [function for function in found if function.__module__.startswith("dpt.kernels.")]
+    called = {name for function in ours for name in re.findall(r"(?<!def )\b(\w+)\(", inspect.getsource(function))}
+    return frozenset(function.__name__ for function in ours if function.__name__ not in called)
 
 
 def slowest(records: Sequence[Record]) -> Subject:
@@ -90,6 +110,7 @@ def profile(run, device: torch.device) -> tuple[str, list[dict[str, Any]]]:
             "calls_a_run": event.count / RUNS,
             "microseconds_a_run": getattr(event, key) / RUNS,
             "share": getattr(event, key) / total,
+            "ours": event.key.split("(")[0] in our_kernels(),
         }
         for event in sorted(chosen, key=lambda event: -getattr(event, key))
         if getattr(event, key) > 0
@@ -97,20 +118,27 @@ def profile(run, device: torch.device) -> tuple[str, list[dict[str, Any]]]:
     return events.table(sort_by=key, row_limit=60, max_name_column_width=80), kernels
 
 
-def nsight(kernel: str, subject: Subject, path: Path) -> str:
-    """Nsight Compute's details of one launch of a kernel, into a file; what became of it."""
-    tool = shutil.which("ncu")
-    if tool is None:
+def nsight(kernel: str, subject: Subject, path: Path, seconds: float) -> str:
+    """Nsight Compute's details of the first launch of a kernel, into a file, within the seconds; what became of it.
+
+    It changes nothing of the card: by default it would fix the clocks.
+    """
+    found = tool("ncu")
+    if found is None:
         return "Nsight Compute (ncu) is not installed"
+    if seconds < LEAST:
+        return f"{seconds:.0f} s are left, too few for Nsight Compute"
     again = [sys.executable, "-m", "bench.profile_model", "--once", *_arguments(subject)]
-    name = "regex:" + re.escape(kernel.split("(")[0])[:80]
-    command = [tool, "--kernel-name", name, "--launch-skip", "3", "--launch-count", "1", "--set", "detailed", *again]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=NCU_SECONDS, cwd=ROOT, check=False)
-    except subprocess.TimeoutExpired:
-        return f"ncu took more than {NCU_SECONDS:.0f} s"
-    path.write_text(done.stdout + done.stderr, encoding="utf-8")
-    return f"ncu ended with code {done.returncode}"
+    name = f"regex:^{re.escape(kernel.split('(')[0])}$"
+    options = ["--clock-control", "none", "--kernel-name", name, "--launch-skip", "0", "--launch-count", "1", "--set", "detailed"]
+    with path.open("wb") as file:
+        process = subprocess.Popen([found, *options, *again], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, preexec_fn=os.setpgrp)
+        try:
+            return f"ncu ended with code {process.wait(seconds)}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what it started too
+            process.wait()
+            return f"ncu took more than {seconds:.0f} s"
 
 
 def _arguments(subject: Subject) -> list[str]:
@@ -118,6 +146,7 @@ def _arguments(subject: Subject) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    started = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m bench.profile_model", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--results", type=Path, help="records to choose the model by")
@@ -126,12 +155,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=300.0, help="Nsight Compute is given what is left of them; default 300")
+    parser.add_argument("--toy", action="store_true", help="the model at its toy size")
     parser.add_argument("--once", action="store_true", help="only run the model a few times: what ncu watches")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    recorded = list(read_all(options.results).values()) if options.results and options.results.is_dir() else []
-    subject = Subject(options.model, options.side, options.batch, options.dtype) if options.model else slowest(recorded)
-    run = runner(subject, device)
+    recorded = read_all(options.results) if options.results and options.results.is_dir() else {}
+    recorded = first_runs(recorded) or recorded  # rather the tuned ones than those of before
+    subject = Subject(options.model, options.side, options.batch, options.dtype) if options.model else slowest(list(recorded.values()))
+    run = runner(subject, device, options.toy)
     if options.once:
         for _ in range(2):
             run()
@@ -145,8 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (options.out / "profile-kernels.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"{subject}: {kernels[0]['name']} takes {kernels[0]['share']:.0%}")
     if device.type == "cuda":
-        ours = next((kernel for kernel in kernels if "dpt" in kernel["name"] or "_kernel" in kernel["name"]), kernels[0])
-        print(nsight(ours["name"], subject, options.out / "profile-ncu.txt"))
+        ours = [kernel for kernel in kernels if kernel["ours"]]
+        print(f"{len(ours)} of {len(kernels)} kernels are ours, {sum(kernel['share'] for kernel in ours):.0%} of the time")
+        left = options.seconds - SPARE - (time.monotonic() - started)
+        if ours:
+            print(nsight(ours[0]["name"], subject, options.out / "profile-ncu.txt", left))
     return 0
 
 

@@ -74,7 +74,10 @@ class Skip:
 
 @dataclass
 class Record:
-    """One suite of one run. ``state``: {"before", "after"}, clocks and the like. ``ceilings``: the rates the roofline is made of."""
+    """One suite of one run. ``state``: {"before", "after"}, clocks and the like. ``ceilings``: the rates the roofline is made of.
+
+    ``options``: among them ``filter`` (-k), ``without``, and ``cells``: [rows that were asked for, rows that the suite has].
+    """
 
     what: str
     device: dict[str, Any]
@@ -90,6 +93,15 @@ class Record:
     rows: list[Row]
     skipped: list[Skip]
     schema: int = SCHEMA
+
+    @property
+    def part(self) -> str:
+        """Of a run that was not asked for its whole suite, what it was asked for; else empty. Older files were always of the whole."""
+        chosen, offered = self.options.get("cells", (0, 0))
+        if chosen == offered:
+            return ""
+        only = [f"only `{self.options['filter']}`"] if self.options.get("filter") else []
+        return ", ".join([f"{chosen} of {offered} rows", *only, *(f"without {name}" for name in self.options.get("without", []))])
 
     def row(self, key: tuple[str, str]) -> Row | None:
         """The row of (case, contender)."""

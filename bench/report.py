@@ -53,7 +53,7 @@ def _order(item: tuple[str, Record]) -> tuple[bool, str, int]:
 
 
 def _section(name: str, record: Record) -> Iterator[str]:
-    yield f"### {TITLES[record.what]}, {record.device['name']}"
+    yield f"### {TITLES[record.what]}, {record.device['name']}{' (a part of the suite)' if record.part else ''}"
     yield ""
     if record.what in CHARTED and charted_rows(record):
         yield f"![{TITLES[record.what]}](bench/results/{Path(name).stem}.svg)"
@@ -84,7 +84,8 @@ def conditions(name: str, record: Record) -> str:
         timing,
     ]
     skipped = f" {len(record.skipped)} were skipped, each with its reason in the file." if record.skipped else ""
-    return f"[`{name}`](bench/results/{name}): {', '.join(facts)}.{skipped}"
+    part = f" **Only a part of the suite was asked for**: {record.part}." if record.part else ""
+    return f"[`{name}`](bench/results/{name}): {', '.join(facts)}.{part}{skipped}"
 
 
 def with_block(text: str, content: str) -> str:

@@ -77,6 +77,11 @@ class Bench:
     budget: measure.Budget
     toy: bool
     keep: tuple[Path, str] | None = None  # folder and suffix of records that are written after every case
+    filter: str = ""  # pytest's -k
+    without: tuple[str, ...] = ()  # contenders with one of these in their name are left out
+    names: set[str] = field(default_factory=set)  # of all contenders, left out or not
+    offered: dict[str, int] = field(default_factory=dict)  # suite -> its cells, chosen or not
+    chosen: dict[str, int] = field(default_factory=dict)
     replay: Replay = field(default_factory=Replay)
     rows: dict[str, list[records.Row]] = field(default_factory=dict)
     skips: dict[str, list[records.Skip]] = field(default_factory=dict)
@@ -88,8 +93,8 @@ class Bench:
     def __post_init__(self) -> None:
         if self.toy:
             torch.set_num_threads(1)  # small tensors, and perhaps a machine whose cores are taken
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # PyTorch's best: cuDNN tries its algorithms
+        if self.device.type == "cuda" and not self.toy:
+            torch.backends.cudnn.benchmark = True  # PyTorch's best: cuDNN tries its algorithms; a toy run has no use for the minutes
         self.memory_kept = self.device.type == "cuda" or (not self.toy and measure.keep_freed_memory())
         self.context = Context(self.device, self.budget, TOY_ROUNDS, toy=self.toy)
         self.before = {} if self.toy else environment.state(self.device)
@@ -98,9 +103,19 @@ class Bench:
         """What tells a case from the others: at the toy size many are the same, and run once."""
         return f"{case.suite} {case.key if self.toy and case.key else case.name}"
 
+    def cells(self, cases: Iterable[Case]) -> list[Cell]:
+        """Every contender of every case but those of ``without``; at the toy size cases that are the same there are one."""
+        different = {self.identity(case): case for case in reversed(list(cases))}
+        found = [Cell(case, name) for case in reversed(different.values()) for name in case.contenders]
+        for cell in found:
+            self.names.add(cell.contender)
+            self.offered[cell.case.suite] = self.offered.get(cell.case.suite, 0) + 1
+        return [cell for cell in found if not any(word in cell.contender for word in self.without)]
+
     def want(self, cells: Iterable[Cell]) -> None:
         """Tell which contenders of each case take part: they are measured together."""
         for cell in cells:
+            self.chosen[cell.case.suite] = self.chosen.get(cell.case.suite, 0) + 1
             names = self.wanted.setdefault(self.identity(cell.case), [])
             if cell.contender not in names:
                 names.append(cell.contender)
@@ -150,12 +165,16 @@ class Bench:
             "state": {"before": self.before, "after": environment.state(self.device)},
             "memory": measure.MEMORY[self.device.type],
         }
+        asked = {"filter": self.filter, "without": list(self.without)}
         ceilings = {name: round(value) for name, value in self.context.ceilings.items()}
-        return [
-            records.Record(what=suite, ceilings=ceilings, rows=rows, skipped=self.skips.get(suite, []), **shared)
-            for suite, rows in self.rows.items()
-            if rows
-        ]
+        found = []
+        for suite, rows in self.rows.items():
+            if rows:
+                cells = [self.chosen.get(suite, 0), self.offered.get(suite, 0)]
+                options = {**shared["options"], **asked, "cells": cells}
+                skipped = self.skips.get(suite, [])
+                found.append(records.Record(**{**shared, "options": options}, what=suite, ceilings=ceilings, rows=rows, skipped=skipped))
+        return found
 
     def write(self, folder: Path, suffix: str = "") -> list[Path]:
         """Write the records; the files written."""

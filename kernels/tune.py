@@ -1,6 +1,6 @@
 """Write the configuration table on a GPU.
 
-    python -m dpt.kernels.tune [--kernel attention] [--budget SECONDS] [--json FILE]
+    python -m dpt.kernels.tune [--kernel attention] [--stage forward] [--dtype half] [--budget SECONDS] [--json FILE]
     python -m dpt.kernels.tune --dry-run [--arch sm_90]
     python -m dpt.kernels.tune --settle FILE
 
@@ -10,10 +10,10 @@ to the parity rule and timed; the fastest goes into ``configs/<family>.json`` wi
 out; one whose gain over the shipped configuration is within the noise does not replace it. Each entry is written as soon as it is done, so
 that a run that is cut short loses nothing.
 
-Times are medians of CUDA events around the launcher's whole call, with the L2 cache overwritten before each; of several workloads, the
-geometric mean. ``--json`` keeps every outcome. What was measured may, with another version of Triton, not compile well in all the shapes
-and dtypes that the tests demand of an entry: ``--settle`` goes through the recorded outcomes, on any machine, and puts the next best into
-the table where that is so.
+Times are medians of CUDA events around the launcher's whole call, with the L2 cache overwritten before each and the device kept busy until
+the call is queued, so that they are the device's; of several workloads, the geometric mean. ``--json`` keeps every outcome. What was
+measured may, with another version of Triton, not compile well in all the shapes and dtypes that the tests demand of an entry: ``--settle``
+goes through the recorded outcomes, on any machine, and puts the next best into the table where that is so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ import torch
 import triton
 
 from . import compiled, launch
-from .workload import Bucket, Config, Trial, Workload, buckets, float32_products
+from .workload import BACKWARD, FORWARD, RARE, Bucket, Config, Trial, Workload, buckets, float32_products
 
 # A candidate has to beat the shipped configuration by this much, or the table changes with the noise of each run.
 NOISE = 0.02
@@ -49,12 +49,16 @@ NOISE = 0.02
 FEW, REPEATS, LOSER = 5, 30, 1.5
 # The fastest, and the shipped one, are timed again one after the other before the choice: the clock of the first may not be the last's.
 FINALISTS = 3
-# Much more than any L2 cache holds; at 3 TB/s it takes a sixth of a millisecond, in which the host prepares the next call.
-FLUSHED_BYTES = 512 * 1024 * 1024
+FLUSHED_BYTES = 512 * 1024 * 1024  # much more than any L2 cache holds
+# Cycles that the device waits while the host queues what is timed: 50 us at 2 GHz, and where that was too short more, up to 10 ms.
+SHORTEST, LONGER, LONGEST = 100_000, 4, 20_000_000
+# Left to the process that measures, which launches what the GPU waits for, and to the system.
+FREE_CORES = 2
 # A process that dies in the compiler takes its candidate with it: after so many seconds of waiting the candidate is given up.
 COMPILE_SECONDS = 60
 # After these the CUDA context is lost, and everything in this process fails.
 FATAL = ("illegal memory access", "misaligned address", "illegal instruction", "unspecified launch failure", "device-side assert")
+STAGES = {"forward": FORWARD, "backward": BACKWARD, "rare": RARE}
 # What costs the models most comes first.
 ORDER = (
     "conv3x3",
@@ -220,20 +224,37 @@ def _scratch() -> torch.Tensor:
     return torch.empty(FLUSHED_BYTES, dtype=torch.int8, device="cuda")
 
 
-def time_on_gpu(run: Callable[[], Any], repeats: int) -> float:
-    """Median microseconds of ``run`` by CUDA events, with the L2 cache overwritten before each call.
+def queued(run: Callable[[], Any], cycles: int) -> tuple[torch.cuda.Event, torch.cuda.Event, bool]:
+    """Queue ``run`` between two CUDA events while the device waits for ``cycles``; and whether the host had queued all of it by then.
 
-    The host queues all calls before it waits: the GPU is busy overwriting while a call is prepared, so the host's time does not count.
+    If not, the time between the events has the host's gaps in it: to launch a small kernel takes the host longer than the device to run it.
+    """
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(cycles)
+    start.record()
+    run()
+    end.record()
+    return start, end, not start.query()
+
+
+def time_on_gpu(run: Callable[[], Any], repeats: int) -> float:
+    """Median microseconds of ``run`` by CUDA events, with the L2 cache overwritten before each call; the device's time, not the host's.
+
+    The first call is not timed: it may compile the kernel and the C function that launches it. Where more than a tenth of the calls came
+    late, all are timed again behind a longer wait. A call that waits for the device itself is late behind any: its time has the host in it.
     """
     run()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for start, end in events:
-        _scratch().zero_()
-        start.record()
-        run()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) * 1000 for start, end in events)
+    cycles = SHORTEST
+    while True:
+        calls = []
+        for _ in range(repeats):
+            _scratch().zero_()
+            calls.append(queued(run, cycles))
+        torch.cuda.synchronize()
+        late = sum(not in_time for _, _, in_time in calls)
+        if late <= repeats // 10 or cycles >= LONGEST:
+            return statistics.median(start.elapsed_time(end) * 1000 for start, end, _ in calls)
+        cycles *= LONGER
 
 
 @contextlib.contextmanager
@@ -305,7 +326,8 @@ class CompilerPool:
     alignment, and the target, and tensors on the meta device have them all.
     """
 
-    def __init__(self, found: Sequence[Bucket], family: str, processes: int):
+    def __init__(self, found: Sequence[Bucket], family: str, processes: int, left: Callable[[], float]):
+        self._left = left
         self._pool = multiprocessing.get_context("spawn").Pool(processes, initializer=_prepare_compiler)
         self._results = {
             self._key(bucket, candidate): self._pool.apply_async(candidate_problems, (bucket, family, candidate))
@@ -318,10 +340,12 @@ class CompilerPool:
         return json.dumps([bucket.kernel, bucket.when, candidate])
 
     def __call__(self, bucket: Bucket, candidate: Config) -> Sequence[str]:
+        """Waits no longer than the budget lasts."""
+        seconds = max(0.0, min(COMPILE_SECONDS, self._left()))
         try:
-            return self._results.pop(self._key(bucket, candidate)).get(COMPILE_SECONDS)
+            return self._results.pop(self._key(bucket, candidate)).get(seconds)
         except multiprocessing.TimeoutError:
-            return [f"not compiled after {COMPILE_SECONDS} s of waiting"]
+            return [f"not compiled after {seconds:.0f} s of waiting"]
 
     def __enter__(self) -> CompilerPool:
         return self
@@ -376,15 +400,21 @@ def settle(record: Mapping[str, Any], check: Callable[[str, Config, str], Sequen
     return passes
 
 
+def _commit() -> str:
+    """Of the checkout; "unknown" where there is none, or no git to ask."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def _environment() -> dict[str, Any]:
     """The conditions of a measurement."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    ).stdout.strip()
     return {
         "device": torch.cuda.get_device_name(),
         "date": str(datetime.date.today()),
-        "commit": commit or "unknown",
+        "commit": _commit(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
@@ -431,6 +461,8 @@ def _summary(result: Result) -> str:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dpt.kernels.tune", description=__doc__.split("\n")[0])
     parser.add_argument("--kernel", action="append", choices=sorted(_tunable()), help="an op's module; default: all that can be tuned")
+    parser.add_argument("--stage", choices=STAGES, help="only entries with a workload of this stage")
+    parser.add_argument("--dtype", choices=("half", "float32"), help="only entries with a workload in it; default: half precision first")
     parser.add_argument("--budget", type=float, default=480.0, help="seconds; default 480")
     parser.add_argument("--json", type=Path, help="keep every outcome in this file, written as it goes")
     parser.add_argument("--dry-run", action="store_true", help="list the entries and the number of candidates; needs no GPU")
@@ -451,6 +483,20 @@ def workloads(ops: Iterable[str] | None = None) -> list[Workload]:
     """Those of the given op modules; of all by default."""
     modules = [importlib.import_module(f".{op}", __package__) for op in ops or _tunable()]
     return [workload for module in modules for workload in module.tuning_space()]
+
+
+def chosen(found: Iterable[Bucket], stage: str | None, dtype: str | None) -> list[Bucket]:
+    """The buckets with a workload of that stage ("forward", ...) and in that dtype ("half" or "float32"); None: of any."""
+
+    def fits(work: Workload) -> bool:
+        return (stage is None or work.stage == STAGES[stage]) and (dtype is None or (work.dtype == torch.float32) == (dtype == "float32"))
+
+    return [bucket for bucket in found if any(fits(work) for work in bucket.workloads)]
+
+
+def processes() -> int:
+    """How many compile at once."""
+    return max(1, len(os.sched_getaffinity(0)) - FREE_CORES)
 
 
 def _list(found: Sequence[Bucket]) -> None:
@@ -485,7 +531,7 @@ def _measure(options: argparse.Namespace, found: Sequence[Bucket], family: str, 
     def left() -> float:
         return options.budget - (time.monotonic() - started)
 
-    with CompilerPool(found[done:], family, len(os.sched_getaffinity(0))) as gates:
+    with CompilerPool(found[done:], family, processes(), left) as gates:
         for result in tune(found[done:], family, trial=trial, gates=gates, timer=time_on_gpu, provenance=text, budget=left()):
             done, passes = done + 1, passes and result.best is not None
             print(_summary(result), flush=True)
@@ -511,7 +557,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("tuning measures, and there is no CUDA device here; the table stays as it is", file=sys.stderr)
         return 2
     family = options.arch or (launch.device_family(torch.device("cuda")) if torch.cuda.is_available() else "sm_90")
-    found = buckets(workloads(options.kernel), family, ORDER)
+    found = chosen(buckets(workloads(options.kernel), family, ORDER), options.stage, options.dtype)
     if options.dry_run:
         _list(found)
         return 0

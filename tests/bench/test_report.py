@@ -38,6 +38,21 @@ def test_from_a_file_to_the_readme(folder):
     assert run(folder, "--check") == 0
 
 
+def test_a_part_is_called_one(folder):
+    """Blind spot: a filtered run presented as the whole suite; an older file, always of the whole, called a part."""
+    run(folder)
+    assert "part" not in (folder / "README.md").read_text()
+    options = {"dtypes": ["bfloat16"], "filter": "not batch-4", "without": ["torch.compile"], "cells": [36, 84]}
+    records.write(record(device=GPU, options=options), folder / "results" / "made-up-models.json")
+    run(folder)
+    text = (folder / "README.md").read_text()
+    assert "### Whole models, Made-up GPU (a part of the suite)" in text
+    assert "**Only a part of the suite was asked for**: 36 of 84 rows, only `not batch-4`, without torch.compile." in text
+    records.write(record(device=GPU, options={**options, "cells": [84, 84]}), folder / "results" / "made-up-models.json")
+    run(folder)
+    assert "part" not in (folder / "README.md").read_text()
+
+
 def test_a_second_run_changes_nothing(folder):
     """Blind spot: an update that never settles, or draws anew what is current."""
     run(folder)

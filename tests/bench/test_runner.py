@@ -50,7 +50,7 @@ def timer(monkeypatch, clock):
             run(index)
             return clock.now - started
 
-    monkeypatch.setattr(runner.measure, "timer_of", lambda device: Timer())
+    monkeypatch.setattr(runner.measure, "timer_of", lambda device, alone: Timer())
     monkeypatch.setattr(runner.measure, "peak_memory", lambda run, device: run() or 24)
 
 
@@ -85,6 +85,33 @@ def test_what_a_row_says(context, clock, timer):
     assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx((4.0, 4.0 / 1.02, 4.0 * 1.02))
     assert row.timing == "made-up clock" and row.baseline == "plain" and row.difference == 0.0
     assert rows["plain"].speedup == 1.0
+
+
+def test_each_contender_runs_before_it_is_timed(context, clock, monkeypatch):
+    """Blind spot: the first launch of a kernel compiles it, and builds the C function that launches it: seconds in the first round."""
+    judged, runs_before = [], {}
+
+    class Timer:
+        how = "made-up clock"
+
+        def __call__(self, run, index):
+            runs_before.setdefault(run, len(judged))
+            return 1.0
+
+    monkeypatch.setattr(runner.measure, "timer_of", lambda device, alone: Timer())
+    monkeypatch.setattr(runner.measure, "peak_memory", lambda run, device: judged.append(run()) or 24)
+    measured({"plain": (1.0, RIGHT), "fast": (0.5, RIGHT)}, context, clock)
+    assert list(runs_before.values()) == [2, 2]
+
+
+@pytest.mark.parametrize(("suite", "alone"), [("kernels", True), ("models", False), ("steps", False), ("training", False)])
+def test_whose_time_it_is(context, monkeypatch, suite, alone):
+    """Blind spot: a model's host time hidden, or a kernel's time that is the host's. A session makes one timer of a kind."""
+    asked = []
+    monkeypatch.setattr(runner.measure, "timer_of", lambda device, alone: asked.append(alone) or object())
+    case = Case(suite, "case", torch.float32, (1,), ("plain",), lambda c: None)
+    timers = [runner._Measurement(case, ["plain"], context).timer for _ in range(2)]
+    assert asked == [alone] and timers[0] is timers[1]
 
 
 def test_what_cannot_run_is_told(context, clock, timer):

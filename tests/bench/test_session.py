@@ -122,7 +122,7 @@ def test_without_the_option_nothing_is_measured(tmp_path):
     ("arguments", "environment", "message"),
     [
         (("--record",), {}, "need --benchmark"),
-        (("--benchmark", "--record", "-k", "fast"), {}, "a record is of a whole suite"),
+        (("--benchmark", "--without", "fsat"), {}, "--without fsat: no contender here has that in its name; there are absent, fast, plain"),
         (("--benchmark", "-n", "2"), {}, "one process"),
         (("--benchmark",), {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET"),
         (("--benchmark", "--dtypes", "float8"), {}, "no dtype 'float8'"),
@@ -159,6 +159,35 @@ def test_the_option_does_not_collide_with_pytest_benchmark(place):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_models[dpt-tiny-depth-192x192-batch-1-float32-plain]" in done.stdout
     assert "ambiguous" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "contenders", "part"),
+    [
+        ((), {"plain", "fast", "fast twice"}, ""),
+        (("--without", "twice", "--without", "absent"), {"plain", "fast"}, "2 of 4 rows, without twice, without absent"),
+        (("--without", "plain"), {"plain", "fast", "fast twice"}, "3 of 4 rows, without plain"),  # the baseline takes part all the same
+        (("--only", "not twice"), {"plain", "fast"}, "3 of 4 rows, only `not twice`"),
+        (("--deselect", "test_made_up.py::test_models[made-up-batch-1-fast]"), {"plain", "fast twice"}, "3 of 4 rows"),
+    ],
+)
+def test_a_record_says_what_was_asked_for(tmp_path, arguments, contenders, part):
+    """Blind spot: a part of a suite that passes for the whole, however it was chosen; contenders that run though they were left out."""
+    extra = '{"fast twice": (0.1, RIGHT)}'
+    code, output = run(tmp_path, "--benchmark", "--record-to", str(tmp_path / "results"), *arguments, extra=extra)
+    assert code == 0, output
+    [path] = (tmp_path / "results").glob("*.json")
+    record = records.read(path)
+    assert {row.contender for row in record.rows} == contenders and record.part == part
+
+
+@pytest.mark.parametrize("toy", [True, False])
+def test_only_what_is_measured_has_cudnn_try_its_algorithms(monkeypatch, toy):
+    """Blind spot: a toy run, as under the sanitizer, that spends its minutes on cuDNN's choice of algorithms."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(session.environment, "state", lambda device: {})
+    session.Bench(torch.device("cuda"), (torch.bfloat16,), session.measure.Budget(1.0), toy=toy)
+    assert torch.backends.cudnn.benchmark is not toy
 
 
 def test_sums_to_ten_minutes():

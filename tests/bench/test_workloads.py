@@ -1,5 +1,8 @@
 """The real workloads at their toy size: what the gate would catch in them, and what their contenders are."""
 
+import contextlib
+import types
+
 import pytest
 import torch
 
@@ -128,6 +131,41 @@ def test_a_peer_that_is_not_installed():
     """Blind spot: an import error in the place of a skip."""
     with pytest.raises(runner.Unavailable, match="no_such_package is not installed"):
         peers.installed("no_such_package")
+
+
+class FakeGraph:
+    """A CUDA graph, which cannot be replayed before it was captured, nor captured twice."""
+
+    def __init__(self, log):
+        self.log, self.captured = log, False
+
+    def replay(self):
+        assert self.captured, "CUDA error: replayed before it was captured"
+        self.log.append("replay")
+
+
+@contextlib.contextmanager
+def fake_capture(graph):
+    assert not graph.captured
+    yield
+    graph.captured = True
+    graph.log.append("capture")
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_graph_is_captured_before_it_is_replayed(toy, monkeypatch, recorded):
+    """Blind spot: the toy run, which measures no memory and so never called what captures. Captured once, whoever comes first."""
+    log = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(log))
+    monkeypatch.setattr(torch.cuda, "graph", fake_capture)
+    monkeypatch.setattr(models, "on_side_stream", lambda call, device: call())
+    toy.device = types.SimpleNamespace(type="cuda")
+    workload = types.SimpleNamespace(context=toy, input=lambda index: torch.full((2,), float(index)))
+    prepared = models.captured(lambda x: x, workload)
+    if recorded:
+        prepared.recorded()
+    assert torch.equal(prepared.run(5), torch.full((2,), 5.0)) and torch.equal(prepared.judged()[0], torch.zeros(2))
+    assert log == ["capture", "replay", "replay"]
 
 
 def test_shared_copies_share(toy):

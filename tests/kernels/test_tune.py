@@ -186,6 +186,101 @@ def test_budget(folder):
     assert [entry["config"] for entry in entries_of(folder)] == [{"n": 8}, QUICK, {"n": 9}]
 
 
+def test_waiting_for_the_compiler_ends_with_the_budget():
+    """A candidate that is still being compiled is not waited for beyond the budget; one that is ready is taken even then."""
+    asked = []
+
+    class Pending:
+        def get(self, seconds):
+            asked.append(seconds)
+            raise tune.multiprocessing.TimeoutError
+
+    pool = object.__new__(tune.CompilerPool)
+    seconds = iter([200.0, 7.0, -1.0]).__next__
+    pool._left, found = lambda: seconds(), bucket()
+    refused = []
+    for candidate in (QUICK, WRONG, BROKEN):
+        pool._results = {pool._key(found, candidate): Pending()}
+        refused += pool(found, candidate)
+    assert asked == [tune.COMPILE_SECONDS, 7.0, 0.0] and refused[1] == "not compiled after 7 s of waiting"
+
+
+def test_two_cores_are_left_free(monkeypatch):
+    """The pool takes no core from the process that launches what is timed, and has one on the smallest machine."""
+    counts = []
+    for cores in (16, 3, 2, 1):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        counts.append(tune.processes())
+    assert counts == [14, 1, 1, 1]
+
+
+def test_without_git(monkeypatch, tmp_path):
+    """A rented machine has no git, or the checkout no history: the run is not lost, its commit is unknown."""
+    assert tune._commit() == "unknown" or len(tune._commit()) >= 7
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tune._commit() == "unknown"
+    (tmp_path / "git").write_text("#!/bin/sh\necho fatal >&2; exit 128\n")
+    (tmp_path / "git").chmod(0o755)
+    assert tune._commit() == "unknown"
+
+
+def test_each_candidate_is_launched_before_it_is_timed(folder):
+    """The first launch of a signature builds a C function, for a second or so: it falls into the check, before the first timing."""
+    log = []
+
+    class Logged(FakeTrial):
+        def check(self):
+            log.append(("check", in_force()["n"]))
+
+    def timer(run, repeats):
+        log.append(("time", in_force()["n"]))
+        return 10.0
+
+    list(tune.tune([bucket([QUICK])], "sm_90", trial=Logged, timer=timer, gates=lambda *_: [], provenance=lambda *_: "", folder=folder))
+    for n in (0, 1):
+        assert log.index(("check", n)) < log.index(("time", n))
+
+
+class FakeDevice:
+    """A GPU that waits, and then runs what was queued: a call is in time if its wait is longer than the host needs."""
+
+    def __init__(self, monkeypatch, needed):
+        self.log, self.needed, self.slept = [], needed, 0
+        monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: self)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.log.append("wait"))
+        monkeypatch.setattr(tune, "_scratch", lambda: types.SimpleNamespace(zero_=lambda: self.log.append("flush")))
+
+    def sleep(self, cycles):
+        self.slept = cycles
+        self.log.append(f"sleep {cycles}")
+
+    def record(self):
+        self.log.append("event")
+
+    def query(self):
+        return self.slept < self.needed
+
+    def elapsed_time(self, end):
+        return self.slept
+
+
+def test_the_device_waits_until_a_call_is_queued(monkeypatch):
+    """The order of things: one call first, which may compile; then the flush, the wait, the first event, the call, the second event."""
+    device = FakeDevice(monkeypatch, needed=0)
+    assert tune.time_on_gpu(lambda: device.log.append("run"), 2) == 1000 * tune.SHORTEST
+    one = ["flush", f"sleep {tune.SHORTEST}", "event", "run", "event"]
+    assert device.log == ["run", *one, *one, "wait"]
+
+
+@pytest.mark.parametrize(("needed", "last"), [(5, tune.SHORTEST), (tune.SHORTEST * 10, tune.SHORTEST * 16), (1e12, None)])
+def test_calls_that_come_late_are_timed_again_behind_a_longer_wait(monkeypatch, needed, last):
+    """A time with the host's gaps in it is not taken for the device's; a call that is late behind any wait ends the waiting."""
+    FakeDevice(monkeypatch, needed)
+    found = tune.time_on_gpu(lambda: None, 5) / 1000
+    assert found == last if last else tune.LONGEST <= found < tune.LONGEST * tune.LONGER
+
+
 def test_a_lost_gpu_ends_the_run(folder):
     """After an illegal access everything fails in the same process: what was measured before it is written, and nothing else judged."""
     results = tuned([bucket([QUICK, LETHAL, {"n": 6}]), bucket([QUICK], when={})], folder, {0: 10.0, 1: 5.0, 6: 1.0})
@@ -294,6 +389,18 @@ def test_what_costs_most_comes_first(declared):
     assert found[0].kernel == "conv3x3" and stages == sorted(stages)
 
 
+def test_what_is_chosen(declared):
+    """The options leave what they say, in the same order: half-precision forward kernels are those that every inference runs."""
+    found = workload.buckets(declared, "sm_90", tune.ORDER)
+    assert tune.chosen(found, None, None) == found
+    forward = tune.chosen(found, "forward", "half")
+    assert forward == found[: len(forward)] and {"conv3x3", "attention_forward", "layernorm_linear"} <= {b.kernel for b in forward}
+    assert not any("backward" in b.kernel for b in forward) and all(b.when.get("dtype") != "float32" for b in forward)
+    single = tune.chosen(found, None, "float32")
+    assert {id(b) for b in tune.chosen(found, None, "half")} | {id(b) for b in single} == {id(b) for b in found}
+    assert 0 < len(tune.chosen(found, "backward", "float32")) < len(single) < len(found)
+
+
 def test_a_candidate_of_a_kernel_that_is_not_launched(declared):
     """A declaration that tunes nothing is an error, not a silence."""
     odd = dataclasses.replace(declared[0], candidates={"nothing": [{}]})
@@ -395,6 +502,8 @@ def test_refuses_without_a_gpu(device):
 def test_dry_run(capsys, declared):
     """Without a GPU: every entry with the number of its candidates; nothing is written."""
     before = tables()
+    assert tune.main(["--dry-run", "--arch", "sm_80", "--stage", "forward", "--dtype", "half"]) == 0
+    assert f"{len(tune.chosen(workload.buckets(declared, 'sm_80'), 'forward', 'half'))} entries" in capsys.readouterr().out
     assert tune.main(["--dry-run", "--arch", "sm_80"]) == 0
     printed = capsys.readouterr().out
     found = workload.buckets(declared, "sm_80")
@@ -407,8 +516,8 @@ def fake_gpu(folder, monkeypatch):
     """main() on a GPU that is not there: a compiler that compiles nothing, a timer that knows the times, calls of further processes."""
 
     class Pool:
-        def __init__(self, found, family, processes):
-            assert family == "sm_90" and processes >= 1
+        def __init__(self, found, family, processes, left):
+            assert family == "sm_90" and processes == tune.processes() and left() <= 100
 
         def __call__(self, bucket, candidate):
             return ["spills"] if candidate == SPILLING else []
@@ -477,7 +586,7 @@ def compile_as_a_launch_does(kernel, grid, *args, **kwargs):
 if __name__ == "__main__":
     tune.COMPILE_SECONDS = 600
     found = [dataclasses.replace(b, candidates=b.candidates[:1]) for b in workload.buckets(toys(), "sm_90")]
-    with tune.CompilerPool(found, "sm_90", 1) as gates:
+    with tune.CompilerPool(found, "sm_90", 1, lambda: 600) as gates:
         problems = [gates(b, b.candidates[0]) for b in found]
     hits = []
     triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
