@@ -1,0 +1,140 @@
+"""What a GPU of one family would be asked to do, asked of the stub: `python tests/host/run.py --family sm_90 --what models`.
+
+    models   each different call that the named models make of the ops, and whole models: inference, training and autocast
+    sizes    two models over thirty sizes of pictures: what each op compiles for them
+    parity   the tests of `tests/kernels`, with their shapes and dtypes; what they say about numbers, of which there are none, is ignored
+    ops      each op once (the default)
+
+Prints what was launched as JSON, and ends with 1 if a launch was refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import pytest  # noqa: E402
+import stub  # noqa: E402
+import torch  # noqa: E402
+
+from bench import launches  # noqa: E402
+from bench.hollow import Hollow  # noqa: E402
+from dpt.config import CONFIGS  # noqa: E402
+from dpt.kernels import launch  # noqa: E402
+
+# Sides in patches, of small pictures and large ones: even and odd, and tokens that 16 and 64 divide with and without the class token.
+THIRTY = tuple(itertools.islice(itertools.product((2, 3, 5, 7, 15, 16), (3, 9, 12, 21, 32)), 30))
+OTHER_RUNS = (
+    launches.Run(torch.bfloat16),
+    launches.Run(torch.float16),
+    launches.Run(precision="tf32"),
+    launches.Run(backward=True, autocast=torch.bfloat16),
+    launches.Run(backward=True, statistics=True, autocast=torch.bfloat16),
+    launches.Run(backward=True),
+)
+
+
+def again(seen: stub.Seen, calls: dict[launches.Call, str]) -> None:
+    """Make calls again; one that is refused does not stop the others."""
+    for call, name in calls.items():
+        seen.where = f"{call.op} of {name}"
+        try:
+            call.again()
+        except Exception as error:
+            if not any(message.startswith(seen.where) for message in seen.errors):
+                seen.errors.append(f"{seen.where}: {type(error).__name__}: {error}")
+
+
+def models(seen: stub.Seen) -> None:
+    """All calls of the named models, at the gate's sizes; and each model whole, at a size of its own."""
+    again(seen, launches.named_calls())
+    for config, how in itertools.product(CONFIGS.values(), OTHER_RUNS):
+        short, patch = launches.shortened(config), config.encoder.patch_size
+        model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
+        with Hollow():
+            launches.run(model, how, (5 * patch, 13 * patch), 3)
+
+
+def sizes(seen: stub.Seen) -> None:
+    for name in ("dpt-base-ade20k", "dpt-tiny-depth"):
+        config = launches.shortened(CONFIGS[name])
+        inputs = [(1, (high * config.encoder.patch_size, wide * config.encoder.patch_size)) for high, wide in THIRTY]
+        again(seen, launches.calls(config, OTHER_RUNS[:1] + OTHER_RUNS[3:4], inputs))
+
+
+def ops(seen: stub.Seen) -> None:
+    """The calls of one small model in inference and of another in training: between them, every op."""
+    for name, how in (("dpt-tiny-scenes", OTHER_RUNS[0]), ("dpt-large-midas", OTHER_RUNS[3])):
+        config = launches.shortened(CONFIGS[name])
+        again(seen, launches.calls(config, [how], [(1, launches.sizes(config)[0])]))
+
+
+class _Numberless:
+    """A plugin for the tests of `tests/kernels`: each runs hollow, on the stub, and fails only where a launch was refused."""
+
+    def __init__(self, seen: stub.Seen):
+        self.seen = seen
+        self.without_launches: list[str] = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        self.seen.where = item.nodeid
+        errors, launched = len(self.seen.errors), self.seen.launches
+        try:
+            with Hollow():
+                yield
+        except (pytest.skip.Exception, pytest.exit.Exception):
+            raise
+        except Exception:  # about numbers, or by a tool that does not go with the mode: neither is asked here
+            pass
+        if self.seen.launches == launched:
+            self.without_launches.append(item.nodeid)
+        if len(self.seen.errors) > errors:
+            pytest.fail("; ".join(self.seen.errors[errors:]), pytrace=False)
+
+
+def parity(seen: stub.Seen) -> None:
+    plugin = _Numberless(seen)
+    files = [str(path) for path in sorted((ROOT / "tests" / "kernels").glob("test_*.py")) if path.stem not in WITHOUT_OPS]
+    chosen = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-m", "not far", *files]
+    code = pytest.main(chosen, plugins=[plugin])
+    if code != 0:
+        seen.errors.append(f"pytest ended with {int(code)}")
+
+
+WITHOUT_OPS = ("test_tune", "test_launch", "test_tables", "test_fast")  # of tables and commands; and whole models, which `models` has
+WHAT = {"ops": ops, "models": models, "sizes": sizes, "parity": parity}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", default="sm_90", choices=sorted(set(launch.TABLES.values())))
+    parser.add_argument("--what", default="ops", choices=list(WHAT))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            seen = stub.install(options.family, Path(folder))
+        except stub.NoCompiler as error:
+            print(error)
+            return 3
+        WHAT[options.what](seen)
+    if options.json:
+        options.json.write_text(json.dumps(asdict(seen)))
+    found = {"launches": seen.launches, "specialisations": len(seen.keys), "borrowed": len(seen.borrowed), "compiled": len(seen.compiled)}
+    print(json.dumps({**found, "refused": len(seen.errors)}))
+    print("\n".join(seen.errors[:20]))
+    return 1 if seen.errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Triton's real host path without a GPU: `JITFunction.run`, its specialisation, its launcher, the encoding of tensor maps; on a stub of
+libcuda (`libcuda.c`) that holds every call to the hardware's rules.
+
+What a kernel compiles to is taken from the record (`dpt.kernels.ledger`). Of a specialisation that is not in it the launcher needs only to
+know how tensor maps are encoded, which follows from the kernel and its blocks: that is borrowed from a recorded one with the same. So a
+launch takes no compiler, but for a kernel that nobody has compiled yet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.nvidia import driver as nvidia
+from triton.compiler import compiler
+from triton.runtime import driver
+
+from dpt.kernels import launch, ledger
+
+HERE = Path(__file__).parent
+HIDDEN_PARAMETERS = 2  # of a kernel's entry point: Triton's scratch memories
+
+
+class NoCompiler(Exception):
+    """There is no C compiler here, which the stub and Triton's own launcher need."""
+
+
+@dataclass
+class Seen:
+    """What was launched. ``keys``: of the record -> (kernel, what was running); ``borrowed``: those whose encoding is another's;
+    ``compiled``: those that the compiler was asked for."""
+
+    keys: dict[str, tuple[str, str]] = field(default_factory=dict)
+    borrowed: list[str] = field(default_factory=list)
+    compiled: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    launches: int = 0
+    where: str = ""
+
+
+def build(folder: Path) -> ctypes.CDLL:
+    """The stub, built into ``folder`` and loaded as the libcuda.so.1 that Triton's driver then finds; NoCompiler."""
+    gcc = shutil.which("gcc") or shutil.which("cc")
+    if gcc is None:
+        raise NoCompiler("there is no C compiler (gcc or cc), which the stub of libcuda and Triton's launcher need")
+    include = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
+    library = folder / "libcuda.so.1"
+    subprocess.run([gcc, "-shared", "-fPIC", f"-I{include}", "-Wl,-soname,libcuda.so.1", "-o", library, HERE / "libcuda.c"], check=True)
+    (folder / "libcuda.so").symlink_to(library.name)  # for the linker
+    os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
+    return ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+class StubDriver(nvidia.CudaDriver):
+    """Triton's driver for the stub's device of one family."""
+
+    def __init__(self, family: str):
+        self.device = int(family.removeprefix("sm_"))
+        self.utils, self.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
+        self.get_current_device = lambda: self.device
+        self.set_current_device = lambda index: None
+        self.get_current_stream = lambda index: 0
+        self.get_device_capability = lambda index: divmod(index, 10)
+
+
+class Compiler:
+    """Stands in for ``triton.compile``: makes kernels, in ``folder``, out of what is recorded."""
+
+    def __init__(self, family: str, seen: Seen, folder: Path):
+        self.family, self.seen, self.folder = family, seen, folder
+        self.recorded = ledger.read(family)
+        self.lenders: dict[tuple[Any, ...], ledger.Facts] = {}
+        for facts in self.recorded.values():
+            self.lenders.setdefault(self._blocks(facts["kernel"], [d["block_size"] for d in facts["descriptors"]], facts), facts)
+        self.asked = ""
+        self.compile = compiler.compile
+
+    @staticmethod
+    def _blocks(kernel: str, blocks: list[list[int]], options: dict[str, Any]) -> tuple[Any, ...]:
+        return kernel, json.dumps(blocks), options["warps"], options["stages"]
+
+    def ask(self, *, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        """Triton's jit_cache_hook: keeps the key of what is about to be compiled, and lets it go on."""
+        self.asked = ledger.key(compile, fn.jit_function, int(self.family.removeprefix("sm_")))
+        self.seen.keys.setdefault(self.asked, (fn.name, self.seen.where))
+        return False
+
+    def __call__(self, src: Any, target: Any = None, options: Any = None, **more: Any) -> Any:
+        facts = self.recorded.get(self.asked) or self._borrowed(src, options)
+        if facts is None:
+            self.seen.compiled.append(self.asked)
+            return self.compile(src, target=target, options=options, **more)
+        names = {
+            "target": vars(target),
+            **options,
+            "name": src.fn.__name__,
+            "num_warps": facts["warps"],
+            "shared": facts["shared"],
+            "tmem_size": facts["tensor_memory"],
+            "tensordesc_meta": facts["descriptors"],
+            "cluster_dims": [1, 1, 1],
+            **dict.fromkeys(("global_scratch_size", "profile_scratch_size"), 0),
+            **dict.fromkeys(("global_scratch_align", "profile_scratch_align"), 1),
+        }
+        description, binary = self.folder / f"{self.asked}.json", self.folder / f"{self.asked}.cubin"
+        description.write_text(json.dumps(names, default=vars))
+        binary.write_bytes(b"nothing")
+        kernel = Kernel(src, {description.name: str(description), binary.name: str(binary)}, self.asked)
+        kernel.parameters = facts.get("parameters")
+        return kernel
+
+    def _borrowed(self, src: Any, options: dict[str, Any]) -> ledger.Facts | None:
+        """The facts of a recorded specialisation that is encoded alike; None if there is none."""
+        types = [kind for kind in src.signature.values() if isinstance(kind, str) and kind.startswith("tensordesc")]
+        blocks = [json.loads("[" + kind.split("[")[1].split("]")[0] + "]") for kind in types]
+        self.seen.borrowed.append(self.asked)
+        chosen = {"warps": options["num_warps"], "stages": options["num_stages"]}
+        if not blocks:
+            return {**chosen, "shared": 0, "tensor_memory": 0, "descriptors": []}
+        found = self.lenders.get(self._blocks(src.fn.__name__, blocks, chosen))
+        if found is None:
+            self.seen.borrowed.pop()
+            return None
+        return {**found, "parameters": None}
+
+
+class Kernel(compiler.CompiledKernel):
+    """A kernel that nobody runs. ``parameters``: of its entry point, where that is recorded."""
+
+    parameters: int | None = None
+
+    def _init_handles(self) -> None:
+        super()._init_handles()
+        signature = getattr(self._run, "kernel_signature", None)  # an older Triton builds a launcher in C, which is right or does not build
+        if None not in (signature, self.parameters) and len(signature) + HIDDEN_PARAMETERS != self.parameters:
+            passed = len(signature) + HIDDEN_PARAMETERS
+            raise RuntimeError(f"stub: the launcher passes {passed} parameters and the entry point of {self.name} takes {self.parameters}")
+
+
+def install(family: str, folder: Path) -> Seen:
+    """From now on, in this process, CPU tensors pass for those of a GPU of ``family`` and launches go to the stub. What is launched, and what
+    a launch raises, is kept in the result. Files are written into ``folder``. NoCompiler."""
+    build(folder)
+    seen = Seen()
+    launched = launch.launch
+
+    def checked(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
+        seen.launches += 1
+        try:
+            launched(kernel, grid, *args, **kwargs)
+        except Exception as error:
+            seen.errors.append(f"{seen.where}: {kernel.__name__}{grid}: {type(error).__name__}: {error}")
+            raise
+
+    made = Compiler(family, seen, folder)
+    os.environ[launch.INTERPRETED_FAMILY_VARIABLE] = family
+    triton.knobs.runtime.jit_cache_hook = made.ask
+    triton.compiler.compile = made
+    launch.launch = checked
+    launch.has_kernels = lambda tensor: True
+    driver.set_active(StubDriver(family))
+    return seen
