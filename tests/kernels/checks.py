@@ -277,3 +277,8 @@ def spied_launches(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list[tuple
     for module in (launch, *modules):
         monkeypatch.setattr(module, "launch", spy)
     return launches
+
+
+def by_cudnn(launches: Sequence[tuple[str, Any]]) -> bool:
+    """Whether PyTorch's 3x3 convolution was taken, of which the launches show what follows it."""
+    return "conv3x3_epilogue" in [name for name, _ in launches]

@@ -9,8 +9,7 @@ from parity import assert_op_parity
 from dpt.kernels import launch
 from dpt.kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_ref
 
-# float32 without TF32 is left to cuDNN: what is tested here is the kernel, in TF32 where a test does not say otherwise.
-pytestmark = pytest.mark.usefixtures("tf32")
+pytestmark = pytest.mark.usefixtures("own_convolution")
 
 NAMES = ("x", "weight", "bias", "norm weight", "norm bias")
 
@@ -110,8 +109,8 @@ def test_nan_passes(device, path, monkeypatch):
     given[0][0, 3, 4, 4] = float("nan")
     out = OP(*given)
     must = REFERENCE(*(t.cpu().double() for t in given)).isnan()
-    by_cudnn = "conv3x3_epilogue" in [name for name, _ in launches]
-    checks.assert_nan(out, must, must.flatten(1).any(1)[:, None, None, None].expand_as(must) if by_cudnn else must)
+    image = must.flatten(1).any(1)[:, None, None, None].expand_as(must)
+    checks.assert_nan(out, must, image if checks.by_cudnn(launches) else must)
 
 
 def test_autocast_and_empty_batch(device):

@@ -10,10 +10,8 @@ from parity import assert_op_parity, assert_parity, values_in_both
 
 from dpt.kernels import conv3x3, launch
 from dpt.kernels.residual_conv import residual_conv_unit, residual_conv_unit_ref
-from dpt.kernels.workload import precision_in_force
 
-# float32 without TF32 is left to cuDNN: what is tested here is the kernel, in TF32 where a test does not say otherwise.
-pytestmark = pytest.mark.usefixtures("tf32")
+pytestmark = pytest.mark.usefixtures("own_convolution")
 
 NAMES = ("x", "w1", "b1", "w2", "b2", "norm1 weight", "norm1 bias", "norm2 weight", "norm2 bias", "add")
 CUDNN = {"backend": "cudnn"}
@@ -106,24 +104,6 @@ def test_both_paths_ran(monkeypatch, device):
     assert [kernel for kernel, _ in launches] == ["conv3x3_pointers"] * 2 + ["conv3x3_descriptors"] * 2 + ["conv3x3_epilogue"] * 2
 
 
-@pytest.mark.parametrize("allowed", (True, False))
-@pytest.mark.parametrize("switch", ("allow_tf32", "fp32_precision"))
-def test_precision_follows_pytorch(switch, allowed, device):
-    """float32 is multiplied in TF32 exactly where PyTorch's own convolutions are; where not, the table hands it to cuDNN. Both of PyTorch's
-    switches are heard; the fixture `exact` sets them back."""
-    if switch == "allow_tf32":
-        torch.backends.cudnn.allow_tf32 = allowed
-    else:
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
-    assert conv3x3.input_precision(torch.float32) == ("tf32" if allowed else "ieee")
-    assert conv3x3.input_precision(torch.bfloat16) == "ieee"
-    x = torch.empty(1, 64, 8, 8, device="meta").contiguous(memory_format=torch.channels_last)
-    weight = torch.empty(64, 64, 3, 3, device="meta").contiguous(memory_format=torch.channels_last)
-    for family in checks.FAMILIES:
-        (case,) = launch.record(family, "", conv3x3.conv3x3, x, weight)
-        assert case.kwargs.get("PRECISION") == ("tf32" if allowed else None)
-
-
 def test_unaligned_channels(dtype, device, path):
     """20 channels: rows that are not a multiple of 16 bytes, which descriptors cannot address in half precision."""
     Case((1, 20, 4, 9), dtype, device, biases=True, add=(2, 5)).assert_parity()
@@ -135,7 +115,7 @@ def neighbours(size):
 
 
 @pytest.mark.parametrize("size", ((1, 1), (1, 6), (5, 7), (9, 17)), ids=str)
-def test_border(size, device, dtype, path):
+def test_border(size, device, dtype, path, monkeypatch):
     """All ones, and exact but for cuDNN's: each pixel counts its neighbours, then sums their counts; a wrong pad shows at the border."""
     channels = 32
     x = torch.ones(1, channels, *size, device=device, dtype=dtype)
@@ -143,8 +123,9 @@ def test_border(size, device, dtype, path):
     counts = [neighbours(side) for side in size]
     sums = [F.conv1d(count[None, None], torch.ones(1, 1, 3), padding=1).flatten() for count in counts]
     expected = torch.outer(*sums).to(device, torch.float64) + 1
+    launches = checks.spied_launches(monkeypatch)
     out = residual_conv_unit(x, weight, None, weight, None)
-    if dtype == torch.float32 and "tf32" != precision_in_force():  # cuDNN's, which may transform the map and round
+    if checks.by_cudnn(launches):  # it may transform the map, and round
         assert_parity(out, expected.expand_as(out), residual_conv_unit_ref(x, weight, None, weight, None))
     else:
         assert torch.equal(out.double(), expected.expand_as(out))
@@ -190,8 +171,8 @@ def test_nan_passes(device, path, monkeypatch):
     case.inputs[0][0, 3, 4, 4] = float("nan")
     out = case.call(residual_conv_unit)(*case.inputs)
     must = case.call(residual_conv_unit_ref)(*(t if t is None else t.cpu().double() for t in case.inputs)).isnan()
-    by_cudnn = "conv3x3_epilogue" in [name for name, _ in launches]
-    checks.assert_nan(out, must, must.flatten(1).any(1)[:, None, None, None].expand_as(must) if by_cudnn else must)
+    image = must.flatten(1).any(1)[:, None, None, None].expand_as(must)
+    checks.assert_nan(out, must, image if checks.by_cudnn(launches) else must)
 
 
 def test_memory_formats(device, path):

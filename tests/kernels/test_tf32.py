@@ -2,6 +2,7 @@
 
 import functools
 
+import checks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ import triton.language as tl
 from linear_cases import layernorm_mlp_case
 from parity import assert_parity, in_both, values_and_gradients, values_in_both
 
-from dpt.kernels import workload
+from dpt.kernels import conv3x3, launch, workload
 from dpt.kernels.attention import attention_ref
 from dpt.kernels.residual_conv import residual_conv_unit_ref
 from dpt.kernels.workload import precision_in_force, reference_products, truncated
@@ -32,7 +33,7 @@ def test_a_dot_truncates_its_operands(precision, device):
     _product_kernel[(1,)](a, b, out, 16, precision)
     expected = truncated(a) @ truncated(b) if precision == "tf32" else a @ b
     assert torch.equal(out, expected)
-    assert torch.equal(truncated(a), a) == (a.view(torch.int32) % 2**13 == 0).all()
+    assert not torch.equal(truncated(a), a)
 
 
 def seven_bits(tensor):
@@ -162,6 +163,24 @@ def test_one_precision(device):
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     with pytest.raises(ValueError, match="TF32 for matmuls: False, for convolutions: True"):
         precision_in_force()
+
+
+@pytest.mark.parametrize("allowed", (True, False))
+@pytest.mark.parametrize("switch", ("allow_tf32", "fp32_precision"))
+def test_convolutions_follow_pytorch(switch, allowed):
+    """float32 is multiplied in TF32 exactly where PyTorch's own convolutions are; where not, the table hands it to cuDNN. Both of PyTorch's
+    switches are heard; the fixture `exact` sets them back."""
+    if switch == "allow_tf32":
+        torch.backends.cudnn.allow_tf32 = allowed
+    else:
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
+    assert conv3x3.input_precision(torch.float32) == ("tf32" if allowed else "ieee")
+    assert conv3x3.input_precision(torch.bfloat16) == "ieee"
+    x = torch.empty(1, 64, 8, 8, device="meta").contiguous(memory_format=torch.channels_last)
+    weight = torch.empty(64, 64, 3, 3, device="meta").contiguous(memory_format=torch.channels_last)
+    for family in checks.FAMILIES:
+        (case,) = launch.record(family, "", conv3x3.conv3x3, x, weight)
+        assert case.kwargs.get("PRECISION") == ("tf32" if allowed else None)
 
 
 def test_tuning_uses_the_bound(device):
