@@ -17,7 +17,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # for `from parity import ...` and `from small import ...`, whatever the import mode
 
-ON_GPU = torch.cuda.is_available()
+ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 if not ON_GPU:
     if "triton" in sys.modules and not sys.modules["triton"].knobs.runtime.interpret:
         raise pytest.UsageError("Triton was imported before tests/kernels set TRITON_INTERPRET=1: run `pytest tests/kernels` on its own")

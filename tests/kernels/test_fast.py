@@ -17,7 +17,7 @@ DEPTH, SCENES = "dpt-tiny-depth", "dpt-tiny-scenes"
 # The interpreter takes half a minute a forward: there each model goes one way forward and the other backward.
 CASES = [(DEPTH, "pointers"), (SCENES, "descriptors")]
 TRAINING_CASES = [(SCENES, "pointers"), (DEPTH, "descriptors")]
-if torch.cuda.is_available():
+if not launch.INTERPRETED:
     CASES = TRAINING_CASES = [(name, precision) for name in (DEPTH, SCENES) for precision in ("ieee", "tf32")]
 
 
