@@ -33,7 +33,8 @@ def test_a_dot_truncates_its_operands(precision, device):
     _product_kernel[(1,)](a, b, out, 16, precision)
     expected = truncated(a) @ truncated(b) if precision == "tf32" else a @ b
     assert torch.equal(out, expected)
-    assert not torch.equal(truncated(a), a)
+    mantissa, exponent = torch.frexp(a)  # at least a half, below 1: of 11 digits, 2^-11 is the last
+    assert torch.equal(truncated(a), torch.ldexp((mantissa * 2**11).trunc(), exponent - 11))
 
 
 def seven_bits(tensor):
