@@ -170,8 +170,9 @@ def reference_products(precision: str) -> Iterator[None]:
     """How a reference in float32 multiplies, to be the rule's yardstick: exactly; for "tf32", exactly what is left of truncated operands.
 
     PTX rounds to TF32 only where it is told to (cvt.rna.tf32), and Triton does not tell it: the tensor core leaves out the last 13 bits of
-    what it is given. That loses more than cuDNN and cuBLAS do, which round, so their TF32 is no yardstick: in the ops' references 2.2 to 3.5
-    times as much in outputs, 1.8 to 4.6 times in gradients that no ReLU jumps in. Attention is written out, so that its products are seen.
+    what it is given. That loses more than cuDNN and cuBLAS do, which round, so their TF32 is no yardstick: in the ops' references 2.2 to
+    3.5 times as much in outputs, 1.8 to 4.6 times in gradients where no ReLU jumps. Attention is written out, so that its products are
+    seen.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(float32_products("ieee"))
