@@ -9,7 +9,7 @@ softmax). Work in base 2: scale * log2(e) is folded into one multiply-add, and e
 Forward: 4*B*H*N^2*D FLOPs and B*H*N^2 exponentials; 4*B*N*H*D elements moved. Saved for the backward: qkv, out and the log-sum-exp (B, H,
 N). Backward: two passes that write every gradient once, so it is reproducible bit for bit: one over blocks of queries (dq, and
 delta = rowsum(dout * out)), one over blocks of keys (dk, dv). 14*B*H*N^2*D FLOPs: the two products that both passes need are computed
-twice.
+twice. In TF32 the forward sums what the tensor core reads of the weights, so that they are 1 together.
 
 N is often 64k+1 (patches and a class token). The keys beyond the last full block are a tile of their own, 16 wide where that is
 enough, so that the loop over full blocks needs no mask and the class token does not cost a whole block.
@@ -138,6 +138,8 @@ def _attend(q, k, v, acc, top, total, scale_log2, keys_left, MASKED: tl.constexp
         scores = tl.where((tl.arange(0, k.shape[0]) < keys_left)[None, :], scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
     weights = tl.exp2(scores * scale_log2 - new_top[:, None])
+    if PRECISION == "tf32":  # only what the tensor core will read of them is summed: divided by the sum, they are 1 together
+        weights = (weights.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     shrink = tl.exp2(top - new_top)
     total = total * shrink + tl.sum(weights, 1)
     acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)

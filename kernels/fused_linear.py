@@ -83,7 +83,7 @@ def _row_statistics(
     for k in tl.range(0, depth, BLOCK_K, num_stages=STAGES):
         tile = _load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR).to(tl.float32)
         count = tl.minimum(depth - k, BLOCK_K).to(tl.float32)
-        share = count / (k + count)
+        share = tl.div_rn(count, k + count)  # of the first tile 1, exactly; a plain division is approximate on a GPU
         tile_mean = tl.sum(tile, 1) / count
         inside = k + tl.arange(0, BLOCK_K) < depth
         deviation = tl.where(inside[None, :], tile - tile_mean[:, None], 0.0)

@@ -2,35 +2,101 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import triton
-from parity import values_and_gradients
+from parity import in_both, values_and_gradients
 
 from dpt.kernels import launch
+from dpt.kernels.workload import assert_parity, float32_products
 
 FAMILIES = sorted(set(launch.TABLES.values()))
 Op = Callable[..., torch.Tensor]
 Inputs = Sequence[torch.Tensor | None]
 
 
-def shipped_configurations(kernel: str) -> dict[str, dict[str, Any]]:
-    """Every configuration of ``kernel`` in the tables that computes differently, by a name made of what differs."""
-    found = {}
-    for family in FAMILIES:
-        for entry in launch.load_table(family)[kernel]:
-            shape = {k: v for k, v in entry["config"].items() if k not in ("num_warps", "num_stages")}
-            found[" ".join(f"{k}={v}" for k, v in shape.items())] = entry["config"]
+# What an entry of a table may serve; a GPU tests it in the first of these that it does.
+KINDS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A configuration that a table keeps for ``kernel``, and what it is tested in."""
+
+    kernel: str
+    config: Mapping[str, Any]
+    dtype: torch.dtype
+    precision: str
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """The kernel is launched with it, and float32 multiplied in its precision."""
+        with launch.using(self.kernel, self.config), float32_products(self.precision):
+            yield
+
+
+def shipped_configurations(kernel: str, backend: str | None = None) -> dict[str, Shipped]:
+    """Every configuration of ``kernel`` in the tables, if ``backend`` is given those of that backend, by a name made of what differs.
+
+    On a GPU those of its own table, in bfloat16, but for the entries that serve float32 alone: float32 in the tiles of half precision
+    spills, and takes minutes to compile. The interpreter knows neither warps nor stages nor registers: there, those of all tables, each
+    once, in float32 and exactly.
+    """
+    on_gpu, found = not launch.INTERPRETED, {}
+    for family in [launch.device_family(torch.device("cuda"))] if on_gpu else FAMILIES:
+        entries = launch.load_table(family)[kernel]
+        for index, entry in enumerate(entries):
+            config = entry["config"]
+            if backend is not None and config["backend"] != backend:
+                continue
+            dtype, precision = _first_served(entries, index) if on_gpu else (torch.float32, "ieee")
+            shown = {k: v for k, v in config.items() if on_gpu or k not in ("num_warps", "num_stages")}
+            shown |= {"in": f"{dtype} {precision}".removeprefix("torch.")} if on_gpu else {}
+            found[" ".join(f"{k}={v}" for k, v in shown.items())] = Shipped(kernel, config, dtype, precision)
     return found
 
 
-def _leaves(inputs: Inputs) -> list[torch.Tensor | None]:
-    return [None if t is None else t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in inputs]
+def _first_served(entries: Sequence[Mapping[str, Any]], index: int) -> tuple[torch.dtype, str]:
+    """The first of KINDS that reaches the entry: its conditions hold, and no entry above takes all that it would."""
+    for kind in KINDS:
+        whens = [(_of_kind(entry["when"]), _of_size(entry["when"])) for entry in entries[: index + 1]]
+        (mine, size), above = whens[-1], whens[:-1]
+        if _holds(mine, kind) and not any(_holds(other, kind) and of_size.items() <= size.items() for other, of_size in above):
+            return kind
+    raise ValueError(f"the table's entry {entries[index]['when']} serves none of {KINDS}: those above it take everything")
+
+
+def _of_kind(when: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in when.items() if name in ("dtype", "precision")}
+
+
+def _of_size(when: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in when.items() if name not in ("dtype", "precision")}
+
+
+def _holds(conditions: Mapping[str, Any], kind: tuple[torch.dtype, str]) -> bool:
+    dtype, precision = kind
+    return conditions.items() <= {"dtype": str(dtype).removeprefix("torch."), "precision": precision}.items()
+
+
+@contextlib.contextmanager
+def in_few_steps(kernel: str, config: Mapping[str, Any]) -> Iterator[None]:
+    """In the interpreter ``kernel`` runs with the large blocks of ``config``, for its time is that of its steps; on a GPU, where such
+    blocks fit no registers, as the table says."""
+    with launch.using(kernel, config) if launch.INTERPRETED else contextlib.nullcontext():
+        yield
+
+
+def _leaves(inputs: Inputs, dtype: torch.dtype | None = None) -> list[torch.Tensor | None]:
+    copies = (None if t is None else t.detach().clone(memory_format=torch.preserve_format) for t in inputs)
+    return [None if t is None else t.to(dtype or t.dtype).requires_grad_() for t in copies]
 
 
 def _cotangent(op: Op, inputs: Inputs) -> torch.Tensor:
@@ -67,19 +133,32 @@ def assert_gradients_alone(op: Op, inputs: Inputs) -> None:
 
 
 def assert_expanded_gradient(op: Op, reference: Op, inputs: Inputs) -> None:
-    """A cotangent of stride 0, the gradient of a sum, and one whose memory is transposed are read right: as PyTorch reads them."""
+    """A cotangent of stride 0, the gradient of a sum, and one whose memory is transposed are read right: by the rule. The cotangents cancel
+    in sums, of a bias for one: ``tiny`` counts from the largest of all gradients."""
 
     def sums(out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weights = torch.linspace(-1, 1, out[0].numel(), dtype=out.dtype, device=out.device).view(*out.shape[1:][::-1])
+        weights = torch.linspace(-1, 1, out[0].numel(), device=out.device).to(out.dtype).view(*out.shape[1:][::-1])
         return out.sum(), (out * weights.permute(*reversed(range(weights.dim())))).sum()
 
+    def gradients(function: Op, which: int, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
+        leaves = _leaves(inputs, dtype)
+        return torch.autograd.grad(sums(function(*leaves))[which], [leaf for leaf in leaves if leaf is not None])
+
     for which in range(2):
-        gradients = []
-        for function in (op, reference):
-            leaves = _leaves(inputs)
-            gradients.append(torch.autograd.grad(sums(function(*leaves))[which], [leaf for leaf in leaves if leaf is not None]))
-        for ours, theirs in zip(*gradients, strict=True):
-            torch.testing.assert_close(ours, theirs)
+        exact, same_dtype = in_both(lambda dtype, which=which: gradients(reference, which, dtype))
+        largest = max(gradient.abs().max().item() for gradient in exact)
+        for index, tensors in enumerate(zip(gradients(op, which), exact, same_dtype, strict=True)):
+            assert_parity(*tensors, name=f"gradient {index}", magnitude=largest)
+
+
+def assert_nan(out: torch.Tensor, must: torch.Tensor, may: torch.Tensor) -> None:
+    """``out`` is NaN wherever ``must`` is true, and nowhere that ``may`` is not: masks of its shape. Not where PyTorch's is on this device,
+    for a library may spread NaN further than what it computes does, by Fourier transforms or Winograd's."""
+    found = out.isnan()
+    must, may = must.to(out.device), may.to(out.device)
+    assert must.any() and not may.all(), "the masks would not see a NaN that is lost, or one too many"
+    assert found[must].all(), f"{(must & ~found).sum()} of {must.sum()} values that see a NaN are none"
+    assert not found[~may].any(), f"{(found & ~may).sum()} values are NaN that see none"
 
 
 def saved_shapes(op: Op, inputs: Inputs) -> list[tuple[int, ...]]:
@@ -198,3 +277,8 @@ def spied_launches(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list[tuple
     for module in (launch, *modules):
         monkeypatch.setattr(module, "launch", spy)
     return launches
+
+
+def by_cudnn(launches: Sequence[tuple[str, Any]]) -> bool:
+    """Whether PyTorch's 3x3 convolution was taken, of which the launches show what follows it."""
+    return "conv3x3_epilogue" in [name for name, _ in launches]

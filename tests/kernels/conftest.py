@@ -4,8 +4,10 @@ Triton decides when a kernel is decorated whether it is interpreted, so ``TRITON
 the kernels; a process that imported Triton before cannot be trusted and is refused.
 """
 
+import gc
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +17,45 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # for `from parity import ...` and `from small import ...`, whatever the import mode
 
-ON_GPU = torch.cuda.is_available()
+ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 if not ON_GPU:
     if "triton" in sys.modules and not sys.modules["triton"].knobs.runtime.interpret:
         raise pytest.UsageError("Triton was imported before tests/kernels set TRITON_INTERPRET=1: run `pytest tests/kernels` on its own")
     os.environ["TRITON_INTERPRET"] = "1"
 
+# The same order of additions in every call of cuBLAS, whatever workspace is free: many tests compare bits. Read when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # The interpreter multiplies the raw bits of bfloat16: that dtype is tested on a GPU, and by compiling.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16) if ON_GPU else (torch.float32, torch.float16)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "far: tensors of more than 2^31 elements; on a GPU one at a time, with nothing beside them")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what takes the fixture ``far``; and spreads the compilations over the workers of -n. As they stand, tests that compile much are
+    neighbours, and fall to one worker, for whom all the others wait at the end; and neighbours that share a kernel would compile it at the
+    same moment. So whole models, with dozens of kernels a test, come first, then the tables' configurations, and within each the order is
+    that of a checksum: mixed, the same in every worker and every run."""
+    ours = [item for item in items if HERE in item.path.parents]
+    for item in ours:
+        if "far" in item.fixturenames:
+            item.add_marker(pytest.mark.far)
+    mixed = iter(sorted(ours, key=lambda item: (_cost(item.nodeid), zlib.crc32(item.nodeid.encode()))))
+    items[:] = [next(mixed) if HERE in item.path.parents else item for item in items]
+
+
+def _cost(name: str) -> int:
+    return 0 if "test_fast.py" in name else 1 if "configuration" in name else 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> None:
+    """A worker is sent one test after the other, not a hundred at once: tests differ by more than a hundredfold in what they compile."""
+    config.option.maxschedchunk = config.option.maxschedchunk or 1
 
 
 @pytest.fixture(scope="session")
@@ -37,22 +70,88 @@ def dtype(request) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(params=("pointers", "descriptors"))
-def path(request, monkeypatch) -> Iterator[str]:
-    """Both ways of loading: sm_80's table (pointers) and sm_90's (descriptors), in the interpreter; a GPU has its own.
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    """float32 products are exact, PyTorch's too, whose convolutions would be TF32 by default: TF32 is a case that a test asks for. And
+    cuDNN adds in one order, for many tests compare bits."""
+    from dpt.kernels.workload import float32_products  # not at the head: it imports Triton, for which TRITON_INTERPRET has to be set first
 
-    The tables' float32 entries with descriptors are those of tf32, which is a name only in the interpreter: it multiplies float32 exactly.
+    deterministic = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    with float32_products("ieee"):
+        yield
+    torch.backends.cudnn.deterministic = deterministic
+
+
+@pytest.fixture(autouse=True)
+def tensor_cores(monkeypatch) -> None:
+    """Where a kernel asks for TF32, the interpreter multiplies what a tensor core would see of its operands."""
+    if not ON_GPU:
+        from emulation import truncate_operands
+
+        truncate_operands(monkeypatch)
+
+
+@pytest.fixture
+def tf32(exact) -> Iterator[None]:
+    """float32 products in TF32, ours and PyTorch's."""
+    from dpt.kernels.workload import float32_products
+
+    with float32_products("tf32"):
+        yield
+
+
+@pytest.fixture
+def own_convolution(exact, monkeypatch) -> Iterator[None]:
+    """3x3 convolutions in float32 are the kernel's, though the tables leave exact ones to cuDNN: on a GPU in TF32; in the interpreter
+    exactly, which sees more: in TF32 a ReLU may fall to the other side, in the reference too, and the bound on gradients is wide.
     """
-    if ON_GPU:
-        if request.param == "pointers":
-            pytest.skip("a GPU runs its own family's path")
+    from dpt.kernels import launch
+    from dpt.kernels.workload import float32_products
+
+    if not ON_GPU:
+        tables = {family: launch.load_table(family) for family in launch.TABLES}
+        for table in tables.values():
+            kept = [entry for entry in table["conv3x3"] if entry["config"]["backend"] != "cudnn"]
+            monkeypatch.setitem(table, "conv3x3", kept)
+        launch._entry.cache_clear()
+    with float32_products("tf32" if ON_GPU else "ieee"):
+        yield
+    launch._entry.cache_clear()
+
+
+@pytest.fixture
+def exact_products(exact) -> Iterator[None]:
+    """float32 products exact on a GPU too, in a file of `own_convolution`."""
+    from dpt.kernels.workload import float32_products
+
+    with float32_products("ieee"):
+        yield
+
+
+# What `path` stands for: in the interpreter the family whose table is read, with the precision of float32 that reaches its entries with
+# descriptors, or None for that in force; a GPU reads its own family's, in both precisions.
+PATHS = {"ieee": (None, "ieee"), "tf32": (None, "tf32")} if ON_GPU else {"pointers": ("sm_80", None), "descriptors": ("sm_90", "tf32")}
+
+
+@pytest.fixture(params=PATHS)
+def path(request, exact, monkeypatch) -> Iterator[str]:
+    """Both ways of loading: sm_80's table (pointers) and sm_90's (descriptors, float32 in TF32), in the interpreter; on a GPU, whose way is
+    its own, both precisions of float32."""
+    from dpt.kernels.workload import float32_products, precision_in_force
+
+    family, precision = PATHS[request.param]
+    if ON_GPU and precision == "tf32" and _without_float32(request):
+        pytest.skip("half precision is the same in both")
+    if family:
+        monkeypatch.setenv("DPT_KERNELS_FAMILY", family)
+    with float32_products(precision or precision_in_force()):
         yield request.param
-        return
-    monkeypatch.setenv("DPT_KERNELS_FAMILY", {"pointers": "sm_80", "descriptors": "sm_90"}[request.param])
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = request.param == "descriptors"
-    yield request.param
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _without_float32(request) -> bool:
+    names = request.fixturenames
+    return "far" in names or "dtype" in names and request.getfixturevalue("dtype") != torch.float32
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +183,18 @@ def poison(monkeypatch) -> None:
 
 @pytest.fixture
 def far(poison, device, monkeypatch):
-    """Tensors beyond 2^31 elements: see checks.Far. After ``poison``, which would fill them."""
-    from checks import Far  # not at the head: it imports Triton, for which TRITON_INTERPRET has to be set first
+    """Tensors beyond 2^31 elements: see checks.Far. After ``poison``, which would fill them. On a GPU nothing of the test before is left,
+    nor of this one afterwards."""
+    from checks import Far
 
-    return Far(device, monkeypatch)
+    _free()
+    yield Far(device, monkeypatch)
+    _free()
+
+
+def _free() -> None:
+    """Give the GPU's memory back: also what a failed test's traceback holds."""
+    if ON_GPU:
+        sys.last_exc = sys.last_value = sys.last_traceback = None
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from dpt.kernels.workload import assert_parity
+from dpt.kernels.workload import assert_parity, precision_in_force, reference_products
 
 
 def values_and_gradients(
@@ -18,6 +19,18 @@ def values_and_gradients(
     given = [leaf for leaf in leaves if leaf is not None]
     gradients = iter(torch.autograd.grad(out, given, cotangent.to(out.dtype)))
     return [out.detach(), *(None if leaf is None else next(gradients) for leaf in leaves)]
+
+
+def in_both(function: Callable[[torch.dtype | None], Any]) -> tuple[Any, Any]:
+    """(function(torch.float64), function(None)), a reference's results in float64 and in its inputs' own dtype: the rule's yardsticks, the
+    second with float32 products as the rule wants them in the precision in force."""
+    with reference_products(precision_in_force()):
+        return function(torch.float64), function(None)
+
+
+def values_in_both(function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`in_both` of function(*inputs)."""
+    return in_both(lambda dtype: function(*(t if t is None else t.to(dtype or t.dtype) for t in inputs)))
 
 
 def assert_op_parity(
@@ -37,8 +50,7 @@ def assert_op_parity(
         with torch.no_grad():
             cotangent = torch.randn_like(reference(*inputs))
     ours = values_and_gradients(op, inputs, cotangent)
-    ref64 = values_and_gradients(reference, inputs, cotangent, torch.float64)
-    same_dtype = values_and_gradients(reference, inputs, cotangent)
-    for name, *tensors in zip((None, *names), ours, ref64, same_dtype, strict=True):
+    expected = in_both(lambda dtype: values_and_gradients(reference, inputs, cotangent, dtype))
+    for name, *tensors in zip((None, *names), ours, *expected, strict=True):
         if tensors[0] is not None:
             assert_parity(*tensors, name=f"gradient of {name}" if name else "output", magnitude=(magnitudes or {}).get(name))

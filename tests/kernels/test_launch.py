@@ -123,6 +123,7 @@ def test_tf32_follows_pytorch(switch, monkeypatch):
     """All three of PyTorch's switches are heard, for float32 only, and the default is exact."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
+    matmul.fp32_precision = "none"  # PyTorch's default
     assert launch.input_precision(torch.float32) == "ieee"
     try:
         if switch == "set_float32_matmul_precision":

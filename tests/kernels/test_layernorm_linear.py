@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
-from linear_cases import layernorm_linear_case, layernorm_mlp_case
+from linear_cases import EPS, layernorm_linear_case, layernorm_mlp_case
 
 from dpt.kernels.layernorm_linear import layernorm_linear, layernorm_linear_ref
 
 PARITY = {  # one row; rows that no 16-byte copy fits; several tiles of N and blocks of K, the last of each partial, and of M below
     "one row": dict(leading=(1,), depth=32, columns=48),
     "odd": dict(leading=(17,), depth=37, columns=51, activation="gelu"),
-    "one channel": dict(leading=(17,), depth=1, columns=3),
     "tiles": dict(leading=(5, 13), depth=104, columns=136, activation="gelu"),
     "no bias": dict(leading=(2, 17), depth=40, columns=72, bias=False),
     "gelu, no bias": dict(leading=(17,), depth=72, columns=40, bias=False, activation="gelu"),
@@ -23,6 +22,16 @@ PARITY = {  # one row; rows that no 16-byte copy fits; several tiles of N and bl
 def test_parity(name, dtype, device, path):
     """Output and every gradient: partial tiles in every dimension, each optional part with and without, both loading paths."""
     layernorm_linear_case(dtype=dtype, device=device, **PARITY[name]).assert_parity()
+
+
+def test_one_channel(dtype, device, path):
+    """Sides of 1: the norm of one channel is its bias, and the gradient of x a difference of equal terms, which a fused multiply-add makes
+    not quite 0. Counted from these terms, times the 1 / sqrt(eps) that they are multiplied by; that of norm_bias from those of its sum."""
+    case = layernorm_linear_case((17,), 1, 3, dtype, device)
+    cotangent = torch.randn(17, 3, device=device).to(dtype)
+    terms = (cotangent.double() @ case["weight"].double()).abs()
+    largest = (terms * case["norm_weight"].double().abs()).max() * EPS**-0.5
+    case.assert_parity(cotangent=cotangent, magnitudes={"x": largest.item(), "norm_bias": terms.sum().item()})
 
 
 @pytest.mark.parametrize(("rows", "depth", "activation"), ((197, 40, "gelu"), (577, 24, None)))

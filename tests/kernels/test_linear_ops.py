@@ -191,8 +191,9 @@ def test_second_derivative_is_refused(op, device):
             continue
         expected = torch.autograd.grad(theirs.square().sum(), leaves, retain_graph=True, allow_unused=True)
         for one, other in zip(second, expected, strict=True):
-            zero = torch.zeros(())
-            torch.testing.assert_close(*(zero if g is None else g for g in (one, other)), check_stride=False)
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, check_stride=False)
     assert refused
 
 
@@ -250,6 +251,8 @@ def test_launches(op, depth, described, monkeypatch, device):
 
 def test_descriptors_need_tmas_alignment(monkeypatch, device):
     """Whatever a configuration says: rows of 37 halves do not begin at multiples of 16 bytes."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 9:
+        pytest.skip("descriptors need compute capability 9.0")
     launches = checks.spied_launches(monkeypatch)
     for depth in (40, 37):
         case = CASES["layernorm_linear"]((21,), depth, 72, torch.float16, device)
@@ -258,9 +261,13 @@ def test_descriptors_need_tmas_alignment(monkeypatch, device):
     assert [options["DESCRIPTOR"] for _, options in launches] == [True, False]
 
 
-# Large blocks along what is long, for the interpreter's time is that of its steps.
-LONG_ROWS = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 2048, "TILES": 1, "IN_REGISTERS": False, "num_warps": 4, "num_stages": 1}
-MANY_ROWS = {**LONG_ROWS, "BLOCK_M": 2048, "BLOCK_K": 16}
+# Large blocks along what is long, for the interpreter's time is that of its steps; small ones on a GPU, where those would fit nowhere. The
+# same for the whole and for its part, in which the last rows stand first in their block, so that both are added up in one order.
+LONG_ROWS = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64, "TILES": 1, "IN_REGISTERS": False, "num_warps": 4, "num_stages": 2}
+MANY_ROWS = LONG_ROWS
+if launch.INTERPRETED:
+    LONG_ROWS = {**LONG_ROWS, "BLOCK_M": 16, "BLOCK_K": 2048}
+    MANY_ROWS = {**LONG_ROWS, "BLOCK_M": 2048, "BLOCK_K": 16}
 
 
 def test_offsets_beyond_int32_of_inputs(device, far):

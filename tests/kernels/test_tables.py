@@ -53,19 +53,40 @@ TUNED = {  # of every kernel's configurations: the calls that take each
     "weight_gradient": [layernorm_mlp_case, linear_residual_case],
     "layernorm_backward": [layernorm_linear_case],
 }
-CONFIGURATIONS = {f"{kernel} {name}": (kernel, c) for kernel in TUNED for name, c in checks.shipped_configurations(kernel).items()}
+CONFIGURATIONS = {f"{kernel} {name}": c for kernel in TUNED for name, c in checks.shipped_configurations(kernel).items()}
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_shipped_configuration(name, device):
     """Tiles that the tables keep for other dtypes, sizes or GPUs compute the same: several of them, the last partial, in all directions."""
-    kernel, config = CONFIGURATIONS[name]
-    if device.type == "cuda" and config.get("descriptor") and torch.cuda.get_device_capability(device)[0] < 9:
-        pytest.skip("descriptors need compute capability 9.0")
-    for make in TUNED[kernel]:
-        case = make((150,), 72, 136, torch.float32, device)
-        with launch.using(kernel, config):
+    shipped = CONFIGURATIONS[name]
+    for make in TUNED[shipped.kernel]:
+        case = make((150,), 72, 136, shipped.dtype, device)
+        with shipped.used():
             case.assert_parity()
+
+
+ENTRIES = [  # conditions, and what an entry of them is tested in on a GPU: the first of bfloat16, TF32 and exact float32 that it serves
+    ({"dtype": "float32", "precision": "ieee", "D_max": 64}, (torch.float32, "ieee")),
+    ({"dtype": "float32", "precision": "ieee"}, (torch.float32, "ieee")),
+    ({"C_max": 32}, (torch.bfloat16, "ieee")),
+    ({"dtype": "float32"}, (torch.float32, "tf32")),
+    ({"D_max": 64}, (torch.bfloat16, "ieee")),
+    ({}, (torch.bfloat16, "ieee")),
+]
+
+
+def test_what_an_entry_serves():
+    """Blind spot: on a GPU, float32 in tiles that the table keeps for half precision, or the reverse. By hand, and in every table."""
+    entries = [{"when": when} for when, _ in ENTRIES]
+    assert [checks._first_served(entries, index) for index in range(len(entries))] == [kind for _, kind in ENTRIES]
+    with pytest.raises(ValueError, match="serves none"):
+        checks._first_served([{"when": {}}, {"when": {"D_max": 64}}], 1)
+    for family in checks.FAMILIES:
+        for entries in launch.load_table(family).values():
+            for index, entry in enumerate(entries):
+                dtype, _ = checks._first_served(entries, index)
+                assert (dtype == torch.float32) == (entry["when"].get("dtype") == "float32")
 
 
 @pytest.mark.parametrize("tiles", (2, 3))

@@ -418,7 +418,7 @@ def toy_workloads():
     """Every declaration once; those that agree in all but their full sizes are one toy."""
     toys = {}
     for work in tune.workloads():
-        dtype = torch.float32 if work.dtype == torch.float32 else torch.float16
+        dtype = torch.float16 if launch.INTERPRETED and work.dtype != torch.float32 else work.dtype
         sizes = {**work.sizes, **work.small}
         toys.setdefault((work.launcher.__name__, work.arguments.__name__, dtype, str(sizes)), (work, dtype))
     return list(toys.values())
