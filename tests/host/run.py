@@ -1,7 +1,7 @@
 """What a GPU of one family would be asked to do, asked of the stub: `python tests/host/run.py --family sm_90 --what models`.
 
     models   each different call that the named models make of the ops, and whole models: inference, training and autocast
-    sizes    two models over thirty sizes of pictures: what each op compiles for them
+    sizes    two models, and every op by itself, over thirty sizes of pictures: what they compile
     parity   the tests of `tests/kernels`, with their shapes and dtypes; what they say about numbers, of which there are none, is ignored
     ops      each op once (the default)
 
@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import pytest  # noqa: E402
+import single_ops  # noqa: E402
 import stub  # noqa: E402
 import torch  # noqa: E402
 
@@ -65,10 +66,19 @@ def models(seen: stub.Seen) -> None:
 
 
 def sizes(seen: stub.Seen) -> None:
+    """Models at sizes that are not the gate's, in the same specialisations; and each op, told apart by ``where``."""
     for name in ("dpt-base-ade20k", "dpt-tiny-depth"):
         config = launches.shortened(CONFIGS[name])
-        inputs = [(1, (high * config.encoder.patch_size, wide * config.encoder.patch_size)) for high, wide in THIRTY]
+        inputs = [(1, (high * config.encoder.patch_size, wide * config.encoder.patch_size)) for high, wide in THIRTY[::3]]
         again(seen, launches.calls(config, OTHER_RUNS[:1] + OTHER_RUNS[3:4], inputs))
+    for (op, call), dtype in itertools.product(single_ops.CALLS.items(), launch.DTYPES):
+        seen.forget()
+        seen.where = f"{op} {str(dtype).removeprefix('torch.')}"
+        for high, wide in THIRTY:
+            with Hollow():
+                out = call(dtype, high, wide)
+                if out.requires_grad:
+                    out.sum().backward()
 
 
 def ops(seen: stub.Seen) -> None:
@@ -103,7 +113,7 @@ class _Numberless:
 
 
 def parity(seen: stub.Seen) -> None:
-    plugin = _Numberless(seen)
+    plugin, os.environ["DPT_KERNELS_ON_STUB"] = _Numberless(seen), "1"
     files = [str(path) for path in sorted((ROOT / "tests" / "kernels").glob("test_*.py")) if path.stem not in WITHOUT_OPS]
     chosen = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-m", "not far", *files]
     code = pytest.main(chosen, plugins=[plugin])
@@ -129,7 +139,7 @@ def main() -> int:
             return 3
         WHAT[options.what](seen)
     if options.json:
-        options.json.write_text(json.dumps(asdict(seen)))
+        options.json.write_text(seen.as_json())
     found = {"launches": seen.launches, "specialisations": len(seen.keys), "borrowed": len(seen.borrowed), "compiled": len(seen.compiled)}
     print(json.dumps({**found, "refused": len(seen.errors)}))
     print("\n".join(seen.errors[:20]))

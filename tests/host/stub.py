@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.nvidia import driver as nvidia
 from triton.compiler import compiler
@@ -34,15 +35,25 @@ class NoCompiler(Exception):
 
 @dataclass
 class Seen:
-    """What was launched. ``keys``: of the record -> (kernel, what was running); ``borrowed``: those whose encoding is another's;
-    ``compiled``: those that the compiler was asked for."""
+    """What was launched. ``keys``: of the record -> (kernel, what ran when it was first asked for); ``borrowed``: those whose encoding is
+    another's; ``compiled``: those that the compiler was asked for; ``each``: what ran -> kernel -> its keys."""
 
     keys: dict[str, tuple[str, str]] = field(default_factory=dict)
+    each: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     borrowed: list[str] = field(default_factory=list)
     compiled: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     launches: int = 0
     where: str = ""
+    kernels: set[Any] = field(default_factory=set)
+
+    def forget(self) -> None:
+        """As in a new process: everything is asked for again."""
+        for kernel in self.kernels:
+            kernel.device_caches.clear()
+
+    def as_json(self) -> str:
+        return json.dumps({name: value for name, value in vars(self).items() if name != "kernels"})
 
 
 def build(folder: Path) -> ctypes.CDLL:
@@ -90,6 +101,7 @@ class Compiler:
         """Triton's jit_cache_hook: keeps the key of what is about to be compiled, and lets it go on."""
         self.asked = ledger.key(compile, fn.jit_function, int(self.family.removeprefix("sm_")))
         self.seen.keys.setdefault(self.asked, (fn.name, self.seen.where))
+        self.seen.each.setdefault(self.seen.where, {}).setdefault(fn.name, []).append(self.asked)
         return False
 
     def __call__(self, src: Any, target: Any = None, options: Any = None, **more: Any) -> Any:
@@ -145,14 +157,17 @@ class Kernel(compiler.CompiledKernel):
 
 
 def install(family: str, folder: Path) -> Seen:
-    """From now on, in this process, CPU tensors pass for those of a GPU of ``family`` and launches go to the stub. What is launched, and what
-    a launch raises, is kept in the result. Files are written into ``folder``. NoCompiler."""
+    """From now on, in this process, CPU tensors pass for those of a GPU of ``family`` and launches go to the stub.
+
+    What is launched, and what a launch raises, is kept in the result. Files are written into ``folder``. Raises NoCompiler.
+    """
     build(folder)
     seen = Seen()
     launched = launch.launch
 
     def checked(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
         seen.launches += 1
+        seen.kernels.add(kernel)
         try:
             launched(kernel, grid, *args, **kwargs)
         except Exception as error:
@@ -165,5 +180,6 @@ def install(family: str, folder: Path) -> Seen:
     triton.compiler.compile = made
     launch.launch = checked
     launch.has_kernels = lambda tensor: True
+    launch._family_of_gpu, torch.cuda.current_device = lambda index: family, lambda: 0  # of the device "cuda", where a test asks
     driver.set_active(StubDriver(family))
     return seen

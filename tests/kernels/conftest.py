@@ -17,7 +17,8 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # for `from parity import ...` and `from small import ...`, whatever the import mode
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+ON_STUB = "DPT_KERNELS_ON_STUB" in os.environ  # tests/host: launches are looked at and not made, numbers are not asked for
+ON_GPU = ON_STUB or (torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1")
 if not ON_GPU:
     if "triton" in sys.modules and not sys.modules["triton"].knobs.runtime.interpret:
         raise pytest.UsageError("Triton was imported before tests/kernels set TRITON_INTERPRET=1: run `pytest tests/kernels` on its own")
@@ -61,7 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where the kernels run: the GPU, or the CPU in the interpreter."""
-    return torch.device("cuda" if ON_GPU else "cpu")
+    return torch.device("cuda" if ON_GPU and not ON_STUB else "cpu")
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

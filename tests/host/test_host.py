@@ -1,0 +1,124 @@
+"""The host path of every launch, on a stub of libcuda, a process a family: what a GPU would refuse is refused here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dpt.kernels import launch, ledger  # noqa: E402
+
+FAMILIES = sorted(set(launch.TABLES.values()))
+NO_COMPILER = 3
+COMPILES_AT_MOST = 3  # times a kernel, an op and a dtype, over all sizes
+
+
+def on_stub(what, family, folder):
+    """What `run.py` saw."""
+    file = folder / "seen.json"
+    command = [sys.executable, ROOT / "tests" / "host" / "run.py", "--what", what, "--family", family, "--json", file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == NO_COMPILER:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models(family, tmp_path):
+    """Every launch of every named model: tensor maps, grids, shared memory, parameters; and nothing is asked for that the gate on compiled
+    code does not hold."""
+    seen = on_stub("models", family, tmp_path)
+    assert seen["launches"] > 1000
+    missing = {key: seen["keys"][key] for key in set(seen["keys"]) - set(ledger.read(family))}
+    assert not missing, "what runs is not in the gate: run `make compiled`, or give bench/launches.py the size or run that is missing"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_of_the_parity_tests(family, tmp_path):
+    """Odd shapes, strides and addresses, forward and backward, in every dtype."""
+    seen = on_stub("parity", family, tmp_path)
+    assert seen["launches"] > 3000 and not seen["errors"]
+
+
+@pytest.mark.parametrize("family", ["sm_80", "sm_90"])
+def test_sizes_do_not_recompile(family, tmp_path):
+    """Models at other sizes run what the gate holds; and over thirty sizes of pictures a kernel of an op is compiled at most three times."""
+    seen = on_stub("sizes", family, tmp_path)
+    single = {where: kernels for where, kernels in seen["each"].items() if " of " not in where}
+    assert len(single) == 11 * len(launch.DTYPES)
+    often = {(where, kernel): len(keys) for where, kernels in single.items() for kernel, keys in kernels.items()}
+    assert max(often.values()) <= COMPILES_AT_MOST, [name for name, count in often.items() if count > COMPILES_AT_MOST]
+    of_models = {key for where, kernels in seen["each"].items() if " of " in where for keys in kernels.values() for key in keys}
+    assert of_models and of_models <= set(ledger.read(family))
+
+
+BROKEN = """
+import sys, tempfile
+from pathlib import Path
+sys.path[:0] = [{root!r}, {here!r}]
+import stub, torch
+from dpt.kernels import attention, launch, ledger
+
+seen = stub.install("sm_90", Path(sys.argv[1]))
+recorded = stub.Compiler.__call__
+
+def tampered(change):
+    def call(self, *args, **kwargs):
+        facts = self.recorded[self.asked]
+        self.recorded = {{**self.recorded, self.asked: {{**facts, **change(facts)}}}}
+        return recorded(self, *args, **kwargs)
+    stub.Compiler.__call__ = call
+
+def boxes(side):
+    return lambda facts: {{"descriptors": [{{**d, "block_size": [1, 1, side, 64]}} for d in facts["descriptors"]]}}
+
+def forward(tokens=1025, width=3 * 12 * 64):
+    qkv = torch.empty(1, tokens, width, dtype=torch.bfloat16)
+    torch.ops.dpt.attention(qkv[..., : 3 * 12 * 64], 12, 0.125)
+
+def unaligned():
+    made = attention._descriptor
+    def descriptor(tensor, *rest):
+        found = made(tensor, *rest)
+        found.strides = [found.strides[0], found.strides[1], found.strides[2] + 1, 1]
+        return found
+    attention._descriptor = descriptor
+    forward()
+
+def grid(*sides):
+    launched = launch.launch
+    launch.launch = lambda kernel, _, *args, **kwargs: launched(kernel, sides, *args, **kwargs)
+    forward()
+
+{what}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("forward()", None),
+        ("tampered(boxes(512)); forward()", "side of the box over 256 (2, 512)"),
+        ("tampered(boxes(256)); forward()", None),
+        ("unaligned()", "stride in bytes not a multiple of 16"),
+        ("grid(1, 70000)", "grid y over 65535 (70000, 65535)"),
+        ("grid(1, 1, 70000)", "grid z over 65535"),
+        ("tampered(lambda facts: {'shared': 228 * 1024}); forward()", "out of resource: shared memory"),
+        ("tampered(lambda facts: {'parameters': facts['parameters'] + 1}); forward()", "the launcher passes"),
+    ],
+)
+def test_what_is_broken_is_refused(what, says, tmp_path):
+    """Each rule by a launch that breaks it; the same launch as it is passes."""
+    code = BROKEN.format(root=str(ROOT), here=str(ROOT / "tests" / "host"), what=what)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    if "NoCompiler" in done.stderr:
+        pytest.skip("there is no C compiler here")
+    if says is None:
+        assert done.returncode == 0, done.stderr[-2000:]
+    else:
+        assert done.returncode == 1 and says in done.stderr, done.stderr[-2000:]
