@@ -21,6 +21,7 @@ TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8
 test: lint
 	$(TESTS) tests/model tests/bench
 	TRITON_INTERPRET=1 $(TESTS) tests/kernels
+	$(TESTS) tests/host
 	$(RUN) -m pytest -q tests/compiled
 	$(RUN) -m pytest -q bench
 
@@ -35,7 +36,7 @@ mutate: .venv/ready
 	$(RUN) tests/mutate.py
 
 compiled: .venv/ready
-	$(RUN) -m dpt.kernels.compiled
+	$(RUN) -m dpt.kernels.compiled --cases bench.launches --write
 
 # The carried models, from nothing: 9800 rendered scenes, then the trainings; depth a second time from where the first ended, at full size.
 data: .venv/ready

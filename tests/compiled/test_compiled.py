@@ -1,11 +1,14 @@
-"""What the shipped configurations compile to, for five architectures, without a GPU; and that the gates on it can fail.
+"""What the shipped configurations and the named models' launches compile to, for five architectures, without a GPU; and that the gates on
+it can fail.
 
-The compiler runs in a process of its own without TRITON_INTERPRET, so these tests do not care how theirs was started.
+What is recorded is not compiled again but for a few that are drawn at random, which have to come out as recorded. The compiler runs in a
+process of its own without TRITON_INTERPRET, so these tests do not care how theirs was started.
 """
 
 import dataclasses
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +18,13 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from dpt.kernels import compiled, launch
+from dpt.kernels import compiled, launch, ledger
 
 ROOT = Path(__file__).resolve().parents[2]
+MODELS = "bench.launches"
+# Another Triton than the record's compiles everything, so it is held to one architecture (kernels/README.md says what an older one spills).
+FAMILIES = compiled.DEFAULT_FAMILIES if triton.__version__ == compiled.TABLE_TRITON else ("sm_90",)
+DRAWN = 1  # of the recorded, a module and family
 OPS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "\ndef compile_cases(" in path.read_text())
 
 
@@ -31,20 +38,30 @@ def run_compiler(*arguments):
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory):
-    """Op -> reports of every case, all compiled in one go."""
+    """Op, and the models' launches -> reports of every case, made in one go."""
     file = tmp_path_factory.mktemp("compiled") / "reports.json"
-    done = run_compiler("--json", str(file))
+    arch = [part for family in FAMILIES for part in ("--arch", family)]
+    drawn = ["--draw", str(DRAWN), "--seed", str(random.randrange(2**32))]
+    done = run_compiler("--cases", MODELS, *arch, *drawn, "--json", str(file))
     assert file.exists(), done.stderr[-4000:]
     return {op: [compiled.Report(**report) for report in reports] for op, reports in json.loads(file.read_text()).items()}
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [*OPS, MODELS])
 def test_every_configuration_passes(op, reports):
-    """No spills, no serialised MMAs, within shared and tensor memory, tensor cores and asynchronous copies there, on every architecture;
-    with another Triton than the tables', on sm_90 (kernels/README.md says what an older one spills elsewhere)."""
-    assert {report.family for report in reports[op]} == set(compiled.DEFAULT_FAMILIES)
-    held = compiled.DEFAULT_FAMILIES if triton.__version__ == compiled.TABLE_TRITON else ("sm_90",)
-    assert not [(report.family, report.name, report.problems) for report in reports[op] if report.family in held and report.problems]
+    """No spills, no serialised MMAs, within shared and tensor memory, tensor cores and asynchronous copies there, on every architecture; and
+    what was drawn is as recorded."""
+    assert {report.family for report in reports[op]} == set(FAMILIES)
+    assert not [(report.family, report.name, report.problems) for report in reports[op] if report.problems]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_record_is_current(family, reports):
+    """The record holds what the ops' cases and the models' launches compile to now, each of them, and nothing else."""
+    if triton.__version__ != compiled.TABLE_TRITON:
+        pytest.skip(f"the record is of triton {compiled.TABLE_TRITON}; {triton.__version__} allocates registers differently")
+    keys = {report.key for found in reports.values() for report in found if report.family == family}
+    assert set(ledger.read(family)) == keys, "run `make compiled`"
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -53,7 +70,7 @@ def test_table_is_current(op, reports):
     if triton.__version__ != compiled.TABLE_TRITON:
         pytest.skip(f"the tables were made with triton {compiled.TABLE_TRITON}; {triton.__version__} allocates registers differently")
     committed = (ROOT / "kernels" / "compiled-code" / f"{op}.md").read_text()
-    assert committed == compiled.table(op, reports[op]), "run `python -m dpt.kernels.compiled --write`"
+    assert committed == compiled.table(op, reports[op]), "run `make compiled`"
 
 
 def test_configurations_have_a_default_and_a_provenance():
@@ -171,3 +188,86 @@ def test_real_faults_are_seen(tmp_path):
     first, again, serialised, serialised_again = done.stdout.splitlines()
     assert "spills: " in first and first == again
     assert "serialised" in serialised and serialised == serialised_again
+
+
+RECORDED = """
+from dpt.kernels import compiled, ledger
+
+def measured(change):
+    ledger.read = lambda family: {key: change(dict(facts)) for key, facts in recorded.items()}
+    _, reports, _ = compiled._measure_all(compiled._Work("upsample", "sm_80", draw, 0))
+    return [report.problems for report in reports]
+
+recorded, draw = {}, 0
+_, reports, recorded = compiled._measure_all(compiled._Work("upsample", "sm_80", 0, 0))
+assert recorded and {report.key for report in reports} == set(recorded)
+compiled.facts, facts = None, compiled.facts  # nothing is compiled
+assert not any(measured(lambda known: known))
+print(measured(lambda known: {**known, "stack": 8})[0])
+compiled.facts, draw = facts, 1
+print(sum(map(len, measured(lambda known: {**known, "registers": known["registers"] + 1}))))
+"""
+
+
+def run_script(code, *arguments):
+    """What a script prints that compiles."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def test_what_is_recorded_is_believed_and_checked():
+    """A recorded case is not compiled, and is held to the gates as it is recorded; one that is drawn has to come out as recorded."""
+    spills, wrong = run_script(RECORDED)
+    assert "spills: 8 bytes of stack" in spills
+    assert wrong == "1"
+
+
+KERNEL = """
+import triton
+import triton.language as tl
+
+FACTOR = tl.constexpr(2.0)
+
+@triton.jit
+def helper(x):
+    return x * FACTOR
+
+@triton.jit
+def kernel(a_ptr, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(a_ptr + i, helper(tl.load(a_ptr + i, mask=i < n, other=0.0)), mask=i < n)
+"""
+KEY = """
+import importlib.util, sys
+import torch
+from dpt.kernels import compiled, launch
+
+spec = importlib.util.spec_from_file_location("made_up", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+a = torch.empty(64, device="meta", dtype=torch.bfloat16)
+
+def key(tensor=a, n=64, warps=4, family="sm_90", block=64):
+    return compiled.key_of(launch.CompileCase("x", family, module.kernel, (tensor, n), {"BLOCK": block, "num_warps": warps}))
+
+print(key(), key(a[8:]), key(n=48), key(a.float()), key(a[1:]), key(n=63), key(warps=8), key(family="sm_80"), key(block=128))
+"""
+
+
+def test_key_is_of_all_that_the_code_depends_on(tmp_path):
+    """The same key wherever the code stands and however it is commented; another for another type, alignment, constant, option,
+    architecture, and for a change of the kernel, of what it calls or of a constant that it reads."""
+
+    def keys(source):
+        path = tmp_path / "made_up.py"
+        path.write_text(source)
+        return run_script(KEY, path)[0].split()
+
+    first, *others = keys(KERNEL)
+    same, different = others[:2], others[2:]
+    assert set(same) == {first} and first not in different and len(set(different)) == len(different)
+    assert keys("# moved\n\n" + KERNEL.replace("    i = tl", "    # a comment\n    i = tl"))[0] == first
+    for before, after in (("tl.constexpr(2.0)", "tl.constexpr(3.0)"), ("x * FACTOR", "x + FACTOR"), ("mask=i < n)\n", "mask=i <= n)\n")):
+        assert before in KERNEL and keys(KERNEL.replace(before, after))[0] != first

@@ -47,7 +47,7 @@ def test_shapes_of_the_parity_tests(family, tmp_path):
 
 @pytest.mark.parametrize("family", ["sm_80", "sm_90"])
 def test_sizes_do_not_recompile(family, tmp_path):
-    """Models at other sizes run what the gate holds; and over thirty sizes of pictures a kernel of an op is compiled at most three times."""
+    """Models at other sizes run what the gate holds; over thirty sizes of pictures a kernel of an op is compiled at most three times."""
     seen = on_stub("sizes", family, tmp_path)
     single = {where: kernels for where, kernels in seen["each"].items() if " of " not in where}
     assert len(single) == 11 * len(launch.DTYPES)
