@@ -49,8 +49,8 @@ def reports(tmp_path_factory):
 
 @pytest.mark.parametrize("op", [*OPS, MODELS])
 def test_every_configuration_passes(op, reports):
-    """No spills, no serialised MMAs, within shared and tensor memory, tensor cores and asynchronous copies there, on every architecture; and
-    what was drawn is as recorded."""
+    """No spills, no serialised MMAs, within shared and tensor memory, tensor cores and asynchronous copies there, on every architecture;
+    and what was drawn is as recorded."""
     assert {report.family for report in reports[op]} == set(FAMILIES)
     assert not [(report.family, report.name, report.problems) for report in reports[op] if report.problems]
 
