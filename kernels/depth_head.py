@@ -487,6 +487,7 @@ COMPILED = (
     ("float16", 128, 32, "sigmoid", ("gradient",)),
     ("float32", 128, 32, "sigmoid", ("forward", "gradient")),
     ("tf32", 128, 32, "sigmoid", ("forward", "gradient")),
+    ("tf32", 24, 32, "relu", ("gradient",)),
 )
 
 
@@ -572,7 +573,8 @@ def tuning_space() -> Iterator[Workload]:
         options = {"small": {"batch": 1, "channels": 8, "side": 5, "size": 9}, "dtype": dtype, "precision": precision}
         options["simple"] = ("_resize_weights_kernel", "_upsample_backward_kernel", "_depth_head_epilogue")
         options["shows"] = {"tensor_cores": not exact and "HMMA", "async_copies": dtype != torch.float32}
-        for channels, side, size in ((128, 192, 384), (64, 296, 518), (32, 296, 518))[: 3 if dtype == torch.bfloat16 else 1]:
+        shapes = ((128, 192, 384), (64, 296, 518), (32, 296, 518))
+        for channels, side, size in shapes if dtype == torch.bfloat16 else shapes[:1] if exact else shapes[::2]:
             candidates = _candidates(channels <= 32, dtype == torch.float32)
             sizes = {"channels": channels, "side": side, "size": size}
             yield Workload(
