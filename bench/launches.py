@@ -2,7 +2,7 @@
 
 A model runs hollow (`hollow.py`), forward in every dtype, in training with batch norms in either form, and under autocast; what it calls of
 the ops is kept, each different call once, and called again for each GPU family while the launches are recorded. What differs between
-pictures is in the sizes below; that these are enough is tested with other sizes (`tests/host`).
+pictures is in the inputs below; that these are enough is tested with others (`tests/host`).
 """
 
 from __future__ import annotations
@@ -130,17 +130,19 @@ def run(model: torch.nn.Module, how: Run, size: tuple[int, int], batch: int) -> 
                 model.head.labels(logits, picture, config.input, probability)
 
 
-def sizes(config: DPTConfig) -> list[tuple[int, int]]:
-    """Inputs that stand for all: square, and one whose tokens' last block of 64 is more than a class token."""
+def inputs(config: DPTConfig, batches: tuple[int, ...]) -> list[tuple[int, tuple[int, int]]]:
+    """(batch, size) that stand for all: a square; one whose tokens' last block of 64 is more than a class token; and few and odd patches,
+    of which the halved maps are not half as large."""
     patch = config.encoder.patch_size
     side = max(config.input.multiple, min(config.input.size) // patch * patch)
-    return [(side, side), (side, side + patch * (3 if side % 64 else 6))]
+    square, wide = (side, side), (side, side + patch * (3 if side % 64 else 6))
+    return [*itertools.product(batches, (square, wide)), (batches[0], (7 * patch, 11 * patch))]
 
 
-def calls(config: DPTConfig, runs: Iterable[Run], inputs: Iterable[tuple[int, tuple[int, int]]]) -> dict[Call, str]:
+def calls(config: DPTConfig, runs: Iterable[Run], on: Iterable[tuple[int, tuple[int, int]]]) -> dict[Call, str]:
     """The different calls that a model makes on inputs of (batch, size), each with the first run that made it."""
     found: dict[Call, str] = {}
-    for how, (batch, size) in itertools.product(runs, inputs):
+    for how, (batch, size) in itertools.product(runs, on):
         model = model_of(config, how)
 
         def called(name: str, arguments: tuple[Any, ...], how: Run = how, where: str = f"B={batch} {size[0]}x{size[1]}") -> None:
@@ -159,7 +161,7 @@ def named_calls() -> dict[Call, str]:
     for config in CONFIGS.values():
         for backward, batches in ((False, (1, 16)), (True, (2,))):
             runs = [how for how in RUNS if how.backward == backward]
-            made = calls(shortened(config), runs, list(itertools.product(batches, sizes(config))))
+            made = calls(shortened(config), runs, inputs(config, batches))
             found = {**made, **found}
     return found
 

@@ -209,8 +209,15 @@ def facts(case: launch.CompileCase) -> ledger.Facts:
         "shared": metadata.shared,
         "tensor_memory": metadata.tmem_size or 0,
         "parameters": kernel.asm["ptx"].split(".visible .entry")[1].split(")")[0].count(".param ."),
-        "descriptors": getattr(metadata, "tensordesc_meta", None) or [],
+        "descriptors": _encodings(kernel),
     }
+
+
+def _encodings(kernel: Any) -> list[dict[str, Any]]:
+    """How each tensor map is encoded, with the ``type`` of the descriptor it is of: "tensordesc<bf16[1, 8, 16, 64]>"."""
+    types = [kind for kind in kernel.src.signature.values() if isinstance(kind, str) and kind.startswith("tensordesc")]
+    encodings = getattr(kernel.metadata, "tensordesc_meta", None) or []
+    return [{"type": kind, **encoding} for kind, encoding in zip(types, encodings, strict=bool(encodings))]
 
 
 def report(case: launch.CompileCase, found: ledger.Facts, key: str = "") -> Report:
@@ -294,7 +301,10 @@ def _measure_all(work: _Work) -> tuple[_Work, list[Report], dict[str, ledger.Fac
         known[key] = recorded[key] if key in recorded and key not in drawn else _without_zeros(facts(case))
         made = report(case, known[key], key)
         if key in drawn and known[key] != recorded[key]:
-            made = replace(made, problems=(*made.problems, f"recorded as {recorded[key]}, compiled to {known[key]}"))
+            other = [
+                f"{name} {recorded[key].get(name)}, now {value}" for name, value in known[key].items() if value != recorded[key].get(name)
+            ]
+            made = replace(made, problems=(*made.problems, f"recorded otherwise than it compiles: {'; '.join(other)}"))
         reports.append(made)
     return work, reports, known
 

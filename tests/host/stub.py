@@ -2,8 +2,8 @@
 libcuda (`libcuda.c`) that holds every call to the hardware's rules.
 
 What a kernel compiles to is taken from the record (`dpt.kernels.ledger`). Of a specialisation that is not in it the launcher needs only to
-know how tensor maps are encoded, which follows from the kernel and its blocks: that is borrowed from a recorded one with the same. So a
-launch takes no compiler, but for a kernel that nobody has compiled yet.
+know how its tensor maps are encoded, which follows from their types and blocks: that is borrowed from recorded ones of the same. So a
+launch takes no compiler, but for a block that no recorded kernel reads.
 """
 
 from __future__ import annotations
@@ -87,15 +87,12 @@ class Compiler:
     def __init__(self, family: str, seen: Seen, folder: Path):
         self.family, self.seen, self.folder = family, seen, folder
         self.recorded = ledger.read(family)
-        self.lenders: dict[tuple[Any, ...], ledger.Facts] = {}
-        for facts in self.recorded.values():
-            self.lenders.setdefault(self._blocks(facts["kernel"], [d["block_size"] for d in facts["descriptors"]], facts), facts)
+        self.encodings: dict[str, dict[str, Any]] = {}
+        for encoding in (encoding for facts in self.recorded.values() for encoding in facts["descriptors"]):
+            if self.encodings.setdefault(encoding["type"], encoding) != encoding:
+                raise ValueError(f"{encoding} and {self.encodings[encoding['type']]}: a type has two encodings, so none can be borrowed")
         self.asked = ""
         self.compile = compiler.compile
-
-    @staticmethod
-    def _blocks(kernel: str, blocks: list[list[int]], options: dict[str, Any]) -> tuple[Any, ...]:
-        return kernel, json.dumps(blocks), options["warps"], options["stages"]
 
     def ask(self, *, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         """Triton's jit_cache_hook: keeps the key of what is about to be compiled, and lets it go on."""
@@ -129,18 +126,13 @@ class Compiler:
         return kernel
 
     def _borrowed(self, src: Any, options: dict[str, Any]) -> ledger.Facts | None:
-        """The facts of a recorded specialisation that is encoded alike; None if there is none."""
+        """What the launcher needs to know of a kernel that is not recorded; None if a tensor map has no encoding to be borrowed."""
         types = [kind for kind in src.signature.values() if isinstance(kind, str) and kind.startswith("tensordesc")]
-        blocks = [json.loads("[" + kind.split("[")[1].split("]")[0] + "]") for kind in types]
-        self.seen.borrowed.append(self.asked)
-        chosen = {"warps": options["num_warps"], "stages": options["num_stages"]}
-        if not blocks:
-            return {**chosen, "shared": 0, "tensor_memory": 0, "descriptors": []}
-        found = self.lenders.get(self._blocks(src.fn.__name__, blocks, chosen))
-        if found is None:
-            self.seen.borrowed.pop()
+        if not self.encodings.keys() >= set(types):
             return None
-        return {**found, "parameters": None}
+        self.seen.borrowed.append(self.asked)
+        encodings = [self.encodings[kind] for kind in types]
+        return {"warps": options["num_warps"], "shared": 0, "tensor_memory": 0, "descriptors": encodings}
 
 
 class Kernel(compiler.CompiledKernel):
