@@ -21,22 +21,22 @@ TRUE = ("equal", "allclose", "is_nonzero")  # what is said of values, where ther
 
 
 class Hollow(TorchDispatchMode):
-    """In this mode PyTorch's own ops compute nothing. The ops of `dpt.kernels` run their launchers; or, if ``called`` is given, it is told
-    (name, arguments) of each, and they compute nothing either."""
+    """In this mode PyTorch's own ops compute nothing. The ops of `dpt.kernels` run their launchers; or, if not ``launches``, they compute
+    nothing either. ``called`` is told (name, arguments) of each."""
 
-    def __init__(self, called: Callable[[str, tuple[Any, ...]], None] | None = None):
+    def __init__(self, called: Callable[[str, tuple[Any, ...]], None] = lambda name, arguments: None, launches: bool = True):
         super().__init__()
-        self.called = called
+        self.called, self.launches = called, launches
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name
         if any(issubclass(kind, FakeTensor) for kind in types):  # something is traced
             return func(*args, **kwargs)
-        if func.namespace == "dpt" and self.called is None:
-            with self:
-                return implementation(name)(*args, **kwargs)
         if func.namespace == "dpt":
             self.called(name, args)
+        if func.namespace == "dpt" and self.launches:
+            with self:
+                return implementation(name)(*args, **kwargs)
         short = name.removeprefix("aten::")
         if short in RUNS or short == "_unsafe_view" or (func.is_view and short not in COPIES_IF_IT_MUST):
             return func(*args, **kwargs)

@@ -88,6 +88,12 @@ class Call:
     arguments: tuple[Any, ...]
     precision: str
 
+    @classmethod
+    def of(cls, op: str, arguments: tuple[Any, ...]) -> Call:
+        """A call that is being made."""
+        kept = tuple(Memory.of(value) if isinstance(value, torch.Tensor) else value for value in arguments)
+        return cls(op, kept, torch.backends.cuda.matmul.fp32_precision)
+
     def again(self) -> None:
         """Make it; where launches are recorded, or a driver launches nothing."""
         arguments = (value.tensor() if isinstance(value, Memory) else value for value in self.arguments)
@@ -146,10 +152,9 @@ def calls(config: DPTConfig, runs: Iterable[Run], on: Iterable[tuple[int, tuple[
         model = model_of(config, how)
 
         def called(name: str, arguments: tuple[Any, ...], how: Run = how, where: str = f"B={batch} {size[0]}x{size[1]}") -> None:
-            kept = tuple(Memory.of(value) if isinstance(value, torch.Tensor) else value for value in arguments)
-            found.setdefault(Call(name, kept, how.precision), f"{config.name} {how} {where}")
+            found.setdefault(Call.of(name, arguments), f"{config.name} {how} {where}")
 
-        with launch.stand_ins(), Hollow(called):
+        with launch.stand_ins(), Hollow(called, launches=False):
             run(model, how, size, batch)
     return found
 

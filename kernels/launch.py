@@ -164,6 +164,11 @@ def using(kernel_name: str, config: Mapping[str, Any]) -> Iterator[None]:
         _overrides.reset(token)
 
 
+def overridden() -> bool:
+    """Whether a configuration of the table is replaced at present, by :func:`using`."""
+    return bool(_overrides.get())
+
+
 def config(kernel_name: str, family: str, dtype: torch.dtype, **shape: Any) -> dict[str, Any]:
     """The launch configuration of ``kernel_name``: block sizes, ``num_warps``, ``num_stages``, ``descriptor``, ...
 

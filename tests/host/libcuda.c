@@ -6,7 +6,8 @@
 #include <string.h>
 
 static char message[256] = "stub: error";
-static int capability = 90; // of the context that is current
+static int capability = 90; // of the device in use
+void stub_use(int device) { capability = device; }
 
 static CUresult refuse(const char *rule, long long value, long long limit) {
   snprintf(message, sizeof message, "stub: %s (%lld, %lld)", rule, value, limit);
@@ -22,7 +23,7 @@ static int shared_limit(int device) { // bytes a block may have, opted in
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text) { *text = message; return CUDA_SUCCESS; }
-CUresult cuDeviceGet(CUdevice *device, int index) { *device = capability = index; return CUDA_SUCCESS; }
+CUresult cuDeviceGet(CUdevice *device, int index) { *device = index; return CUDA_SUCCESS; }
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
   switch (attribute) {
   case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: *value = shared_limit(device); break;

@@ -1,11 +1,11 @@
-"""What a GPU of one family would be asked to do, asked of the stub: `python tests/host/run.py --family sm_90 --what models`.
+"""What a GPU of each family would be asked to do, asked of the stub: `python tests/host/run.py --what models [--family sm_90]`.
 
     models   each different call that the named models make of the ops, and whole models: inference, training and autocast
     sizes    two models, and every op by itself, over thirty sizes of pictures: what they compile
     parity   the tests of `tests/kernels`, with their shapes and dtypes; what they say about numbers, of which there are none, is ignored
     ops      each op once (the default)
 
-Prints what was launched as JSON, and ends with 1 if a launch was refused.
+Prints what was launched, and ends with 1 if a launch was refused.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
@@ -55,95 +56,116 @@ def again(seen: stub.Seen, calls: dict[launches.Call, str]) -> None:
                 seen.errors.append(f"{seen.where}: {type(error).__name__}: {error}")
 
 
-def models(seen: stub.Seen) -> None:
+def models(gpu: stub.Stub, families: Sequence[str]) -> None:
     """All calls of the named models, at the gate's sizes; and each model whole, at a size of its own."""
-    again(seen, launches.named_calls())
-    for config, how in itertools.product(CONFIGS.values(), OTHER_RUNS):
-        short, patch = launches.shortened(config), config.encoder.patch_size
-        model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
-        with Hollow():
-            launches.run(model, how, (5 * patch, 13 * patch), 3)
+    for family in families:
+        seen = gpu.use(family)
+        again(seen, launches.named_calls())
+        for config, how in itertools.product(CONFIGS.values(), OTHER_RUNS):
+            short, patch = launches.shortened(config), config.encoder.patch_size
+            model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
+            with Hollow():
+                launches.run(model, how, (5 * patch, 13 * patch), 3)
 
 
-def sizes(seen: stub.Seen) -> None:
+def sizes(gpu: stub.Stub, families: Sequence[str]) -> None:
     """Models at sizes that are not the gate's, in the same specialisations; and each op, told apart by ``where``."""
+    calls: dict[launches.Call, str] = {}
     for name in ("dpt-base-ade20k", "dpt-tiny-depth"):
         config = launches.shortened(CONFIGS[name])
         on = [(1, (high * config.encoder.patch_size, wide * config.encoder.patch_size)) for high, wide in THIRTY[::3]]
-        again(seen, launches.calls(config, OTHER_RUNS[:1] + OTHER_RUNS[3:4], on))
-    for (op, call), dtype in itertools.product(single_ops.CALLS.items(), launch.DTYPES):
-        seen.forget()
-        for number, (high, wide) in enumerate(THIRTY):
-            seen.where = f"{op} {str(dtype).removeprefix('torch.')}, {'others' if number else 'first'}"
-            with Hollow():
-                out = call(dtype, high, wide)
-                if out.requires_grad:
-                    out.sum().backward()
+        calls |= launches.calls(config, OTHER_RUNS[:1] + OTHER_RUNS[3:4], on)
+    for family in families:
+        seen = gpu.use(family)
+        again(seen, calls)
+        for (op, call), dtype in itertools.product(single_ops.CALLS.items(), launch.DTYPES):
+            seen.forget()
+            for number, (high, wide) in enumerate(THIRTY):
+                seen.where = f"{op} {str(dtype).removeprefix('torch.')}, {'others' if number else 'first'}"
+                with Hollow():
+                    out = call(dtype, high, wide)
+                    if out.requires_grad:
+                        out.sum().backward()
 
 
-def ops(seen: stub.Seen) -> None:
+def ops(gpu: stub.Stub, families: Sequence[str]) -> None:
     """The calls of one small model in inference and of another in training: between them, every op."""
     for name, how in (("dpt-tiny-scenes", OTHER_RUNS[0]), ("dpt-large-midas", OTHER_RUNS[3])):
         config = launches.shortened(CONFIGS[name])
-        again(seen, launches.calls(config, [how], launches.inputs(config, (1,))[:1]))
+        calls = launches.calls(config, [how], launches.inputs(config, (1,))[:1])
+        for family in families:
+            again(gpu.use(family), calls)
 
 
-class _Numberless:
-    """A plugin for the tests of `tests/kernels`: each runs hollow, on the stub, and fails only where a launch was refused."""
+class Numberless:
+    """A plugin for the tests of `tests/kernels`: each runs hollow, on the stub, and fails only where a launch was refused. ``calls``: those
+    of the ops that need no configuration but a table's."""
 
     def __init__(self, seen: stub.Seen):
         self.seen = seen
-        self.without_launches: list[str] = []
+        self.calls: dict[launches.Call, str] = {}
+
+    def called(self, op: str, arguments: tuple[Any, ...]) -> None:
+        if not launch.overridden():
+            self.calls.setdefault(launches.Call.of(op, arguments), self.seen.where)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        self.seen.where = item.nodeid
-        errors, launched = len(self.seen.errors), self.seen.launches
+        self.seen.where, errors = item.nodeid, len(self.seen.errors)
         try:
-            with Hollow():
+            with Hollow(self.called):
                 yield
         except (pytest.skip.Exception, pytest.exit.Exception):
             raise
         except (Exception, pytest.fail.Exception):  # about numbers, or by a tool that does not go with the mode: neither is asked here
             pass
-        if self.seen.launches == launched:
-            self.without_launches.append(item.nodeid)
         if len(self.seen.errors) > errors:
             pytest.fail("; ".join(self.seen.errors[errors:]), pytrace=False)
 
 
-def parity(seen: stub.Seen) -> None:
-    plugin, os.environ["DPT_KERNELS_ON_STUB"] = _Numberless(seen), "1"
+def parity(gpu: stub.Stub, families: Sequence[str]) -> None:
+    """The tests on the first family, and the calls that they made on the others.
+
+    Not those of opcheck, which hands an op's real implementation tensors that are its arguments' bare memory.
+    """
+    seen = gpu.use(families[0])
+    plugin, os.environ["DPT_KERNELS_ON_STUB"] = Numberless(seen), "1"
     files = [str(path) for path in sorted((ROOT / "tests" / "kernels").glob("test_*.py")) if path.stem not in WITHOUT_OPS]
-    chosen = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-m", "not far", *files]
+    chosen = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-m", "not far", "-k", "not opcheck", *files]
     code = pytest.main(chosen, plugins=[plugin])
     if code != 0:
         seen.errors.append(f"pytest ended with {int(code)}")
+    for family in families[1:]:
+        again(gpu.use(family), plugin.calls)
 
 
 WITHOUT_OPS = ("test_tune", "test_launch", "test_tables", "test_fast")  # of tables and commands; and whole models, which `models` has
+FAMILIES = ["sm_90", *sorted(set(launch.TABLES.values()) - {"sm_90"})]
 WHAT = {"ops": ops, "models": models, "sizes": sizes, "parity": parity}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", default="sm_90", choices=sorted(set(launch.TABLES.values())))
+    parser.add_argument("--family", action="append", choices=FAMILIES, help="default: all")
     parser.add_argument("--what", default="ops", choices=list(WHAT))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    families = options.family or FAMILIES
     with tempfile.TemporaryDirectory() as folder:
         try:
-            seen = stub.install(options.family, Path(folder))
+            gpu = stub.Stub(Path(folder))
         except stub.NoCompiler as error:
             print(error)
             return 3
-        WHAT[options.what](seen)
+        WHAT[options.what](gpu, families)
+    found = {family: gpu.compilers[family].seen for family in families}
     if options.json:
-        options.json.write_text(seen.as_json())
-    found = {"launches": seen.launches, "specialisations": len(seen.keys), "borrowed": len(seen.borrowed), "compiled": len(seen.compiled)}
-    print(json.dumps({**found, "refused": len(seen.errors)}))
-    print("\n".join(seen.errors[:20]))
-    return 1 if seen.errors else 0
+        options.json.write_text(json.dumps({family: seen.facts() for family, seen in found.items()}))
+    for family, seen in found.items():
+        counts = f"{len(seen.keys)} specialisations, {len(seen.borrowed)} with borrowed encodings, {len(seen.compiled)} compiled"
+        print(f"{family}: {seen.launches} launches, {counts}, {len(seen.errors)} refused")
+        print("".join(f"    {error}\n" for error in seen.errors[:20]), end="")
+    return 1 if any(seen.errors for seen in found.values()) else 0
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ class Seen:
         for kernel in self.kernels:
             kernel.device_caches.clear()
 
-    def as_json(self) -> str:
-        return json.dumps({name: value for name, value in vars(self).items() if name != "kernels"})
+    def facts(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "kernels"}
 
 
 def build(folder: Path) -> ctypes.CDLL:
@@ -92,7 +92,6 @@ class Compiler:
             if self.encodings.setdefault(encoding["type"], encoding) != encoding:
                 raise ValueError(f"{encoding} and {self.encodings[encoding['type']]}: a type has two encodings, so none can be borrowed")
         self.asked = ""
-        self.compile = compiler.compile
 
     def ask(self, *, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         """Triton's jit_cache_hook: keeps the key of what is about to be compiled, and lets it go on."""
@@ -105,7 +104,7 @@ class Compiler:
         facts = self.recorded.get(self.asked) or self._borrowed(src, options)
         if facts is None:
             self.seen.compiled.append(self.asked)
-            return self.compile(src, target=target, options=options, **more)
+            return compiler.compile(src, target=target, options=options, **more)
         names = {
             "target": vars(target),
             **options,
@@ -148,30 +147,39 @@ class Kernel(compiler.CompiledKernel):
             raise RuntimeError(f"stub: the launcher passes {passed} parameters and the entry point of {self.name} takes {self.parameters}")
 
 
-def install(family: str, folder: Path) -> Seen:
-    """From now on, in this process, CPU tensors pass for those of a GPU of ``family`` and launches go to the stub.
+class Stub:
+    """From its making on, in this process, CPU tensors pass for a GPU's and launches go to the stub; ``use`` says of which family.
 
-    What is launched, and what a launch raises, is kept in the result. Files are written into ``folder``. Raises NoCompiler.
+    Files are written into ``folder``. ``seen``: family -> what was launched, and what a launch raised. Raises NoCompiler.
     """
-    build(folder)
-    seen = Seen()
-    launched = launch.launch
 
-    def checked(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, folder: Path):
+        self.library, self.folder = build(folder), folder
+        self.compilers: dict[str, Compiler] = {}
+        self.launched = launch.launch
+        triton.knobs.runtime.jit_cache_hook = lambda **told: self.compiler.ask(**told)
+        triton.compiler.compile = lambda *args, **options: self.compiler(*args, **options)
+        launch.launch = self.launch
+        launch.has_kernels = lambda tensor: True
+        launch._family_of_gpu, torch.cuda.current_device = lambda index: self.family, lambda: 0  # of the device "cuda", where a test asks
+        self.use("sm_90")
+
+    def use(self, family: str) -> Seen:
+        """From now on the GPU is of ``family``; what it has seen so far."""
+        self.family = family
+        self.compiler = self.compilers.setdefault(family, Compiler(family, Seen(), self.folder))
+        self.library.stub_use(int(family.removeprefix("sm_")))
+        os.environ[launch.INTERPRETED_FAMILY_VARIABLE] = family
+        driver.set_active(StubDriver(family))
+        return self.compiler.seen
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
+        """As ``launch.launch``; what it raises is kept."""
+        seen = self.compiler.seen
         seen.launches += 1
         seen.kernels.add(kernel)
         try:
-            launched(kernel, grid, *args, **kwargs)
+            self.launched(kernel, grid, *args, **kwargs)
         except Exception as error:
             seen.errors.append(f"{seen.where}: {kernel.__name__}{grid}: {type(error).__name__}: {error}")
             raise
-
-    made = Compiler(family, seen, folder)
-    os.environ[launch.INTERPRETED_FAMILY_VARIABLE] = family
-    triton.knobs.runtime.jit_cache_hook = made.ask
-    triton.compiler.compile = made
-    launch.launch = checked
-    launch.has_kernels = lambda tensor: True
-    launch._family_of_gpu, torch.cuda.current_device = lambda index: family, lambda: 0  # of the device "cuda", where a test asks
-    driver.set_active(StubDriver(family))
-    return seen

@@ -1,4 +1,4 @@
-"""The host path of every launch, on a stub of libcuda, a process a family: what a GPU would refuse is refused here."""
+"""The host path of every launch, on a stub of libcuda for five families: what a GPU would refuse is refused here."""
 
 import json
 import subprocess
@@ -12,52 +12,50 @@ sys.path.insert(0, str(ROOT))
 
 from dpt.kernels import launch, ledger  # noqa: E402
 
-FAMILIES = sorted(set(launch.TABLES.values()))
 NO_COMPILER = 3
 COMPILES_AT_MOST = 3  # times a launch of an op, a dtype, over all sizes
 
 
-def on_stub(what, family, folder):
-    """What `run.py` saw."""
+def on_stub(what, folder):
+    """Family -> what `run.py` saw."""
     file = folder / "seen.json"
-    command = [sys.executable, ROOT / "tests" / "host" / "run.py", "--what", what, "--family", family, "--json", file]
+    command = [sys.executable, ROOT / "tests" / "host" / "run.py", "--what", what, "--json", file]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == NO_COMPILER:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return json.loads(file.read_text())
+    found = json.loads(file.read_text())
+    assert set(found) == set(launch.TABLES.values())
+    return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_models(family, tmp_path):
+def test_models(tmp_path):
     """Every launch of every named model: tensor maps, grids, shared memory, parameters; and nothing is asked for that the gate on compiled
     code does not hold."""
-    seen = on_stub("models", family, tmp_path)
-    assert seen["launches"] > 1000
-    missing = {key: seen["keys"][key] for key in set(seen["keys"]) - set(ledger.read(family))}
-    assert not missing, "what runs is not in the gate: run `make compiled`, or give bench/launches.py the size or run that is missing"
+    for family, seen in on_stub("models", tmp_path).items():
+        assert seen["launches"] > 3000
+        missing = {key: seen["keys"][key] for key in set(seen["keys"]) - set(ledger.read(family))}
+        assert not missing, "what runs is not in the gate: run `make compiled`, or give bench/launches.py the input or run that is missing"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_shapes_of_the_parity_tests(family, tmp_path):
+def test_shapes_of_the_parity_tests(tmp_path):
     """Odd shapes, strides and addresses, forward and backward, in every dtype."""
-    seen = on_stub("parity", family, tmp_path)
-    assert seen["launches"] > 3000 and not seen["errors"]
+    for seen in on_stub("parity", tmp_path).values():
+        assert seen["launches"] > 1500 and not seen["errors"]
 
 
-@pytest.mark.parametrize("family", ["sm_80", "sm_90"])
-def test_sizes_do_not_recompile(family, tmp_path):
+def test_sizes_do_not_recompile(tmp_path):
     """Models at other sizes run what the gate holds; over thirty sizes of pictures each launch of an op is compiled at most three times."""
-    seen = on_stub("sizes", family, tmp_path)
-    first = {where.removesuffix(", first"): kernels for where, kernels in seen["each"].items() if where.endswith(", first")}
-    assert len(first) == 11 * len(launch.DTYPES)
-    for where, kernels in first.items():
-        others = seen["each"].get(f"{where}, others", {})
-        for kernel in kernels.keys() | others.keys():
-            launches, more = (len(found.get(kernel, [])) for found in (kernels, others))  # an op may launch a kernel in several forms
-            assert launches + more <= COMPILES_AT_MOST * max(launches, 1), (where, kernel, launches, more)
-    of_models = {key for where, kernels in seen["each"].items() if " of " in where for keys in kernels.values() for key in keys}
-    assert of_models and of_models <= set(ledger.read(family))
+    for family, seen in on_stub("sizes", tmp_path).items():
+        first = {where.removesuffix(", first"): kernels for where, kernels in seen["each"].items() if where.endswith(", first")}
+        assert len(first) == 11 * len(launch.DTYPES)
+        for where, kernels in first.items():
+            others = seen["each"].get(f"{where}, others", {})
+            for kernel in kernels.keys() | others.keys():
+                launches, more = (len(found.get(kernel, [])) for found in (kernels, others))  # an op may launch a kernel in several forms
+                assert launches + more <= COMPILES_AT_MOST * max(launches, 1), (where, kernel, launches, more)
+        of_models = {key for where, kernels in seen["each"].items() if " of " in where for keys in kernels.values() for key in keys}
+        assert of_models and of_models <= set(ledger.read(family))
 
 
 BROKEN = """
@@ -67,7 +65,7 @@ sys.path[:0] = [{root!r}, {here!r}]
 import stub, torch
 from dpt.kernels import attention, launch, ledger
 
-seen = stub.install("sm_90", Path(sys.argv[1]))
+gpu = stub.Stub(Path(sys.argv[1]))
 recorded = stub.Compiler.__call__
 
 def tampered(change):
@@ -106,7 +104,7 @@ def grid(*sides):
     ("what", "says"),
     [
         ("forward()", None),
-        ("tampered(boxes(512)); forward()", "side of the box over 256 (2, 512)"),
+        ("tampered(boxes(512)); forward()", "side of the box over 256 (1, 512)"),
         ("tampered(boxes(256)); forward()", None),
         ("unaligned()", "stride in bytes not a multiple of 16"),
         ("grid(1, 70000)", "grid y over 65535 (70000, 65535)"),
