@@ -44,9 +44,9 @@ def has_kernels(tensor: torch.Tensor) -> bool:
     """Whether there are kernels for the device of ``tensor``.
 
     True for tensors on an NVIDIA GPU of compute capability 8.0 or newer, for CPU tensors in Triton's interpreter, and for all while
-    launches are recorded or tensors stand in for a GPU's (:func:`stand_ins`).
+    tensors stand in for a GPU's (:func:`stand_ins`).
     """
-    if _standing_in or _recorder.get() is not None:
+    if _standing_in:
         return True
     if tensor.is_cuda:
         return torch.version.hip is None and torch.cuda.get_device_properties(tensor.device).major >= 8
