@@ -590,7 +590,7 @@ if __name__ == "__main__":
         problems = [gates(b, b.candidates[0]) for b in found]
     hits = []
     triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
-    driver.set_active(compiled._CompileOnly("sm_90"))
+    driver.set_active(compiled._CompileOnly(90))
     launch.launch = compile_as_a_launch_does
     for b in found:
         for work in b.workloads:
