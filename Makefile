@@ -21,8 +21,7 @@ TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8
 test: lint
 	$(TESTS) tests/model tests/bench
 	TRITON_INTERPRET=1 $(TESTS) tests/kernels
-	$(TESTS) tests/host
-	$(RUN) -m pytest -q tests/compiled
+	$(TESTS) --maxschedchunk 1 tests/host tests/compiled
 	$(RUN) -m pytest -q bench
 
 lint: .venv/ready

@@ -1,11 +1,14 @@
-"""PyTorch without its arithmetic: a model runs through with the shapes, strides and dtypes that it has, and nothing is computed.
+"""PyTorch without its arithmetic: a model runs through with the shapes, strides and dtypes that it has, and nothing is computed. What an
+op makes of its arguments' forms is asked of PyTorch once.
 
 For what a model launches, on a machine without a GPU. Tensors are a CPU's; their memory is reserved and not touched.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,11 +47,9 @@ class Hollow(TorchDispatchMode):
             return True
         if short.endswith("_"):  # in place
             return args[0] if args else kwargs["self"]
-        given = pytree.tree_map(_to_meta, (args, kwargs))
-        found = func(*given[0], **given[1])
-        if short in COPIES_IF_IT_MUST and found.untyped_storage()._cdata == given[0][0].untyped_storage()._cdata:
-            return func(*args, **kwargs)
-        return pytree.tree_map(_from_meta, found)
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        found = _outcome(func, structure, tuple(map(_form, leaves)))
+        return func(*args, **kwargs) if found is VIEW else pytree.tree_map(_made, found)
 
 
 def implementation(name: str) -> Callable[..., Any]:
@@ -56,13 +57,43 @@ def implementation(name: str) -> Callable[..., Any]:
     return OPDEFS[name]._init_fn
 
 
-def _to_meta(value: Any) -> Any:
+@dataclass(frozen=True)
+class Form:
+    """What is known of a tensor whose numbers are not."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Form:
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+    def tensor(self, device: str) -> torch.Tensor:
+        """A tensor of this form, not filled."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+
+
+VIEW = object()
+
+
+def _form(value: Any) -> tuple[type, Any]:
+    """(Form, a tensor's form), or (type, value): by 1, 1.0 and True, which are equal, an op makes results of three dtypes."""
     if isinstance(value, torch.Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-    return torch.device("meta") if isinstance(value, torch.device) else value
+        return Form, Form.of(value)
+    return type(value), value
 
 
-def _from_meta(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.device.type == "meta":
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-    return value
+def _made(value: Any) -> Any:
+    return value.tensor("cpu") if isinstance(value, Form) else value
+
+
+@functools.cache
+def _outcome(func: Any, structure: pytree.TreeSpec, leaves: tuple[tuple[type, Any], ...]) -> Any:
+    """The results of an op as forms, by what it makes of tensors on the meta device; or VIEW."""
+    given = [value.tensor("meta") if kind is Form else torch.device("meta") if kind is torch.device else value for kind, value in leaves]
+    args, kwargs = pytree.tree_unflatten(given, structure)
+    found = func(*args, **kwargs)
+    if func._schema.name.removeprefix("aten::") in COPIES_IF_IT_MUST and found.untyped_storage()._cdata == args[0].untyped_storage()._cdata:
+        return VIEW
+    return pytree.tree_map(lambda value: _form(value)[1], found)

@@ -21,7 +21,7 @@ from dpt.config import CONFIGS, DPTConfig
 from dpt.kernels import compiled, launch
 from dpt.kernels.workload import float32_products
 
-from .hollow import Hollow, implementation
+from .hollow import Form, Hollow, implementation
 
 BLOCKS = 4  # of an encoder: each is like the next
 HALVES = (torch.bfloat16, torch.float16)
@@ -65,19 +65,18 @@ RUNS = tuple(_runs())
 class Memory:
     """A tensor that was an argument: all of it but its numbers. ``beyond``: elements from an address that ``ALIGNMENT`` divides."""
 
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
+    form: Form
     beyond: int
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Memory:
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.data_ptr() % ALIGNMENT // tensor.element_size())
+        return cls(Form.of(tensor), tensor.data_ptr() % ALIGNMENT // tensor.element_size())
 
     def tensor(self) -> torch.Tensor:
         """One like it, whose memory nobody has touched."""
-        size = 1 + sum((side - 1) * stride for side, stride in zip(self.shape, self.stride, strict=True)) if 0 not in self.shape else 0
-        return torch.empty(self.beyond + size, dtype=self.dtype).as_strided(self.shape, self.stride, self.beyond)
+        shape, stride = self.form.shape, self.form.stride
+        size = 1 + sum((side - 1) * step for side, step in zip(shape, stride, strict=True)) if 0 not in shape else 0
+        return torch.empty(self.beyond + size, dtype=self.form.dtype).as_strided(shape, stride, self.beyond)
 
 
 @dataclass(frozen=True)

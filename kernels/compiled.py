@@ -8,9 +8,9 @@ off the binary. A case fails on spills, on serialised warpgroup MMAs, on more sh
 missing tensor-core instructions or asynchronous copies. sm_86 is compiled only when asked for: it runs the configurations of sm_89, whose
 shared memory it has, with the instructions of sm_80.
 
-What is recorded (``ledger``) for a case's key is not compiled again, but for ``--draw`` of them a module and family, drawn at random, whose
-facts have to come out as they are recorded; ``--afresh`` compiles everything. ``--write`` writes the record and the tables of
-``kernels/compiled-code/``.
+What is recorded (``ledger``) for a case's key is not compiled again, but for ``--draw`` of them a module, drawn at random over the
+families, whose facts have to come out as they are recorded; ``--afresh`` compiles everything. ``--write`` writes the record and the tables
+of ``kernels/compiled-code/``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -318,7 +319,8 @@ def measure_all(
     sources: Sequence[str], families: Sequence[str], draw: int | None = 0, seed: int = 0, processes: int = 2
 ) -> tuple[dict[str, list[Report]], dict[str, dict[str, ledger.Facts]]]:
     """Source -> its reports on every family, in order; family -> key -> facts; measured by ``processes`` fresh processes."""
-    work = [_Work(source, family, draw, seed) for source in sources for family in families]
+    drawn = {source: Counter(random.Random(f"{seed} {source}").choices(families, k=draw or 0)) for source in sources}
+    work = [_Work(source, family, None if draw is None else drawn[source][family], seed) for source in sources for family in families]
     done: dict[tuple[str, str], list[Report]] = {}
     known: dict[str, dict[str, ledger.Facts]] = {family: {} for family in families}
     with multiprocessing.get_context("spawn").Pool(min(processes, len(work))) as pool:
@@ -358,7 +360,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kernel", action="append", choices=ops, help="an op's module; default: all")
     parser.add_argument("--cases", action="append", default=[], metavar="MODULE", help="another module with compile_cases(family)")
     parser.add_argument("--arch", action="append", choices=list(ARCHITECTURES), help="default: all but sm_86")
-    parser.add_argument("--draw", type=int, default=0, metavar="N", help="compile so many recorded cases all the same; default 0")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="compile so many recorded cases a module all the same; default 0")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--afresh", action="store_true", help="compile all of them")
     parser.add_argument("--processes", type=int, default=2)

@@ -6,6 +6,7 @@ process of its own without TRITON_INTERPRET, so these tests do not care how thei
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import random
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = "bench.launches"
 # Another Triton than the record's compiles everything, so it is held to one architecture (kernels/README.md says what an older one spills).
 FAMILIES = compiled.DEFAULT_FAMILIES if triton.__version__ == compiled.TABLE_TRITON else ("sm_90",)
-DRAWN = 1  # of the recorded, a module and family
+DRAWN = 1  # of the recorded, a module
 OPS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "\ndef compile_cases(" in path.read_text())
 
 
@@ -38,12 +39,16 @@ def run_compiler(*arguments):
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory):
-    """Op, and the models' launches -> reports of every case, made in one go."""
-    file = tmp_path_factory.mktemp("compiled") / "reports.json"
-    arch = [part for family in FAMILIES for part in ("--arch", family)]
-    drawn = ["--draw", str(DRAWN), "--seed", str(random.randrange(2**32))]
-    done = run_compiler("--cases", MODELS, *arch, *drawn, "--json", str(file))
-    assert file.exists(), done.stderr[-4000:]
+    """Op, and the models' launches -> reports of every case, made in one go, and once: one of xdist's processes makes them, others wait."""
+    base = tmp_path_factory.getbasetemp()
+    file = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reports.json"
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            arch = [part for family in FAMILIES for part in ("--arch", family)]
+            drawn = ["--draw", str(DRAWN), "--seed", str(random.randrange(2**32))]
+            done = run_compiler("--cases", MODELS, *arch, *drawn, "--json", str(file))
+            assert file.exists(), done.stderr[-4000:]
     return {op: [compiled.Report(**report) for report in reports] for op, reports in json.loads(file.read_text()).items()}
 
 
@@ -150,9 +155,9 @@ from dpt.kernels import compiled, launch
 
 @triton.jit
 def spilling(a_ptr, out_ptr):
-    rows, columns = tl.arange(0, 128), tl.arange(0, 256)
-    tile = tl.load(a_ptr + rows[:, None] * 256 + columns[None, :])
-    tl.store(out_ptr + rows[:, None] * 256 + columns[None, :], tl.exp2(tile) / tl.sum(tile, 0)[None, :] + tl.sum(tile, 1)[:, None])
+    rows, columns = tl.arange(0, 128), tl.arange(0, 128)
+    tile = tl.load(a_ptr + rows[:, None] * 128 + columns[None, :])
+    tl.store(out_ptr + rows[:, None] * 128 + columns[None, :], tl.exp2(tile) / tl.sum(tile, 0)[None, :] + tl.sum(tile, 1)[:, None])
 
 @triton.jit
 def serialised(a_ptr, out_ptr, K):
@@ -169,7 +174,7 @@ def serialised(a_ptr, out_ptr, K):
 def run(kernel, *args):
     launch.launch(kernel, (1,), *args, num_warps=4 if kernel is serialised else 1, num_stages=2)
 
-a = torch.empty(128, 256, device="meta")
+a = torch.empty(128, 128, device="meta")
 cases = launch.record("sm_80", "x", run, spilling, a, a, tensor_cores=False, async_copies=False)
 cases += launch.record("sm_90", "x", run, serialised, a.half(), a, 1024)
 for case in cases:
@@ -179,7 +184,7 @@ for case in cases:
 
 
 def test_real_faults_are_seen(tmp_path):
-    """From Triton through ptxas, cuobjdump and nvdisasm: a tile of 1024 values a thread spills, a dot after the loop serialises it; and
+    """From Triton through ptxas, cuobjdump and nvdisasm: a tile of 512 values a thread spills, a dot after the loop serialises it; and
     both are still reported when they come from the cache."""
     script = tmp_path / "probe.py"
     script.write_text(PROBE)
