@@ -198,6 +198,61 @@ def poisoned_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+class BeyondRule(AssertionError):
+    """A result is farther off than the rule allows, by ``distance``."""
+
+    def __init__(self, distance: Distance):
+        super().__init__(str(distance))
+        self.distance = distance
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The largest differences from float64, ``ours`` (at ``where``) and ``theirs``, PyTorch's, which the rule compares; see
+    :func:`assert_parity`. ``beyond``: how many of our values are farther off than is allowed."""
+
+    name: str
+    ours: float
+    theirs: float
+    tiny: float
+    where: tuple[int, ...]
+    beyond: int = 0
+
+    @property
+    def allowed(self) -> float:
+        return 2 * self.theirs + self.tiny
+
+    def __str__(self) -> str:
+        return f"{self.name}: off by {self.ours:.3e} at {self.where}, allowed {self.allowed:.3e}; {self.beyond} values are beyond"
+
+    def check(self) -> None:
+        """BeyondRule where ours is more than is allowed."""
+        if self.ours > self.allowed:
+            raise BeyondRule(self)
+
+
+def distance(
+    out: torch.Tensor,
+    ref64: torch.Tensor,
+    torch_same_dtype: torch.Tensor,
+    name: str = "output",
+    magnitude: float | None = None,
+) -> Distance:
+    """What :func:`assert_parity` judges; AssertionError for all that it refuses beside the rule."""
+    assert out.dtype == torch_same_dtype.dtype, f"{name}: dtype {out.dtype}, expected {torch_same_dtype.dtype}"
+    assert out.shape == ref64.shape == torch_same_dtype.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref64.shape)}"
+    assert ref64.dtype == torch.float64, f"{name}: the reference is {ref64.dtype}, it must be float64"
+    eps = torch.finfo(out.dtype).eps
+    out, ref64, torch_same_dtype = (t.detach().to(out.device, torch.float64) for t in (out, ref64, torch_same_dtype))
+    assert ref64.isfinite().all(), f"{name}: the reference itself is not finite"
+    assert out.isfinite().all(), f"{name}: {(~out.isfinite()).sum()} of {out.numel()} values are not finite"
+    largest = ref64.abs().max().item() if magnitude is None else magnitude
+    difference = (out - ref64).abs()
+    where = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+    found = Distance(name, difference.max().item(), (torch_same_dtype - ref64).abs().max().item(), eps * largest, where)
+    return replace(found, beyond=int((difference > found.allowed).sum()))
+
+
 def assert_parity(
     out: torch.Tensor,
     ref64: torch.Tensor,
@@ -214,23 +269,11 @@ def assert_parity(
     :func:`reference_products`, in which ``torch_same_dtype`` has to be computed. ``tiny`` is one unit in the last place of the largest
     value, for results PyTorch happens to get exactly.
 
-    AssertionError also unless ``out`` has the dtype and shape of ``torch_same_dtype``, and is finite. ``magnitude``: the largest value
-    that ``tiny`` is counted from, where the result is a small difference of large terms; default max|ref64|.
+    BeyondRule where it does not hold; AssertionError also unless ``out`` has the dtype and shape of ``torch_same_dtype``, and is finite.
+    ``magnitude``: the largest value that ``tiny`` is counted from, where the result is a small difference of large terms; default
+    max|ref64|.
     """
-    assert out.dtype == torch_same_dtype.dtype, f"{name}: dtype {out.dtype}, expected {torch_same_dtype.dtype}"
-    assert out.shape == ref64.shape == torch_same_dtype.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref64.shape)}"
-    assert ref64.dtype == torch.float64, f"{name}: the reference is {ref64.dtype}, it must be float64"
-    eps = torch.finfo(out.dtype).eps
-    out, ref64, torch_same_dtype = (t.detach().to(out.device, torch.float64) for t in (out, ref64, torch_same_dtype))
-    assert ref64.isfinite().all(), f"{name}: the reference itself is not finite"
-    assert out.isfinite().all(), f"{name}: {(~out.isfinite()).sum()} of {out.numel()} values are not finite"
-    largest = ref64.abs().max().item() if magnitude is None else magnitude
-    bound = 2 * (torch_same_dtype - ref64).abs().max().item() + eps * largest
-    difference = (out - ref64).abs()
-    worst = difference.max().item()
-    if worst > bound:
-        where = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
-        raise AssertionError(f"{name}: off by {worst:.3e} at {where}, allowed {bound:.3e}; {(difference > bound).sum()} values are beyond")
+    distance(out, ref64, torch_same_dtype, name, magnitude).check()
 
 
 def by_autograd(function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], cotangent: torch.Tensor) -> list[torch.Tensor]:

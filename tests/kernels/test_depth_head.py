@@ -344,12 +344,13 @@ def test_offsets_beyond_int32(far):
 
 def test_gradient_offsets_beyond_int32(far):
     """As above, for the gradient of the hidden map, which has more than 2^31 elements and is written at its far end."""
-    side, hidden = 5940, 32
+    side, hidden = 5944, 32
     assert 2 * side * side * hidden > 2**31
     x, grad = far.zeros((2, 16, side, side), channels_last=True), far.zeros((2, side, side))
     for zeros in (corner := x[-1:, :, -40:, -40:], grad_corner := grad[-1:, -40:, -40:]):
         zeros.copy_(torch.randn(zeros.shape))
-    _, *parameters = random_inputs((1, 16, 1, 1), hidden, torch.float16, x.device)
+    _, *parameters = inputs = random_inputs((1, 16, 1, 1), hidden, torch.float16, x.device)
+    decide_relus(inputs, "relu")
     out, _ = module._launch(x, *parameters, (side, side), False, 1.0, grad)
 
     def expected(dtype):
@@ -358,7 +359,7 @@ def test_gradient_offsets_beyond_int32(far):
         y = F.relu(F.conv2d(F.relu(map_before_relu), w2, b2))[:, 0]
         return torch.autograd.grad(y, map_before_relu, grad_corner.to(dtype))[0]
 
-    assert_parity(*(t[-1:, :, -8:, -8:] for t in (out, expected(torch.float64), expected(torch.float16))))
+    assert_parity(*(t[-1:, :, -4:, -8:] for t in (out, expected(torch.float64), expected(torch.float16))))
 
 
 def test_opcheck(device):

@@ -23,7 +23,8 @@ class Case:
     def __init__(self, shape, dtype, device, biases=False, norms=False, add=None, variances=(0.3, 2.0), gain=1.0):
         batch, channels, *_ = shape
         random = functools.partial(torch.randn, device=device)
-        self.constants = [(random(channels) * 0.3 * gain, random(channels).uniform_(*variances)) for _ in range(2)]
+        low, high = variances
+        self.constants = [(random(channels) * 0.3 * gain, torch.rand(channels, device=device) * (high - low) + low) for _ in range(2)]
         maps = [random(shape), random(batch, channels, *add) if add else None]
         weights = [random(channels, channels, 3, 3) * gain / (9 * channels) ** 0.5 for _ in range(2)]
         bias = [random(channels) * 0.5 if biases else None for _ in range(2)]
