@@ -446,8 +446,8 @@ _attention_op.register_autograd(_attention_grad, setup_context=_setup_context)
 
 
 # What stands for the shapes that the models use, and for every entry of the tables: both tails, of 1025 = 16*64+1 and of 1370 = 21*64+26,
-# a padded head dimension, the widest. Tokens enter the code by nothing but the tail. Left
-# out: float16 at the other shapes (the code of bfloat16, with another MMA) and the small tail of float32 (the wide one has more registers).
+# a padded head dimension, the widest. Tokens enter the code by nothing but the tail. Left out: float16 at the other shapes (the code of
+# bfloat16, with another MMA) and the small tail of float32 (the wide one has more registers).
 COMPILED_SHAPES = (
     (64, 1025, launch.DTYPES[2:]),
     (64, 1370, (torch.float32, torch.bfloat16)),

@@ -315,12 +315,17 @@ def _without_zeros(found: ledger.Facts) -> ledger.Facts:
     return json.loads(json.dumps({**found, "instructions": {name: count for name, count in found["instructions"].items() if count}}))
 
 
+def _shared_out(sources: Sequence[str], families: Sequence[str], draw: int | None, seed: int) -> list[_Work]:
+    """The work on every source and family, what is to be drawn of a source shared out among its families at random."""
+    drawn = {source: Counter(random.Random(f"{seed} {source}").choices(families, k=draw or 0)) for source in sources}
+    return [_Work(source, family, None if draw is None else drawn[source][family], seed) for source in sources for family in families]
+
+
 def measure_all(
     sources: Sequence[str], families: Sequence[str], draw: int | None = 0, seed: int = 0, processes: int = 2
 ) -> tuple[dict[str, list[Report]], dict[str, dict[str, ledger.Facts]]]:
     """Source -> its reports on every family, in order; family -> key -> facts; measured by ``processes`` fresh processes."""
-    drawn = {source: Counter(random.Random(f"{seed} {source}").choices(families, k=draw or 0)) for source in sources}
-    work = [_Work(source, family, None if draw is None else drawn[source][family], seed) for source in sources for family in families]
+    work = _shared_out(sources, families, draw, seed)
     done: dict[tuple[str, str], list[Report]] = {}
     known: dict[str, dict[str, ledger.Facts]] = {family: {} for family in families}
     with multiprocessing.get_context("spawn").Pool(min(processes, len(work))) as pool:

@@ -319,9 +319,9 @@ def compiled_variants() -> Iterator[tuple[torch.dtype, str, str, dict[str, bool]
 
 # Which of all shapes, dtypes and epilogues the encoder's linear ops compile, and what they leave out, for CI's time. Depths and widths
 # enter the code only by whether 16 divides them: one aligned shape a dtype, and one that no 16-byte copy fits, stand for all. Rows do not
-# enter it. bfloat16 has every epilogue and prologue; float16, the same code with another MMA, and
-# float32 have what takes the most registers: the pre-activation saved, LayerScale. Vectors have x's dtype and a bias is there: float32
-# vectors and none are wider loads and fewer.
+# enter it. bfloat16 has every epilogue and prologue; float16, the same code with another MMA, and float32 have what takes the most
+# registers: the pre-activation saved, LayerScale. Vectors have x's dtype and a bias is there: float32 vectors and none are wider loads and
+# fewer.
 COMPILED_ROWS = (577, 9 * 1025)  # the second, many pictures', is a case of its own only where the table has another entry for it
 
 

@@ -231,28 +231,6 @@ class Distance:
             raise BeyondRule(self)
 
 
-def distance(
-    out: torch.Tensor,
-    ref64: torch.Tensor,
-    torch_same_dtype: torch.Tensor,
-    name: str = "output",
-    magnitude: float | None = None,
-) -> Distance:
-    """What :func:`assert_parity` judges; AssertionError for all that it refuses beside the rule."""
-    assert out.dtype == torch_same_dtype.dtype, f"{name}: dtype {out.dtype}, expected {torch_same_dtype.dtype}"
-    assert out.shape == ref64.shape == torch_same_dtype.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref64.shape)}"
-    assert ref64.dtype == torch.float64, f"{name}: the reference is {ref64.dtype}, it must be float64"
-    eps = torch.finfo(out.dtype).eps
-    out, ref64, torch_same_dtype = (t.detach().to(out.device, torch.float64) for t in (out, ref64, torch_same_dtype))
-    assert ref64.isfinite().all(), f"{name}: the reference itself is not finite"
-    assert out.isfinite().all(), f"{name}: {(~out.isfinite()).sum()} of {out.numel()} values are not finite"
-    largest = ref64.abs().max().item() if magnitude is None else magnitude
-    difference = (out - ref64).abs()
-    where = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
-    found = Distance(name, difference.max().item(), (torch_same_dtype - ref64).abs().max().item(), eps * largest, where)
-    return replace(found, beyond=int((difference > found.allowed).sum()))
-
-
 def assert_parity(
     out: torch.Tensor,
     ref64: torch.Tensor,
@@ -273,7 +251,18 @@ def assert_parity(
     ``magnitude``: the largest value that ``tiny`` is counted from, where the result is a small difference of large terms; default
     max|ref64|.
     """
-    distance(out, ref64, torch_same_dtype, name, magnitude).check()
+    assert out.dtype == torch_same_dtype.dtype, f"{name}: dtype {out.dtype}, expected {torch_same_dtype.dtype}"
+    assert out.shape == ref64.shape == torch_same_dtype.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref64.shape)}"
+    assert ref64.dtype == torch.float64, f"{name}: the reference is {ref64.dtype}, it must be float64"
+    eps = torch.finfo(out.dtype).eps
+    out, ref64, torch_same_dtype = (t.detach().to(out.device, torch.float64) for t in (out, ref64, torch_same_dtype))
+    assert ref64.isfinite().all(), f"{name}: the reference itself is not finite"
+    assert out.isfinite().all(), f"{name}: {(~out.isfinite()).sum()} of {out.numel()} values are not finite"
+    largest = ref64.abs().max().item() if magnitude is None else magnitude
+    difference = (out - ref64).abs()
+    where = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+    found = Distance(name, difference.max().item(), (torch_same_dtype - ref64).abs().max().item(), eps * largest, where)
+    replace(found, beyond=int((difference > found.allowed).sum())).check()
 
 
 def by_autograd(function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], cotangent: torch.Tensor) -> list[torch.Tensor]:

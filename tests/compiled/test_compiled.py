@@ -229,6 +229,17 @@ def test_what_is_recorded_is_believed_and_checked():
     assert wrong == "1"
 
 
+def test_what_is_drawn_is_shared_out():
+    """So many a source, whichever family they fall to, each of them with some seed; all of everything where none is named."""
+    fell = set()
+    for seed in range(40):
+        work = compiled._shared_out(("a", "b"), ("sm_80", "sm_90", "sm_120"), 2, seed)
+        assert [sum(each.draw for each in work if each.source == source) for source in ("a", "b")] == [2, 2]
+        fell |= {(each.source, each.family) for each in work if each.draw}
+    assert len(fell) == 6
+    assert {each.draw for each in compiled._shared_out(("a",), ("sm_80", "sm_90"), None, 0)} == {None}
+
+
 KERNEL = """
 import triton
 import triton.language as tl

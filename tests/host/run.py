@@ -139,7 +139,7 @@ def parity(gpu: stub.Stub, families: Sequence[str]) -> None:
         again(gpu.use(family), plugin.calls)
 
 
-WITHOUT_OPS = ("test_tune", "test_launch", "test_tables", "test_fast")  # of tables and commands; and whole models, which `models` has
+WITHOUT_OPS = ("test_tune", "test_workload", "test_launch", "test_tables", "test_parity", "test_fast")  # tables, commands; whole models
 FAMILIES = ["sm_90", *sorted(set(launch.TABLES.values()) - {"sm_90"})]
 WHAT = {"ops": ops, "models": models, "sizes": sizes, "parity": parity}
 

@@ -12,25 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
-from dpt.kernels.workload import BeyondRule, Distance, distance, precision_in_force, reference_products
+from dpt.kernels.workload import BeyondRule, Distance, assert_parity, precision_in_force, reference_products
 
 DRAWS = 4
 BY_A_LITTLE = 4  # times what is allowed
-
-_draw: list[Distance] | None = None  # where not None, what the rule would judge is kept here instead
-
-
-def assert_parity(
-    out: torch.Tensor, ref64: torch.Tensor, torch_same_dtype: torch.Tensor, name: str = "output", magnitude: float | None = None
-) -> None:
-    """`workload.assert_parity`, which may be asked for again with other draws."""
-    found = distance(out, ref64, torch_same_dtype, name, magnitude)
-    if _draw is None:
-        found.check()
-    else:
-        _draw.append(found)
 
 
 def judge_draws(test: Callable[[], Any], refused: BeyondRule) -> str:
@@ -45,18 +33,17 @@ def judge_draws(test: Callable[[], Any], refused: BeyondRule) -> str:
 
 
 def _distances(test: Callable[[], Any], seed: int) -> list[Distance]:
-    global _draw
+    """What the rule would judge of a draw."""
+    found: list[Distance] = []
     torch.manual_seed(seed)
-    _draw = found = []
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distance, "check", lambda distance: found.append(distance))
         test()
-    finally:
-        _draw = None
     return found
 
 
-def lost_digits(dtype: torch.dtype) -> int:
-    """How many units in the last place an operand of a product may lose by what it is made into: in TF32, 2^13 of float32's."""
+def lost_units(dtype: torch.dtype) -> int:
+    """By how many units in the last place an operand of a product may change: in TF32, 2^13 of float32's."""
     return 2**13 if dtype == torch.float32 and precision_in_force() == "tf32" else 1
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from linear_cases import layernorm_mlp_case, linear_residual_case
-from parity import lost_digits
+from parity import lost_units
 
 from dpt.kernels.linear_residual import linear_residual, linear_residual_ref
 
@@ -30,7 +30,7 @@ def test_one_channel(dtype, device, path):
     case = linear_residual_case((17,), 1, 1, dtype, device)
     cotangent = torch.randn_like(case["residual"])
     terms = cotangent.double() * (case["x"].double() * case["weight"].double() + case["bias"].double())
-    case.assert_parity(cotangent=cotangent, magnitudes={"layer_scale": lost_digits(dtype) * terms.abs().sum().item()})
+    case.assert_parity(cotangent=cotangent, magnitudes={"layer_scale": lost_units(dtype) * terms.abs().sum().item()})
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), ((197, 72, 136), (577, 24, 48)))

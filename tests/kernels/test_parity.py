@@ -1,4 +1,4 @@
-"""The rule of parity.py where chance has a part in it: what is asked again, and what is refused all the same."""
+"""The rule of parity.py: what it refuses, and what is asked again where chance has a part in it."""
 
 import functools
 
@@ -22,6 +22,17 @@ def judged(ours, theirs):
 
 F32 = torch.float32
 refused = functools.partial(pytest.raises, BeyondRule)
+
+
+def test_the_rule_can_fail():
+    """Twice PyTorch's own error is allowed and no more, and where PyTorch is exact one unit in the last place."""
+    exact = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    theirs = torch.tensor([1.0, -2.01])
+    assert_parity(torch.tensor([1.019, -2.0]), exact, theirs)
+    with pytest.raises(AssertionError, match="off by 2.1"):
+        assert_parity(torch.tensor([1.021, -2.0]), exact, theirs)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_parity(torch.tensor([1.0 + 4e-7, -2.0]), exact, exact.float())
 
 
 def test_what_was_chance_passes():
