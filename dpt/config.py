@@ -14,6 +14,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
+def numbered_classes(count: int) -> tuple[str, ...]:
+    """The names of classes that have none."""
+    return tuple(f"class {index}" for index in range(count))
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """The Vision Transformer."""

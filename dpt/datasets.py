@@ -1,22 +1,155 @@
-"""Folders of pictures with depth and labels, and what training does to them before the network sees them."""
+"""Folders of pictures with depth or labels, and what training does to them before the network sees them."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import warnings
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from .config import InputConfig
+from .config import HeadConfig, InputConfig, numbered_classes
+from .images import EXTENSIONS, load_image
+from .targets import DEPTH_READERS, DEPTH_SCALE, LABEL_READERS, MAX_CLASSES, TargetError, class_labels, read_depth, read_labels
 
-IGNORE = 255  # the label of a pixel without a class
-TARGETS = {"depth": "depth", "segmentation": "labels"}  # task -> folder
+TARGETS = {"depth": ("depth", DEPTH_READERS), "segmentation": ("labels", LABEL_READERS)}  # task -> folder, and its files' readers
+CHECKERS = 4  # threads that read label files ahead
+
+
+class FolderDataset:
+    """`images/NAME.*` with `depth/NAME.*` or `labels/NAME.png`, as they lie on the disk: an item is (picture, target).
+
+    The picture is uint8 (H, W, 3) as `dpt.images.load_image` reads it for predictions. The target is (H, W): metres float32, 0 where
+    unknown; or class indices int64, `IGNORE` where there is none. `dpt.targets` says what files they are.
+
+    Args:
+        root: the folder. Its `dataset.json`, if there is one, may state "classes" (their names), "depth_scale" and "reduce_zero_label".
+        head: of the model that the data is for.
+        depth_scale: units a metre of integer depth; None is what dataset.json says, or 1000.
+        reduce_zero_label: label 0 is "other" and k is class k - 1; None is what dataset.json says, or False.
+
+    Raises:
+        ValueError: no pictures, a picture without its target or with two, two pictures of one name, a malformed dataset.json, or
+            classes that are not the model's. A file that cannot be used is named when it is read.
+    """
+
+    def __init__(
+        self, root: str | Path, head: HeadConfig, *, depth_scale: float | None = None, reduce_zero_label: bool | None = None
+    ) -> None:
+        self.root, self.head = Path(root), head
+        stated = _description(self.root / "dataset.json")
+        self.depth_scale = depth_scale if depth_scale is not None else stated.get("depth_scale", DEPTH_SCALE)
+        self.reduce_zero_label = reduce_zero_label if reduce_zero_label is not None else stated.get("reduce_zero_label", False)
+        if not 0 < self.depth_scale < float("inf"):
+            raise ValueError(f"depth_scale={self.depth_scale}: it is a positive number, of units a metre")
+        if head.task == "segmentation":
+            self._check_classes(tuple(stated.get("classes", ())))
+        folder, readers = TARGETS[head.task]
+        pictures, targets = _by_name(self.root / "images", EXTENSIONS), _by_name(self.root / folder, readers)
+        if not pictures:
+            raise ValueError(f"{self.root / 'images'} holds no picture: a data set is images/ beside depth/ or labels/")
+        missing = sorted(name for name in pictures if name not in targets)
+        if missing:
+            rule = f"a picture NAME.* has {folder}/NAME with {' or '.join(readers)}"
+            raise ValueError(f"{len(missing)} pictures have no target, the first: {pictures[missing[0]]}; {rule}")
+        self.names = sorted(pictures)
+        self.images, self.targets = [pictures[name] for name in self.names], [targets[name] for name in self.names]
+
+    def _check_classes(self, names: tuple[str, ...]) -> None:
+        own = self.head.classes
+        if len(own) > MAX_CLASSES:
+            raise ValueError(f"the model has {len(own)} classes: label files tell at most {MAX_CLASSES} apart")
+        if names and len(names) != len(own):
+            raise ValueError(f"{self.root} has {len(names)} classes, the model {len(own)}: they must be the same")
+        if names and names != own and own != numbered_classes(len(own)):
+            index = next(index for index, pair in enumerate(zip(names, own, strict=True)) if pair[0] != pair[1])
+            raise ValueError(f"class {index} of {self.root} is {names[index]!r}, the model's {own[index]!r}: they must be the same")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        picture = load_image(self.images[index])
+        return picture, self.target(index, picture.shape[:2])
+
+    def target(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The target alone; `dpt.targets.TargetError` where it cannot be used, or is not of the picture's `size`, if that is given."""
+        path = self.targets[index]
+        if self.head.task == "depth":
+            target = read_depth(path, self.depth_scale)
+        else:
+            target = class_labels(read_labels(path), len(self.head.classes), self.reduce_zero_label, path)
+        if size not in (None, target.shape):
+            raise TargetError(f"{path} is {target.shape}, its picture {tuple(size)}: they must be the same size")
+        return target
+
+    def check(self, progress: bool = True) -> None:
+        """Read every target, so that one that cannot be used is an error now and not in the middle of a training."""
+        with ThreadPoolExecutor(CHECKERS) as pool:
+            checks = pool.map(lambda index: self.target(index) is None, range(len(self)))
+            for _ in tqdm(checks, f"check {self.root}", len(self), unit="file", disable=not progress, delay=2):
+                pass
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a command that say how its data is to be read; `options` takes them to `FolderDataset`."""
+    parser.add_argument("--depth-scale", type=float, metavar="UNITS", help="a metre, in integer depth: 1000 (default), 256 for KITTI")
+    reduce = "label 0 is 'other' and ignored, k is class k - 1 (ADE20K)"
+    parser.add_argument("--reduce-zero-label", action=argparse.BooleanOptionalAction, help=reduce)
+    parser.add_argument("--max-depth", type=float, metavar="METRES", help="what is farther counts as unknown")
+
+
+def options(args: argparse.Namespace) -> dict:
+    """The keywords of `FolderDataset` that a command line gives."""
+    return {"depth_scale": args.depth_scale, "reduce_zero_label": args.reduce_zero_label}
+
+
+def _description(path: Path) -> dict:
+    """What a dataset.json states, checked; {} if there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    rules = {
+        "classes": (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of names"),
+        "depth_scale": (lambda value: type(value) in (int, float), "a number, of units a metre"),
+        "reduce_zero_label": (lambda value: isinstance(value, bool), "true or false"),
+    }
+    if not isinstance(stated, dict):
+        raise ValueError(f"{path}: holds {type(stated).__name__}: it is an object with {', '.join(rules)}, all optional")
+    for key, (holds, what) in rules.items():
+        if key in stated and not holds(stated[key]):
+            raise ValueError(f"{path}: {key} is {stated[key]!r}: it is {what}")
+    return stated
+
+
+def _by_name(folder: Path, extensions) -> dict[str, Path]:
+    """The visible files of a folder by name without extension; ValueError where two have one name. Files of other kinds are warned of."""
+    found, others = defaultdict(list), []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and not path.name.startswith("."):
+            if path.suffix.lower() in extensions:
+                found[path.stem].append(path)
+            else:
+                others.append(path.name)
+    for paths in found.values():
+        if len(paths) > 1:
+            raise ValueError(f"{' and '.join(map(str, paths))}: names without extension must differ, for picture and target share it")
+    if others:
+        known = ", ".join(sorted(extensions))
+        warnings.warn(f"{folder}: {len(others)} files are left out, the first {others[0]}; known are {known}", stacklevel=3)
+    return {name: paths[0] for name, paths in found.items()}
 
 
 @dataclass(frozen=True)
@@ -24,84 +157,50 @@ class Augmentation:
     """Random crop (of `smallest` to 1 of the area), horizontal flip, and colour, each drawn anew for every sample."""
 
     smallest: float = 0.35
-    aspect: float = 4 / 3
+    aspect: float = 4 / 3  # largest factor between the crop's aspect and that of what the network sees
     flip: float = 0.5
     colour: float = 0.3  # largest relative change of brightness, contrast and saturation
 
 
-class FolderDataset(Dataset):
-    """`images/NAME.*` with `depth/NAME.png` (16-bit millimetres, 0 unknown) or `labels/NAME.png` (8-bit, 255 ignored).
+class Crops(Dataset):
+    """What a training sees of a data set: item (epoch, index, (height, width)) is a picture (3, height, width) float32, normalised, and
+    its target (height, width), metres float32 or class indices int64. It depends on its key and the seed alone, so that a training
+    that is resumed sees what an unbroken one would."""
 
-    An item is (picture (3, H, W) float32, normalised; target (H, W): metres float32 or labels int64). With an augmentation,
-    item `i` of epoch `e` is a function of (seed, e, i) and the size alone, so a resumed training sees what an unbroken one would.
-
-    Raises:
-        ValueError: the folder holds no picture, or a picture without its target.
-    """
-
-    def __init__(self, root: str | Path, task: str, config: InputConfig, augmentation: Augmentation | None = None, seed: int = 0):
-        self.root, self.task, self.config, self.augmentation, self.seed = Path(root), task, config, augmentation, seed
-        self.images = sorted(path for path in (self.root / "images").glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-        if not self.images:
-            raise ValueError(f"{self.root / 'images'} holds no .png or .jpg: a data set is images/ beside depth/ or labels/")
-        folder = self.root / TARGETS[task]
-        self.targets = [folder / f"{path.stem}.png" for path in self.images]
-        missing = [str(path) for path in self.targets if not path.is_file()]
-        if missing:
-            raise ValueError(f"{len(missing)} pictures have no target, the first: {missing[0]}")
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names in `dataset.json`, if there is one."""
-        path = self.root / "dataset.json"
-        return tuple(json.loads(path.read_text()).get("classes", ())) if path.is_file() else ()
+    def __init__(self, data: FolderDataset, config: InputConfig, augmentation: Augmentation, seed: int = 0):
+        self.data, self.config, self.augmentation, self.seed = data, config, augmentation, seed
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.data)
 
-    def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """The picture (3, H, W) float32 in 0..1 and its target (H, W) as stored."""
-        with Image.open(self.images[index]) as picture:
-            image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
-        with Image.open(self.targets[index]) as picture:
-            target = torch.from_numpy(np.array(picture).astype(np.int32))
-        if image.shape[1:] != target.shape:
-            raise ValueError(
-                f"{self.targets[index]} is {tuple(target.shape)}, its picture {tuple(image.shape[1:])}: they must be the same size"
-            )
-        return image, target
-
-    def __getitem__(self, key: int | tuple[int, int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """The sample `index`, or `(epoch, index, (height, width))` in a training."""
-        epoch, index, size = key if isinstance(key, tuple) else (0, key, self.config.size)
-        image, target = self.read(index)
-        if self.augmentation is not None:
-            image, target = augment(image, target, size, self.augmentation, np.random.default_rng((self.seed, epoch, index)))
-        else:
-            image, target = _resize(image, target, size)
+    def __getitem__(self, key: tuple[int, int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        epoch, index, size = key
+        image, target = self.data[index]
+        x = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        rng = np.random.default_rng((self.seed, epoch, index))
+        x, y = augment(x, torch.from_numpy(target), size, self.augmentation, rng, self.config)
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.mean, self.config.std))
-        return (image - mean) / std, target.float() / 1000 if self.task == "depth" else target.long()
+        return (x - mean) / std, y
 
 
-def _resize(image: Tensor, target: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Both to (height, width): the picture bilinear and antialiased, the target to the nearest pixel."""
-    if tuple(image.shape[1:]) == tuple(size):
-        return image, target
-    image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
-    target = F.interpolate(target[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(target.dtype)
-    return image.clamp(0, 1), target
+def augment(
+    image: Tensor, target: Tensor, size: tuple[int, int], how: Augmentation, rng: np.random.Generator, config: InputConfig
+) -> tuple[Tensor, Tensor]:
+    """A random crop of about `size`'s aspect, resized to it, flipped and recoloured; the target is cropped and flipped alike.
 
-
-def augment(image: Tensor, target: Tensor, size: tuple[int, int], how: Augmentation, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A random crop resized to `size`, flipped and recoloured; the target is cropped and flipped alike."""
+    Args:
+        image: (3, H, W), 0..1; resized as `config` says that the network's pictures are.
+        target: (H, W); the nearest pixel is taken.
+    """
     height, width = target.shape
-    area = rng.uniform(how.smallest, 1)
-    ratio = how.aspect ** rng.uniform(-1, 1)
-    h = min(height, max(1, round(height * (area / ratio) ** 0.5)))
-    w = min(width, max(1, round(width * (area * ratio) ** 0.5)))
+    area = rng.uniform(how.smallest, 1) * height * width
+    aspect = size[1] / size[0] * how.aspect ** rng.uniform(-1, 1)
+    shrink = min(1, height / (area / aspect) ** 0.5, width / (area * aspect) ** 0.5)  # to fit inside, as it is
+    h, w = (min(side, max(1, round(shrink * part**0.5))) for side, part in ((height, area / aspect), (width, area * aspect)))
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
     image, target = image[:, top : top + h, left : left + w], target[top : top + h, left : left + w]
-    image, target = _resize(image, target, size)
+    image = F.interpolate(image[None], size=size, mode=config.mode, align_corners=False, antialias=config.antialias)[0]
+    target = F.interpolate(target[None, None].double(), size=size, mode="nearest-exact")[0, 0].to(target.dtype)
     if rng.random() < how.flip:
         image, target = image.flip(2), target.flip(1)
     brightness, contrast, saturation = (1 + rng.uniform(-how.colour, how.colour, 3)).tolist()

@@ -1,76 +1,104 @@
-"""`dpt evaluate`: the metrics of a model on a folder of pictures with depth or labels, beside those of trivial predictors."""
+"""`dpt evaluate`: the metrics of a model on a folder of pictures with depth or labels, beside those of trivial predictors.
+
+The model sees what `dpt predict` shows it, and its maps are scored at the size of the ground truth.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import nn
 from tqdm import tqdm
 
+from . import datasets
 from .datasets import FolderDataset
 from .factory import build, load
-from .metrics import DepthMetrics, SegmentationMetrics
+from .images import load_image
+from .metrics import DepthMetrics, SegmentationMetrics, depth_limit
+from .outputs import write_whole
+from .predict import predict_iter
+from .targets import IGNORE
 
-MAX_DEPTH = 80.0  # metres; what is farther counts as unknown
+COUNTED = 500  # pictures that trivial predictors learn from
+
+Predictor = Callable[[np.ndarray], np.ndarray]  # a picture, uint8 (H, W, 3) -> its depth or labels, (H, W)
 
 
-@torch.inference_mode()
-def evaluate(model, dataset: FolderDataset, batch_size: int = 16, max_depth: float = MAX_DEPTH, progress: bool = True) -> dict[str, float]:
-    """Depth: {"absrel", "rmse", "delta1"}; segmentation: {"miou", "accuracy"}; at the data set's size.
+def evaluate(
+    model: nn.Module | Predictor,
+    dataset: FolderDataset,
+    batch_size: int = 1,
+    max_depth: float | None = None,
+    progress: bool = True,
+    **options,
+) -> dict[str, float]:
+    """Depth: {"absrel", "rmse", "delta1"}; segmentation: {"miou", "accuracy"}; at the size of the ground truth.
 
     Args:
-        model: a DPT of the data set's task, in evaluation mode; or a trivial predictor: pictures (B, 3, H, W) -> output.
-        max_depth: metres, depth models only.
+        model: a DPT, predicting as `dpt.predict.predict` does; or a function from a picture to its map.
+        dataset: made for the model's head, which says whether depth is metres or inverse depth.
+        batch_size: pictures whose network sizes are equal run together, up to this many.
+        max_depth: metres; what is farther counts as unknown. None is `dpt.metrics.depth_limit`.
+        options: test-time augmentation and windows, those of `dpt.predict.predict`.
+
+    Raises:
+        ValueError: a picture or a target that cannot be used, by name.
     """
-    task = dataset.task
-    metrics = DepthMetrics(max_depth) if task == "depth" else SegmentationMetrics(_class_count(model, dataset))
-    first = next(iter(model.parameters()), None) if isinstance(model, torch.nn.Module) else None
-    for images, targets in tqdm(DataLoader(dataset, batch_size), disable=not progress, desc="evaluate", unit="batch"):
-        if first is not None:
-            images = images.to(first.device, first.dtype)
-        output = model(images).float().cpu()
-        metrics.update(output if task == "depth" else output.argmax(1), targets)
+    head = dataset.head
+    if head.task == "depth":
+        metrics = DepthMetrics(depth_limit(head, max_depth), head.inverse)
+    else:
+        metrics = SegmentationMetrics(len(head.classes))
+    maps = _maps(model, dataset, batch_size, options)
+    for index, found in enumerate(tqdm(maps, "evaluate", len(dataset), unit="picture", disable=not progress)):
+        truth = dataset.target(index, found.shape)
+        metrics.update(torch.from_numpy(found)[None], torch.from_numpy(truth)[None])
     return metrics.compute()
 
 
-def _class_count(model, dataset: FolderDataset) -> int:
-    return len(model.config.head.classes) if hasattr(model, "config") else len(dataset.classes)
+def _maps(model: nn.Module | Predictor, dataset: FolderDataset, batch_size: int, options: dict) -> Iterator[np.ndarray]:
+    """The depth or the labels (H, W) of each picture, in order."""
+    if not isinstance(model, nn.Module):
+        yield from (model(load_image(path)) for path in dataset.images)
+        return
+    for result in predict_iter(model, dataset.images, batch_size=batch_size, **options):
+        if result.error is not None:
+            raise result.error
+        yield result.prediction.depth if dataset.head.task == "depth" else result.prediction.labels
 
 
-def trivial_predictors(dataset: FolderDataset, train: FolderDataset | None) -> dict:
-    """The predictors a model must beat: for depth a constant, and the row (the lower, the nearer); for labels the commonest class.
+def trivial_predictors(dataset: FolderDataset, train: FolderDataset | None) -> dict[str, Predictor]:
+    """The predictors a model must beat: of labels the commonest class, of metres the median, of inverse depth a constant and the row
+    (the lower, the nearer).
 
-    The commonest class is counted on the training set, or on `dataset` itself where there is none (which only helps it).
+    What is learnt is learnt from the first pictures of the training set, or of `dataset` itself where there is none (which only helps).
     """
-    if dataset.task == "depth":
-        return {
-            "constant": lambda images: torch.ones(len(images), *images.shape[2:]),
-            "row": lambda images: torch.arange(images.shape[2], dtype=torch.float32)[:, None].expand(len(images), *images.shape[2:]),
-        }
-    counts = torch.zeros(len(dataset.classes), dtype=torch.int64)
-    source = train or dataset
-    for index in range(min(len(source), 500)):
-        labels = source[index][1]
-        counts += torch.bincount(labels[labels != 255], minlength=len(counts))
-    commonest = torch.nn.functional.one_hot(counts.argmax(), len(counts)).float()
+    head, source = dataset.head, train or dataset
+    if head.task == "depth" and head.inverse:
+        return {"constant": _constant(np.float32(1)), "row": lambda image: np.indices(image.shape[:2], dtype=np.float32)[0]}
+    targets = (source.target(index) for index in range(min(len(source), COUNTED)))
+    if head.task == "depth":
+        return {"median": _constant(np.median(np.concatenate([target[target > 0] for target in targets])))}
+    counts = sum(np.bincount(target[target != IGNORE], minlength=len(head.classes)) for target in targets)
+    return {"commonest class": _constant(counts.argmax())}
 
-    def most_common(images: Tensor) -> Tensor:
-        return commonest[None, :, None, None].expand(len(images), -1, *images.shape[2:])
 
-    return {"commonest class": most_common}
+def _constant(value: np.generic) -> Predictor:
+    return lambda image: np.full(image.shape[:2], value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="a named model; its carried or downloaded weights unless --weights is given")
     parser.add_argument("--weights", type=Path, help="a checkpoint file")
     parser.add_argument("--data", required=True, type=Path, help="folder of images/ beside depth/ or labels/")
-    parser.add_argument("--train-data", type=Path, help="training folder, for the trivial predictor of labels")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-depth", type=float, default=MAX_DEPTH, help="metres; what is farther counts as unknown")
+    parser.add_argument("--train-data", type=Path, help="training folder, for the trivial predictors")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: %(default)s)")
+    datasets.add_arguments(parser)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
 
@@ -82,14 +110,15 @@ def run(args: argparse.Namespace) -> int:
         model = load(args.weights, args.model, device=args.device)
     else:
         model = build(args.model, weights="pretrained", device=args.device)
-    config = model.config
-    dataset = FolderDataset(args.data, config.head.task, config.input)
-    train = FolderDataset(args.train_data, config.head.task, config.input) if args.train_data else None
+    config, reading = model.config, datasets.options(args)
+    dataset = FolderDataset(args.data, config.head, **reading)
+    train = FolderDataset(args.train_data, config.head, **reading) if args.train_data else None
     figures = {config.name: evaluate(model, dataset, args.batch_size, args.max_depth)}
     for name, predictor in trivial_predictors(dataset, train).items():
-        figures[name] = evaluate(predictor, dataset, args.batch_size, args.max_depth, progress=False)
+        figures[name] = evaluate(predictor, dataset, max_depth=args.max_depth, progress=False)
     for name, metrics in figures.items():
         print(f"{name:24}" + "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
     if args.json:
-        args.json.write_text(json.dumps({"pictures": len(dataset), "figures": figures}, indent=1) + "\n")
+        text = json.dumps({"pictures": len(dataset), "figures": figures}, indent=1) + "\n"
+        write_whole(args.json, lambda file: file.write(text.encode()))
     return 0

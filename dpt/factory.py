@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import checkpoints
 from .checkpoints import CheckpointError
-from .config import CONFIGS, DPTConfig
+from .config import CONFIGS, DPTConfig, numbered_classes
 from .encoder import check_attention
 from .model import DPT
 
@@ -128,7 +128,7 @@ def _with_classes_of(state: dict[str, Tensor], layout: checkpoints.Layout, confi
         return config
     generator = torch.Generator().manual_seed(0)
     palette = tuple(tuple(colour) for colour in torch.randint(256, (len(weight), 3), generator=generator).tolist())
-    return config.with_("head", classes=tuple(f"class {index}" for index in range(len(weight))), palette=palette)
+    return config.with_("head", classes=numbered_classes(len(weight)), palette=palette)
 
 
 def _recognise(state: dict[str, Tensor], layout: checkpoints.Layout, path: str | Path) -> DPTConfig:

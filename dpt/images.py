@@ -22,6 +22,8 @@ from torch import Tensor
 from .config import InputConfig
 
 STRIP_ELEMENTS = 1 << 24  # float32 logits at the picture's size that are held at once: 64 MB
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"}
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the values of a PNG of 2 and of 4 bits by
 MAX_ASPECT = 32  # the network's longer side over the nominal one: beyond it memory runs out before anything is seen
 
 
@@ -37,8 +39,9 @@ def load_image(source: Any) -> np.ndarray:
             tensor (H, W) or (1|3|4, H, W), channels first as everywhere in PyTorch. Arrays and tensors are uint8,
             uint16 (0..65535), bool, or floats in 0..1.
 
-    EXIF orientation is applied. Transparency is composited on white, since the colours under it are arbitrary.
-    16 bits become 8 by rounding v / 257. Of an animation the first frame is taken. ICC profiles are not applied.
+    EXIF orientation is applied. Transparency is composited on white, since the colours under it are arbitrary. 16 bits become 8 by
+    rounding v / 257, those of a colour PNG by their upper byte, which is all that Pillow reads. Of an animation the first frame is
+    taken. ICC profiles are not applied.
 
     Raises:
         ImageError: unreadable, truncated, empty, or too large a file; a wrong shape or range. TypeError: another type.
@@ -76,6 +79,7 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
     if 0 in image.size:
         raise ImageError(f"{name}: zero-sized, {image.width}x{image.height} pixels")
     try:
+        _scale_transparent_colour(image)
         image.load()
         image = _oriented(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -90,6 +94,15 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
         raise ImageError(f"{name}: cannot be decoded: {error}") from error
 
 
+def _scale_transparent_colour(image: Image.Image) -> None:
+    """The one transparent value of a PNG (tRNS) in the range of the pixels that Pillow makes; the file has it in its own bit depth."""
+    value, stored = image.info.get("transparency"), image.tile[0].args if getattr(image, "tile", None) else None
+    if stored in GREY_STEPS and isinstance(value, int):
+        image.info["transparency"] = value * GREY_STEPS[stored]
+    elif stored == "RGB;16B" and isinstance(value, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in value)
+
+
 def _oriented(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -100,8 +113,10 @@ def _oriented(image: Image.Image) -> Image.Image:
 def _deep_grey(image: Image.Image) -> np.ndarray:
     """Grey of more than 8 bits: uint16, or floats in 0..1. Pillow's mode "I" holds 16-bit files too."""
     values = np.array(image)
-    if values.dtype.kind == "i" and values.min() >= 0 and values.max() <= 65535:
-        return values.astype(np.uint16)
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65535:
+        values = values.astype(np.uint16)
+        values[values == image.info.get("transparency")] = 65535  # white
+        return values
     return values.astype(values.dtype.newbyteorder("="))
 
 

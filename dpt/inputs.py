@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from .images import EXTENSIONS
 from .outputs import read_record
-
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""MiDaS' training loss for depth from mixed sources (Ranftl et al. 2020, "Towards Robust Monocular Depth Estimation", section 5).
+"""The training losses of depth, in which invalid pixels take no part.
 
-Inverse depth is predicted up to a scale and a shift, so both are fitted to each picture by least squares before anything is
-compared. Invalid pixels take no part anywhere.
+Inverse depth: MiDaS' loss for mixed sources (Ranftl et al. 2020, "Towards Robust Monocular Depth Estimation", section 5); it is predicted
+up to a scale and a shift, so both are fitted to each picture by least squares before anything is compared. Metres: the scale-invariant
+logarithmic loss (Eigen et al. 2014, "Depth Map Prediction from a Single Image", section 3.2), as BTS and Depth Anything train.
 """
 
 from __future__ import annotations
@@ -88,9 +89,7 @@ def scale_shift_invariant_loss(
     """
     if data_term not in DATA_TERMS:
         raise ValueError(f"data_term {data_term!r}: it must be one of {', '.join(DATA_TERMS)}")
-    if not prediction.shape == target.shape == mask.shape or prediction.dim() != 3:
-        shapes = tuple(prediction.shape), tuple(target.shape), tuple(mask.shape)
-        raise ValueError(f"prediction, target and mask of shapes {shapes}: all must be the same (batch, height, width)")
+    _check_shapes(prediction, target, mask)
     prediction, target = prediction.float(), torch.where(mask, target, 0).float()
     scale, shift = align_least_squares(prediction, target, mask)
     # A negative scale would let a prediction that is upside down pass as a good one; turned over, its error drives it back.
@@ -98,3 +97,30 @@ def scale_shift_invariant_loss(
     shift = shift + (scale - upright) * _mean_per_picture(prediction, mask)
     residual = torch.where(mask, upright[:, None, None] * prediction + shift[:, None, None] - target, 0)
     return DATA_TERMS[data_term](residual, mask) + gradient_weight * gradient_loss(residual, mask, scales)
+
+
+def scale_invariant_log_loss(prediction: Tensor, target: Tensor, mask: Tensor, variance_focus: float = 0.5) -> Tensor:
+    """SILog: sqrt(mean(e^2) - variance_focus * mean(e)^2) with e = ln prediction - ln target over the batch's valid pixels; a scalar.
+
+    Args:
+        prediction: (B, H, W), metres; what is below a millimetre counts as one.
+        target: (B, H, W), metres; what stands where `mask` is False is ignored, NaN and infinity too.
+        mask: (B, H, W), bool.
+        variance_focus: from 0, where a wrong scale costs all, to 1, where it costs nothing. 0.5 is Depth Anything's, 0.85 BTS'.
+
+    Raises:
+        ValueError: the shapes differ or are not three-dimensional, or variance_focus is not from 0 to 1.
+    """
+    if not 0 <= variance_focus <= 1:
+        raise ValueError(f"variance_focus {variance_focus}: it must be from 0 to 1")
+    _check_shapes(prediction, target, mask)
+    error = prediction.float().clamp_min(1e-3).log() - torch.where(mask, target, 1).float().log()
+    error = torch.where(mask, error, 0)
+    value = _mean_over_valid(error.square(), mask) - variance_focus * _mean_over_valid(error, mask).square()
+    return value.clamp_min(1e-12).sqrt()  # whose gradient is infinite at 0
+
+
+def _check_shapes(prediction: Tensor, target: Tensor, mask: Tensor) -> None:
+    if not prediction.shape == target.shape == mask.shape or prediction.dim() != 3:
+        shapes = tuple(prediction.shape), tuple(target.shape), tuple(mask.shape)
+        raise ValueError(f"prediction, target and mask of shapes {shapes}: all must be the same (batch, height, width)")

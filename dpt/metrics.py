@@ -1,39 +1,58 @@
-"""What `dpt evaluate` reports: depth after least-squares alignment in inverse depth, and segmentation from a confusion matrix."""
+"""What `dpt evaluate` reports: depth in metres, or after least-squares alignment in inverse depth; segmentation from a confusion matrix."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .config import HeadConfig
 from .losses import align_least_squares
+
+MIN_DEPTH = 1e-3  # metres; a metric estimate below counts as this
+MAX_DEPTH = 80.0  # metres; what is farther counts as unknown, where nothing else is said
+
+
+def depth_limit(head: HeadConfig, given: float | None = None) -> float:
+    """Metres beyond which truth counts as unknown: those given, or what a model of bounded metres can say, or `MAX_DEPTH`."""
+    if given is not None:
+        return given
+    return head.max_depth if head.activation == "sigmoid" and not head.inverse else MAX_DEPTH
 
 
 class DepthMetrics:
     """AbsRel, RMSE and delta < 1.25, each averaged over a picture's valid pixels and then over pictures.
 
-    The prediction is inverse depth up to scale and shift: both are fitted to the true inverse depth of each picture by least
-    squares, as MiDaS evaluates, then inverted; depth beyond `max_depth` metres, or not positive, is set to `max_depth`.
+    A prediction of metres is taken as it is, between `MIN_DEPTH` and `max_depth`. Inverse depth is known up to scale and shift: both are
+    fitted to the true inverse depth of each picture by least squares, as MiDaS evaluates, then inverted; what then lies beyond
+    `max_depth` metres, or is not positive, is set to `max_depth`.
+
+    Args:
+        max_depth: metres; truth beyond it counts as unknown.
+        inverse: the predictions are inverse depth up to scale and shift, and not metres.
     """
 
-    def __init__(self, max_depth: float):
-        if not max_depth > 0:
-            raise ValueError(f"max_depth={max_depth}: it must be positive, in metres")
-        self.max_depth = max_depth
+    def __init__(self, max_depth: float, inverse: bool = True):
+        if not max_depth > MIN_DEPTH:
+            raise ValueError(f"max_depth={max_depth}: it must be above {MIN_DEPTH}, in metres")
+        self.max_depth, self.inverse = max_depth, inverse
         self.rows: list[tuple[float, float, float]] = []
 
     def update(self, prediction: Tensor, depth: Tensor) -> None:
-        """Add pictures: prediction (B, H, W), inverse depth; depth (B, H, W) in metres, 0 where unknown or beyond range."""
+        """Add pictures: prediction (B, H, W), as `inverse` says; depth (B, H, W) in metres, 0 where unknown."""
         prediction, depth = prediction.double(), depth.double()
         mask = (depth > 0) & (depth <= self.max_depth)
-        inverse = torch.where(mask, 1 / depth, 0)
-        scale, shift = align_least_squares(prediction, inverse, mask)
-        aligned = 1 / (scale[:, None, None] * prediction + shift[:, None, None]).clamp_min(1 / self.max_depth)
-        for estimate, truth, valid in zip(aligned, depth, mask, strict=True):
+        estimates = self._aligned(prediction, depth, mask) if self.inverse else prediction.clamp(MIN_DEPTH, self.max_depth)
+        for estimate, truth, valid in zip(estimates, depth, mask, strict=True):
             if valid.any():
                 estimate, truth = estimate[valid], truth[valid]
                 ratio = torch.maximum(estimate / truth, truth / estimate)
                 absrel = ((estimate - truth).abs() / truth).mean()
                 self.rows.append((absrel.item(), (estimate - truth).square().mean().sqrt().item(), (ratio < 1.25).double().mean().item()))
+
+    def _aligned(self, prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
+        inverse = torch.where(mask, 1 / depth, 0)
+        scale, shift = align_least_squares(prediction, inverse, mask)
+        return 1 / (scale[:, None, None] * prediction + shift[:, None, None]).clamp_min(1 / self.max_depth)
 
     def compute(self) -> dict[str, float]:
         """{"absrel", "rmse" in metres, "delta1"}; ValueError before any valid picture."""

@@ -287,19 +287,27 @@ def _infer(model: nn.Module, x: Tensor, options: Options) -> Tensor:
     """Normalised pictures (B, 3, h, w), not padded -> maps (B, K, h, w), whole or in windows."""
     if options.window is None or (x.shape[2] <= options.window[0] and x.shape[3] <= options.window[1]):
         return _forward(model, x)
-    relative = model.config.head.task == "depth" and model.config.head.inverse
-    whole = _forward(model, x).float() if relative else None
-    total = count = None
+    whole = _forward(model, x).float() if model.config.head.task == "depth" else None
+    total, weights = None, x.new_zeros(x.shape[2:], dtype=torch.float32)
     for top in _starts(x.shape[2], options.window[0], options.stride[0]):
         for left in _starts(x.shape[3], options.window[1], options.stride[1]):
             place = (..., slice(top, top + options.window[0]), slice(left, left + options.window[1]))
             maps = _forward(model, x[place]).float()
             if total is None:
                 total = maps.new_zeros(*maps.shape[:2], *x.shape[2:])
-                count = maps.new_zeros(*x.shape[2:])
-            total[place] += maps if whole is None else align(maps, whole[place])
-            count[place] += 1
-    return total / count
+            if whole is None:
+                weight = weights.new_ones(maps.shape[2:])
+            else:
+                maps, weight = align(maps, whole[place]), _pyramid(maps.shape[2:], maps.device)
+            total[place] += weight * maps
+            weights[place] += weight
+    return total / weights
+
+
+def _pyramid(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Weights (h, w) of a window: 1 in the middle, falling in a straight line to half a pixel's step at its edges."""
+    rows, columns = (1 - (torch.arange(side, device=device) * 2 + 1 - side).abs() / side for side in size)
+    return rows[:, None] * columns
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import checkpoints
-from .datasets import IGNORE, Augmentation, FolderDataset
+from . import checkpoints, datasets
+from .datasets import Augmentation, Crops, FolderDataset
 from .evaluate import evaluate
 from .factory import build, config_of, load, models
-from .losses import scale_shift_invariant_loss
+from .losses import scale_invariant_log_loss, scale_shift_invariant_loss
+from .metrics import depth_limit
 from .model import DPT
+from .targets import IGNORE
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Recipe:
     """Everything that decides what a training gives, besides the data."""
 
     model: str
+    crop: tuple[int, int]  # height and width of what the network sees
     steps: int = 1000
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -41,17 +44,25 @@ class Recipe:
     seed: int = 0
     amp: str | None = None  # autocast dtype, e.g. "bfloat16"
     start_from: str | None = None  # a named model or a checkpoint file: see `Training`
-    coarse: float = 0.0  # this share of the steps, the first, sees pictures of coarse_size; the rest, of the model's own size
+    coarse: float = 0.0  # this share of the steps, the first, sees pictures of coarse_size; the rest, of `crop`
     coarse_size: tuple[int, int] = (128, 128)
     validate_every: int = 500
     checkpoint_every: int = 100
     augmentation: Augmentation = field(default_factory=Augmentation)
-    data_term: str = "squared"  # of the depth loss, as is the next
+    data_term: str = "squared"  # of the loss of inverse depth, as is the next
     gradient_weight: float = 0.5
+    variance_focus: float = 0.5  # of the loss of metres
+    max_depth: float | None = None  # metres; what is farther counts as unknown; None: see `dpt.metrics.depth_limit`
+    auxiliary_weight: float = 0.2  # of the auxiliary head's loss, where the model has that head
 
     def __post_init__(self) -> None:
         if not 0 <= self.coarse <= 1:
             raise ValueError(f"coarse is {self.coarse}: must be a share of the steps, from 0 to 1")
+
+    @classmethod
+    def of(cls, name: str) -> Recipe:
+        """The recipe of a named model: its own, or else the defaults, with squares of the shorter side of the model's own size."""
+        return RECIPES.get(name) or cls(model=name, crop=(min(config_of(name).input.size),) * 2)
 
 
 RECIPES = {
@@ -59,6 +70,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             model="dpt-tiny-scenes",
+            crop=(192, 192),
             steps=3000,
             batch_size=16,
             warmup=200,
@@ -67,6 +79,7 @@ RECIPES = {
         ),
         Recipe(
             model="dpt-tiny-depth",
+            crop=(192, 192),
             steps=6000,
             batch_size=16,
             warmup=200,
@@ -88,7 +101,8 @@ class Training:
     heads' configurations are the same as well, the head.
 
     Raises:
-        ValueError: the folder holds a run of another recipe, or the data set does not fit the model.
+        ValueError: the folder holds a run of another recipe; the crop does not fit the model; the data sets are not for its head, or hold
+            a target that cannot be used: all of them are read first.
     """
 
     def __init__(
@@ -99,9 +113,14 @@ class Training:
         torch.manual_seed(recipe.seed)
         self.model = build(recipe.model, device=device).to(memory_format=torch.channels_last)
         self.config = self.model.config
-        names = train.classes
-        if self.config.head.task == "segmentation" and names and names != self.config.head.classes:
-            raise ValueError(f"{train.root} has the classes {names}, {recipe.model} has {self.config.head.classes}")
+        patch = self.config.encoder.patch_size
+        for name, size in {"crop": recipe.crop, **({"coarse_size": recipe.coarse_size} if recipe.coarse else {})}.items():
+            if len(size) != 2 or any(side < patch or side % patch for side in size):
+                raise ValueError(f"{name} is {size}: height and width must be multiples of the patch size {patch}")
+        for data in (train, validation):
+            if data.head != self.config.head:
+                raise ValueError(f"{data.root} was read for the head {data.head}: it must be {recipe.model}'s, {self.config.head}")
+            data.check()
         if recipe.start_from is not None:
             self._take_over(_model_at(recipe.start_from))
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate)
@@ -160,13 +179,18 @@ class Training:
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         enabled = self.recipe.amp is not None
         dtype = getattr(torch, self.recipe.amp) if enabled else None
+        head, recipe = self.config.head, self.recipe
         with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
-            output = self.model(images)
-        if self.config.head.task == "segmentation":
-            return F.cross_entropy(output.float(), targets, ignore_index=IGNORE)
-        mask = targets > 0
-        inverse, recipe = normalised_inverse(targets, mask), self.recipe
-        return scale_shift_invariant_loss(output.float(), inverse, mask, recipe.gradient_weight, data_term=recipe.data_term)
+            outputs = self.model.forward_auxiliary(images) if head.auxiliary else (self.model(images),)
+        if head.task == "segmentation":
+            losses = [_cross_entropy(output, targets) for output in outputs]
+            return losses[0] + sum(recipe.auxiliary_weight * loss for loss in losses[1:])
+        (output,) = outputs
+        mask = (targets > 0) & (targets <= depth_limit(head, recipe.max_depth))
+        if not head.inverse:
+            return scale_invariant_log_loss(output, targets, mask, recipe.variance_focus)
+        inverse = normalised_inverse(targets, mask)
+        return scale_shift_invariant_loss(output, inverse, mask, recipe.gradient_weight, data_term=recipe.data_term)
 
     def _batches(self):
         """Batches from the current step on, the same whether or not the run was interrupted."""
@@ -181,13 +205,14 @@ class Training:
                 epoch, start = divmod(step, per_epoch)
                 order = torch.randperm(length, generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)).tolist()
                 for batch in range(start, min(per_epoch, start + self.recipe.steps - step)):
-                    pixels = self.recipe.coarse_size if step < self.recipe.coarse * self.recipe.steps else self.config.input.size
+                    pixels = self.recipe.coarse_size if step < self.recipe.coarse * self.recipe.steps else self.recipe.crop
                     yield [(epoch, index, pixels) for index in order[batch * size : (batch + 1) * size]]
                     step += 1
 
         own = torch.Generator()  # a loader without one draws from the global state, and once more when a run is resumed
         ahead = 4 if self.workers else None
-        return DataLoader(self.train, batch_sampler=_Keys(keys), num_workers=self.workers, prefetch_factor=ahead, generator=own)
+        crops = Crops(self.train, self.config.input, self.recipe.augmentation, self.recipe.seed)
+        return DataLoader(crops, batch_sampler=_Keys(keys), num_workers=self.workers, prefetch_factor=ahead, generator=own)
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the validation metrics."""
@@ -226,9 +251,7 @@ class Training:
 
     def validate(self) -> dict[str, float]:
         """The metrics of `dpt evaluate` on the validation set."""
-        metrics = evaluate(self.model.eval(), self.validation, batch_size=self.recipe.batch_size, progress=False)
-        self.model.train()
-        return metrics
+        return evaluate(self.model, self.validation, self.recipe.batch_size, self.recipe.max_depth, progress=False)
 
     def _write_log(self) -> None:
         text = json.dumps(
@@ -256,6 +279,12 @@ def normalised_inverse(depth: Tensor, mask: Tensor) -> Tensor:
     low = torch.where(mask, inverse, torch.inf).amin((1, 2), keepdim=True)
     high = inverse.amax((1, 2), keepdim=True)
     return torch.where(mask, (inverse - low) / (high - low).clamp_min(1e-6), 0)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over labelled pixels; 0 where a batch has none."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp_min(1)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -303,6 +332,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("checkpoint-every", int),
     ):
         parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--crop", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what the network sees (default: the recipe's)")
+    datasets.add_arguments(parser)
     parser.add_argument("--coarse", type=float, metavar="SHARE", help="this share of the steps, the first, sees smaller pictures")
     parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype")
     parser.add_argument("--start-from", metavar="FILE", help="model or checkpoint that gives the encoder, and a decoder and head like ours")
@@ -311,18 +342,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    given = {
-        name: getattr(args, name)
-        for name in ("steps", "batch_size", "learning_rate", "seed", "coarse", "validate_every", "checkpoint_every", "start_from")
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
+    fields = ("steps", "batch_size", "learning_rate", "seed", "coarse", "validate_every", "checkpoint_every", "start_from", "max_depth")
+    changes = {name: value for name in fields if (value := getattr(args, name)) is not None}
+    if args.crop is not None:
+        changes["crop"] = tuple(args.crop)
     if args.amp is not None:
         changes["amp"] = None if args.amp == "none" else args.amp
-    recipe = replace(RECIPES.get(args.model) or Recipe(model=args.model), **changes)
-    config = config_of(recipe.model)
-    task = config.head.task
-    train = FolderDataset(args.data / "train", task, config.input, recipe.augmentation, recipe.seed)
-    validation = FolderDataset(args.data / "val", task, config.input)
+    recipe = replace(Recipe.of(args.model), **changes)
+    head, reading = config_of(recipe.model).head, datasets.options(args)
+    train, validation = (FolderDataset(args.data / split, head, **reading) for split in ("train", "val"))
     metrics = Training(recipe, train, validation, args.out, args.device, args.workers).run()
     print(json.dumps(metrics))
     return 0
