@@ -1,9 +1,9 @@
 """Pictures to predictions at each picture's own size: batches, test-time augmentation, sliding windows.
 
-Several maps of one picture (scales, flips, windows) are merged as mmsegmentation does: softmax averaged over scales and
-flips, logits averaged where windows overlap. Relative depth has a scale and shift of its own in every map, so each is
-first aligned to the picture's plain map by least squares, and then averaged, as inverse depth; metres are averaged as
-they are.
+Several maps of one picture (scales, flips, windows) are merged, labels as mmsegmentation does: softmax averaged over scales
+and flips, logits averaged where windows overlap. Relative depth has a scale and shift of its own in every map, so each is
+first aligned to the picture's plain map by least squares, and then averaged, as inverse depth; metres are averaged as they
+are. Windows of depth, relative or in metres, are aligned to the map of the whole and fade into each other.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) ->
         batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
         tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
         scales, flip: either of them chosen freely; network sizes are multiplied by the scales.
-        slide: run in overlapping windows instead of on the whole resized picture, and average the overlaps; implied by
+        slide: run in overlapping windows of the resized picture, and merge the overlaps (depth runs on the whole, too); implied by
             `window` and `stride`, in pixels of the network's input, an integer or (height, width). A window is by default
             the network's size and a stride two thirds of it (512 and 341 for dpt-base-ade20k); the last window of a
             row or column is shifted inside the picture.
@@ -298,15 +298,15 @@ def _infer(model: nn.Module, x: Tensor, options: Options) -> Tensor:
             if whole is None:
                 weight = weights.new_ones(maps.shape[2:])
             else:
-                maps, weight = align(maps, whole[place]), _pyramid(maps.shape[2:], maps.device)
+                maps, weight = align(maps, whole[place]), _fade(maps.shape[2:], maps.device)
             total[place] += weight * maps
             weights[place] += weight
     return total / weights
 
 
-def _pyramid(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Weights (h, w) of a window: 1 in the middle, falling in a straight line to half a pixel's step at its edges."""
-    rows, columns = (1 - (torch.arange(side, device=device) * 2 + 1 - side).abs() / side for side in size)
+def _fade(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Weights (h, w) of a window's map, which fall in a straight line from its middle to its edges."""
+    rows, columns = (1 - (2 * torch.arange(side, device=device) + 1 - side).abs() / side for side in size)
     return rows[:, None] * columns
 
 

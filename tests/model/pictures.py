@@ -56,9 +56,10 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, depth: int, color_type: int, rows: bytes) -> bytes:
-    """A PNG file of filtered `rows`, for what Pillow does not write."""
+def png(width: int, height: int, depth: int, color_type: int, rows: bytes, transparent: bytes = b"") -> bytes:
+    """A PNG file of filtered `rows`, for what Pillow does not write; `transparent` is the content of its tRNS chunk."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0))
+    header += chunk(b"tRNS", transparent) if transparent else b""
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -132,6 +133,25 @@ def test_bad_sources(source):
     """Blind spot: a 0..255 float array taken for 0..1, NaN, batches, zero-sized arrays."""
     with pytest.raises(ImageError):
         load_image(source)
+
+
+@pytest.mark.parametrize(
+    ("depth", "color_type", "row", "transparent", "wanted"),
+    [
+        (1, 0, bytes([0b01000000]), (0,), [255, 255, 255]),
+        (2, 0, bytes([0b00011000]), (1,), [0, 255, 170]),
+        (4, 0, bytes([0x07, 0xA0]), (7,), [0, 255, 170]),
+        (8, 0, bytes([0, 7, 100]), (7,), [0, 255, 100]),
+        (16, 0, struct.pack(">3H", 257, 1000, 1001), (1000,), [1, 255, 4]),
+        (8, 2, bytes([1, 2, 3, 1, 2, 4, 9, 9, 9]), (1, 2, 3), [(255, 255, 255), (1, 2, 4), (9, 9, 9)]),
+        (16, 2, struct.pack(">9H", 1000, 2000, 3000, 1000, 2000, 4000, 0, 0, 0), (1000, 2000, 3000), [(255,) * 3, (3, 7, 15), (0,) * 3]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "",
+)
+def test_the_transparent_colour_of_every_bit_depth(depth, color_type, row, transparent, wanted):
+    """Blind spot: tRNS, which has the file's bit depth, compared with the 8 bits that Pillow makes, or (16-bit grey) with nothing."""
+    file = pictures.png(3, 1, depth, color_type, b"\0" + row, struct.pack(f">{len(transparent)}H", *transparent))
+    assert [tuple(pixel) for pixel in load_image(io.BytesIO(file))[0].tolist()] == [w if isinstance(w, tuple) else (w,) * 3 for w in wanted]
 
 
 def test_other_types_are_refused():

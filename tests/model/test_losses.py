@@ -1,9 +1,11 @@
 """The loss against values worked out by hand, and its invariances."""
 
+import math
+
 import pytest
 import torch
 
-from dpt.losses import absolute, align_least_squares, gradient_loss, scale_shift_invariant_loss, squared
+from dpt.losses import absolute, align_least_squares, gradient_loss, scale_invariant_log_loss, scale_shift_invariant_loss, squared
 
 
 def picture(rows):
@@ -111,3 +113,37 @@ def test_shapes_must_agree():
     """Blind spot: silent broadcasting."""
     with pytest.raises(ValueError, match=r"\(1, 4, 4\).*\(4, 4\)"):
         scale_shift_invariant_loss(torch.rand(1, 4, 4), torch.rand(4, 4), torch.ones(4, 4, dtype=torch.bool))
+
+
+def test_the_logarithmic_loss_by_hand():
+    """Blind spot: a sign, the square of the mean for the mean of squares, log10. Errors ln 2 and 0: mean square L^2/2, mean L/2."""
+    prediction, target = picture([[2, 3, 100]]), picture([[1, 3, float("nan")]])
+    mask = torch.tensor([[[True, True, False]]])
+    log2 = math.log(2)
+    for focus, wanted in ((0.5, (log2**2 / 2 - log2**2 / 8) ** 0.5), (0, (log2**2 / 2) ** 0.5), (1, log2 / 2)):
+        assert scale_invariant_log_loss(prediction, target, mask, focus).item() == pytest.approx(wanted)
+    scaled = scale_invariant_log_loss(3 * target, target, mask, 1.0)  # a wrong scale costs nothing at 1, and all of it at 0
+    assert scaled.item() == pytest.approx(0, abs=1e-3)
+    assert scale_invariant_log_loss(3 * target, target, mask, 0.0).item() == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize("prediction", [[[1.0, 2.0]], [[0.0, -1.0]], [[1e-20, 1e20]]])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_logarithmic_loss_has_finite_gradients(prediction, known):
+    """Blind spot: the root's infinite slope at a perfect prediction, the logarithm of 0, a batch without truth."""
+    prediction = torch.tensor([prediction], requires_grad=True)
+    mask = torch.full((1, 1, 2), known)
+    loss = scale_invariant_log_loss(prediction, torch.tensor([[[1.0, 2.0]]]), mask)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(prediction.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "focus", "message"),
+    [(((1, 2, 3), (1, 3, 2), (1, 2, 3)), 0.5, "all must be the same"), (((1, 2, 3),) * 3, 1.5, "variance_focus 1.5: it must be from 0")],
+)
+def test_the_logarithmic_loss_says_what_is_wrong(shapes, focus, message):
+    """Blind spot: broadcasting; a focus that makes the root's content negative."""
+    prediction, target, mask = (torch.ones(shape) for shape in shapes)
+    with pytest.raises(ValueError, match=message):
+        scale_invariant_log_loss(prediction, target, mask.bool(), focus)

@@ -37,6 +37,22 @@ def test_an_estimate_that_is_not_positive_becomes_max_depth():
     assert all(torch.isfinite(torch.tensor(list(metrics.compute().values()))))
 
 
+def test_metres_are_taken_as_they_are():
+    """Blind spot: an alignment that forgives a wrong scale; estimates of nothing or of more than the range. By hand: 2 is estimated for 1
+    (AbsRel 1), 9 for 4 but the range ends at 8 (AbsRel 1), 0 for 1 counts as a millimetre (AbsRel 0.999), and beyond 8 nothing counts."""
+    metrics = DepthMetrics(8.0, inverse=False)
+    metrics.update(torch.tensor([[[2.0, 9.0, 0.0, 1.0, 1.0]]]), torch.tensor([[[1.0, 4.0, 1.0, 8.5, 0.0]]]))
+    wanted = {"absrel": (1 + 1 + 0.999) / 3, "rmse": ((1 + 16 + 0.999**2) / 3) ** 0.5, "delta1": 0}
+    assert metrics.compute() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1e-3, float("nan")])
+def test_the_range_is_positive(limit):
+    """Blind spot: a range in which nothing is known."""
+    with pytest.raises(ValueError, match=f"max_depth={limit}: it must be above"):
+        DepthMetrics(limit)
+
+
 def test_pictures_weigh_alike():
     """Blind spot: an average over pixels, in which a picture with few known pixels hardly counts."""
     metrics = DepthMetrics(10.0)

@@ -1,7 +1,9 @@
 """What a training sees and learns, and that one that is killed loses no more than a checkpoint interval."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import dpt
@@ -18,7 +21,8 @@ from dpt.config import CONFIGS
 from dpt.datasets import Augmentation, Crops, FolderDataset, augment
 from dpt.train import RECIPES, Recipe, Training, normalised_inverse
 
-SCENES = CONFIGS["dpt-tiny-scenes"]
+DEPTH, SCENES = CONFIGS["dpt-tiny-depth"], CONFIGS["dpt-tiny-scenes"]
+METRIC = DEPTH.with_("head", inverse=False, activation="sigmoid", max_depth=5.0)
 HEADS = {CONFIGS[name].head.task: CONFIGS[name].head for name in RECIPES}
 
 
@@ -50,7 +54,9 @@ def crops(root, task="segmentation", augmentation=None):
 
 
 def recipe(**changes) -> Recipe:
-    return replace(Recipe(model="dpt-tiny-scenes", crop=(64, 64), steps=4, batch_size=2, warmup=1, validate_every=2, checkpoint_every=1), **changes)
+    return replace(
+        Recipe(model="dpt-tiny-scenes", crop=(64, 64), steps=4, batch_size=2, warmup=1, validate_every=2, checkpoint_every=1), **changes
+    )
 
 
 def training(root, directory, **changes) -> Training:
@@ -152,12 +158,94 @@ def test_another_recipe_is_refused(data, tmp_path):
 
 def test_classes_of_another_data_set_are_refused(data, tmp_path):
     """Blind spot: labels that mean something else."""
-    import shutil
-
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "train" / "dataset.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
     with pytest.raises(ValueError, match="has 2 classes, the model 9"):
         training(tmp_path / "data", tmp_path / "run")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("task", "spoil", "message"),
+    [
+        ("segmentation", lambda root: Image.new("L", (64, 64), 9).save(root / "labels" / "2.png"), r"labels/2\.png: holds the label 9"),
+        ("segmentation", lambda root: (root / "labels" / "1.png").write_bytes(b"x"), r"labels/1\.png: "),
+        ("depth", lambda root: Image.new("L", (64, 64), 9).save(root / "depth" / "0.png"), r"depth/0\.png: holds 8-bit integers"),
+    ],
+)
+def test_targets_are_read_before_anything_is_trained(data, tmp_path, split, task, spoil, message):
+    """Blind spot: a label outside the classes that ends a training with a traceback, hours later."""
+    shutil.copytree(data, tmp_path / "data")
+    spoil(tmp_path / "data" / split)
+    with pytest.raises(ValueError, match=message):
+        training(tmp_path / "data", tmp_path / "run", model=f"dpt-tiny-{'scenes' if task == 'segmentation' else task}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": (64, 60)}, r"crop is \(64, 60\): .* multiples of the patch size 16"),
+        ({"crop": (0, 64)}, r"crop is \(0, 64\)"),
+        ({"coarse": 0.5, "coarse_size": (100, 96)}, r"coarse_size is \(100, 96\)"),
+        ({"model": "dpt-tiny-depth"}, "was read for the head"),
+    ],
+)
+def test_a_recipe_fits_its_model(data, tmp_path, changes, message):
+    """Blind spot: an error from inside the encoder after the data was read; a model of depth that learns labels."""
+    samples = dataset(data), dataset(data, "val")
+    with pytest.raises(ValueError, match=message):
+        Training(recipe(**changes), *samples, tmp_path / "run", workers=0)
+
+
+def test_the_crop_is_the_recipes(data, tmp_path):
+    """Blind spot: the bound of a model's inputs, 512x2048 for dpt-base-ade20k, taken for what a training sees."""
+    run = training(data, tmp_path, crop=(48, 80))
+    assert {tuple(images.shape[2:]) for images, _ in run._batches()} == {(48, 80)}
+    crops = {name: Recipe.of(name).crop for name in dpt.models()}
+    assert crops["dpt-base-ade20k"] == (512, 512) and crops["dpt-large-midas"] == (384, 384) and crops["dpt-tiny-depth"] == (192, 192)
+
+
+def test_the_auxiliary_head_trains(data, tmp_path, monkeypatch):
+    """Blind spot: a head that is in the checkpoint as it was initialised; a weight that is not applied."""
+    auxiliary = SCENES.with_("head", auxiliary=True)
+    monkeypatch.setitem(CONFIGS, SCENES.name, auxiliary)
+    monkeypatch.setitem(HEADS, "segmentation", auxiliary.head)
+    run = training(data, tmp_path)
+    samples = crops(data)
+    images, labels = map(torch.stack, zip(*(samples[0, index, (64, 64)] for index in range(4)), strict=True))
+    run.model.eval()
+    with torch.no_grad():
+        main, deeper = (F.cross_entropy(logits, labels, ignore_index=255) for logits in run.model.forward_auxiliary(images))
+        assert run._loss(images, labels).item() == pytest.approx((main + 0.2 * deeper).item(), rel=1e-5)
+    before = run.model.auxiliary_head.classifier.weight.detach().clone()
+    run.run()
+    assert not torch.equal(before, run.model.auxiliary_head.classifier.weight)
+
+
+def test_a_batch_without_labels_costs_nothing(data, tmp_path):
+    """Blind spot: a mean over no pixel, NaN, that ends the training."""
+    run = training(data, tmp_path)
+    loss = run._loss(torch.zeros(2, 3, 64, 64), torch.full((2, 64, 64), 255))
+    assert loss.item() == 0
+
+
+def test_a_metric_model_learns_metres(data, tmp_path, monkeypatch):
+    """Blind spot: metres that are learnt as inverse depth up to scale; truth beyond the model's range that takes part."""
+    monkeypatch.setitem(CONFIGS, DEPTH.name, METRIC)
+    monkeypatch.setitem(HEADS, "depth", METRIC.head)
+    run = training(data, tmp_path, model=DEPTH.name)
+    truth = torch.full((1, 32, 32), 2.0)
+    truth[0, :16] = 50.0  # beyond the model's range
+    run.model.eval()
+    with torch.no_grad():
+        x = torch.randn(1, 3, 32, 32)
+        found = run.model(x)
+        error = (found[0, 16:].log() - math.log(2)).double()
+        wanted = (error.square().mean() - 0.5 * error.mean() ** 2).sqrt().item()
+        assert run._loss(x, truth).item() == pytest.approx(wanted, rel=1e-4)
+        nearer = training(data, tmp_path / "nearer", model=DEPTH.name, max_depth=1.5)
+        assert nearer._loss(x, truth).item() == pytest.approx(0, abs=1e-5)  # nothing is known up to there
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
@@ -169,10 +257,13 @@ def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-def test_depth_training_lowers_its_loss(data, tmp_path):
+@pytest.mark.parametrize("head", [DEPTH.head, METRIC.head], ids=["inverse", "metres"])
+def test_depth_training_lowers_its_loss(data, tmp_path, monkeypatch, head):
     """Blind spot: gradients that do not reach the encoder, or a loss that is not minimised. The same pictures before and after."""
+    monkeypatch.setitem(CONFIGS, DEPTH.name, replace(DEPTH, head=head))
+    monkeypatch.setitem(HEADS, "depth", head)
     steps = {"steps": 30, "warmup": 10, "validate_every": 30, "checkpoint_every": 30}
-    run = training(data, tmp_path, model="dpt-tiny-depth", learning_rate=1e-3, coarse=1.0, coarse_size=(96, 96), **steps)
+    run = training(data, tmp_path, model="dpt-tiny-depth", learning_rate=1e-3, **steps)
     weight = run.model.encoder.blocks[0].attn.qkv.weight
     pictures = crops(data, "depth")
     images, depths = map(torch.stack, zip(*(pictures[0, index, (64, 64)] for index in range(len(pictures))), strict=True))
