@@ -157,7 +157,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for suite in records.SUITES:
         if bench.rows.get(suite):
             write("")
-            write(f"{suite}{': ' + tables.SEED_NOTE if suite in ('models', 'training') else ''}")
+            write(f"{suite}{': ' + tables.PUBLISHED if suite in ('models', 'training') else ''}")
             for line in tables.text_lines(suite, bench.rows[suite]):
                 write(line)
     section("skipped, and why")

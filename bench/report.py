@@ -62,7 +62,7 @@ def _section(name: str, record: Record) -> Iterator[str]:
     yield ""
     yield conditions(name, record)
     if record.what in ("models", "training"):
-        yield tables.SEED_NOTE
+        yield tables.PUBLISHED
 
 
 def conditions(name: str, record: Record) -> str:

@@ -1,4 +1,4 @@
-"""A training step: forward, loss, backward, AdamW. On a GPU the seed's, under autocast; on a CPU also one that a CPU can do."""
+"""A training step: forward, loss, backward, AdamW. On a GPU dpt-base-ade20k's, under autocast; on a CPU also one that a CPU can do."""
 
 import torch
 

@@ -159,7 +159,7 @@ def test_xformers_attention_gets_the_layout_it_documents(monkeypatch):
 
 
 def test_build_defaults():
-    """Blind spot: the default is the seed's model, random, in evaluation mode."""
+    """Blind spot: the default is mmsegmentation's model, random, in evaluation mode."""
     model = dpt.build()
     assert model.config.name == "dpt-base-ade20k" and not model.training and len(model.config.head.classes) == 150
     assert dpt.models()[0] == "dpt-base-ade20k"
@@ -232,7 +232,7 @@ def mmseg_config():
 
 @pytest.mark.parametrize("case", ["square", "same_token_count", "resized"])
 def test_equal_to_mmsegmentation(case):
-    """Blind spot: any part of the seed's model. Logits of mmsegmentation itself (oracles/README.md says what each input shows)."""
+    """Blind spot: any part of mmsegmentation's model. Logits of mmsegmentation itself (oracles/README.md says what each input shows)."""
     model = dpt.load(DATA / "mmseg_tiny.pth", mmseg_config())
     data = np.load(DATA / "mmseg_tiny.npz")
     batch, height, width = data[f"{case}.shape"]
