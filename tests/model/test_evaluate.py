@@ -81,8 +81,9 @@ def test_depth_is_bounded(folder):
     wrong_beyond_5 = Oracle(METRIC, lambda grey: torch.where(grey > 5.5 * 25, 0, grey / 25))
     assert evaluate(wrong_beyond_5, data, max_depth=5.0, progress=False)["absrel"] == pytest.approx(0, abs=1e-5)
     assert evaluate(wrong_beyond_5, data, progress=False)["absrel"] > 0.3
-    limits = [depth_limit(head) for head in (METRIC.head, DEPTH.head, replace(METRIC.head, activation="relu", max_depth=1.0))]
-    assert limits == [10.0, 80.0, 80.0] and depth_limit(METRIC.head, 3.0) == 3.0
+    unbounded, inverse = replace(METRIC.head, activation="relu", max_depth=1.0), replace(METRIC.head, inverse=True)
+    assert [depth_limit(head) for head in (METRIC.head, DEPTH.head, unbounded, inverse)] == [10.0, 80.0, 80.0, 80.0]
+    assert depth_limit(METRIC.head, 3.0) == 3.0
 
 
 @pytest.mark.parametrize(
