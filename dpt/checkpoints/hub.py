@@ -1,0 +1,71 @@
+"""Models on transformers' hub, by name ("Intel/dpt-large"), through huggingface_hub and its cache."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from .files import WEIGHTS, Checkpoint, read, shards_of
+from .pretrained_configs import INPUT_FILE, MODEL_FILE
+from .stored import CheckpointError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
+
+
+def find(source: str | Path) -> Checkpoint:
+    """`read` of a file or folder here, or of a model on the hub; `folder_of` and `read` say what they raise."""
+    name = str(source)
+    if Path(source).exists() or not is_name(name):
+        return read(source)
+    return replace(read(folder_of(name)), path=Path(name), name=name)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text that names no file here may name a model: owner/name, and no checkpoint's suffix."""
+    return NAME.fullmatch(text) is not None and not text.endswith(_SUFFIXES)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of the cache that holds a model's configuration and weights; what is missing is downloaded, once.
+
+    Raises:
+        CheckpointError: the hub or the cache has no such model, or it cannot be reached; names the model, the reason and the way by hand.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ImportError(f"{name}: models on the hub need the package huggingface_hub: pip install huggingface_hub") from error
+
+    def fetch(file: str) -> Path | None:
+        """A file of the model; None if it has none of that name, or none that can be had now."""
+        try:
+            return Path(hf_hub_download(name, file))
+        except EntryNotFoundError as error:
+            missing.append(error)
+            return None
+
+    missing: list[Exception] = []
+    try:
+        config = fetch(MODEL_FILE)
+        if config is None:
+            raise missing[-1]
+        fetch(INPUT_FILE)
+        missing.clear()
+        found = next((path for file in WEIGHTS if (path := fetch(file)) is not None), None)
+        if found is None:
+            raise next((error for error in missing if isinstance(error, LocalEntryNotFoundError)), missing[-1])
+        if found.name.endswith(".index.json"):
+            for shard in sorted(set(shards_of(found).values())):
+                hf_hub_download(name, shard)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the package and its HTTP client raise errors of many families
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{name}: no such file or folder here, and the hub's model could not be had ({type(error).__name__}: {reason}); by hand: "
+            f"download {MODEL_FILE}, {INPUT_FILE} and the weights from https://huggingface.co/{name}/tree/main into a folder, and give that"
+        ) from error
+    return config.parent
