@@ -34,32 +34,36 @@ def folder_of(name: str) -> Path:
         CheckpointError: the hub or the cache has no such model, or it cannot be reached; names the model, the reason and the way by hand.
     """
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError(f"{name}: models on the hub need the package huggingface_hub: pip install huggingface_hub") from error
 
-    def fetch(file: str) -> Path | None:
-        """A file of the model; None if it has none of that name, or none that can be had now."""
+    missing: list[EntryNotFoundError] = []
+
+    def fetch(file: str, revision: str) -> Path:
+        """A file of the model, from the cache where it is there: nothing is asked of the network then."""
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if cached is not None and not isinstance(cached, str):  # the cache knows that the model has none
+            raise EntryNotFoundError(f"it has no {file}")
+        return Path(cached or hf_hub_download(name, file, revision=revision))
+
+    def fetch_if_there(file: str) -> Path | None:
         try:
-            return Path(hf_hub_download(name, file))
-        except EntryNotFoundError as error:
+            return fetch(file, commit)
+        except EntryNotFoundError as error:  # it has none of that name; or none that can be had now
             missing.append(error)
             return None
 
-    missing: list[Exception] = []
     try:
-        config = fetch(MODEL_FILE)
-        if config is None:
-            raise missing[-1]
-        fetch(INPUT_FILE)
-        missing.clear()
-        found = next((path for file in WEIGHTS if (path := fetch(file)) is not None), None)
-        if found is None:
+        commit = fetch(MODEL_FILE, "main").parent.name  # the cache's folder of a commit: the other files are to be of the same
+        fetch_if_there(INPUT_FILE)
+        weights = next((path for file in WEIGHTS if (path := fetch_if_there(file)) is not None), None)
+        if weights is None:
             raise next((error for error in missing if isinstance(error, LocalEntryNotFoundError)), missing[-1])
-        if found.name.endswith(".index.json"):
-            for shard in sorted(set(shards_of(found).values())):
-                hf_hub_download(name, shard)
+        if weights.name.endswith(".index.json"):
+            for shard in sorted(set(shards_of(weights).values())):
+                fetch(shard, commit)
     except CheckpointError:
         raise
     except Exception as error:  # the package and its HTTP client raise errors of many families
@@ -68,4 +72,4 @@ def folder_of(name: str) -> Path:
             f"{name}: no such file or folder here, and the hub's model could not be had ({type(error).__name__}: {reason}); by hand: "
             f"download {MODEL_FILE}, {INPUT_FILE} and the weights from https://huggingface.co/{name}/tree/main into a folder, and give that"
         ) from error
-    return config.parent
+    return weights.parent

@@ -305,8 +305,8 @@ PROCESSORS = [
 @pytest.mark.parametrize("fields", PROCESSORS, ids=str)
 def test_pictures_are_prepared_as_the_processor_does(copied, fields, shape):
     """Blind spot: mean and scale, size, aspect, multiple, interpolation. transformers' processor on Pillow, which rounds to grey levels
-    after each direction: half a level, times at most 1.25 (cubic weights' absolute sum), and half a level. It cuts off there too, so the picture
-    keeps cubic overshoots within 0..255."""
+    after each direction: half a level, times at most 1.25 (the sum of cubic weights' sizes), and half a level. It cuts off there too: the
+    picture keeps cubic overshoots within 0..255."""
     processor = transformers.DPTImageProcessorPil(**{"size": {"height": 64, "width": 64}, **fields})
     processor.save_pretrained(copied)
     ours = dpt.load(copied).config.input
