@@ -188,6 +188,15 @@ def test_what_is_loaded_is_whole(tmp_path, model, state):
     assert loaded.encoder.pos_embed.grad is not None
 
 
+@pytest.mark.parametrize("make", [lambda path: dpt.load(path, CONFIG), lambda path: dpt.build(CONFIG, weights=path)])
+def test_nothing_is_initialised_first(tmp_path, state, make):
+    """Blind spot: seconds of random numbers that the file's overwrite. Random numbers drawn would move the generator."""
+    save_file(state, tmp_path / "file.safetensors")
+    before = torch.get_rng_state()
+    make(tmp_path / "file.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("build", [False, True])
 def test_dtype_and_device(tmp_path, state, build):
     """Blind spot: the file's dtype in the place of PyTorch's default or the asked one; counters made floats."""
