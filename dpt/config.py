@@ -50,6 +50,7 @@ def _tuple(rule: Rule, low: int, high: int | None = None) -> Rule:
 
 
 _TRUTH = Rule("True or False", lambda value: type(value) is bool)
+_NAME = Rule("a name without slashes", lambda value: type(value) is str and value != "" and not set(value) & set("/\\\0"))
 _TEXT = Rule("text", lambda value: type(value) is str)
 _POSITIVE = _number("above 0", lambda value: value > 0)
 _FINITE = _number("", lambda value: True)
@@ -251,7 +252,7 @@ class DPTConfig(Checked):
     licence: str = "Apache-2.0"
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "name": _TEXT,
+        "name": _NAME,  # it becomes part of files' names
         **{
             name: Rule(f"a {section.__name__}", lambda value, section=section: isinstance(value, section))
             for name, section in SECTIONS.items()

@@ -28,6 +28,7 @@ from .stored import CheckpointError, Opaque, Storage, Stored, contiguous_stride
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "ema")
 PREFIX = re.compile(r"(?:(?:module|_orig_mod|model)\.)+")  # DistributedDataParallel, torch.compile, Lightning
+MODEL_FILE, INPUT_FILE = "config.json", "preprocessor_config.json"  # beside the weights in a folder of transformers
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _SAFETENSORS_DTYPES = {
@@ -71,14 +72,19 @@ _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what torch.sav
 class Checkpoint:
     """What a file or a folder holds: tensors by their names, not read yet, and whatever else stood in their place.
 
-    `folder` is where files beside it are looked for (transformers' config.json), `name` what to call the model.
+    `files` are all those that decide what the model is: the one that was read, its shards, and transformers' configurations beside it.
+    `name` is what to call the model.
     """
 
     path: Path
-    folder: Path
+    files: tuple[Path, ...]
     name: str
     state: dict[str, Stored | Opaque]
     metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.files[0].parent
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -104,8 +110,12 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _read_file(file: Path, path: Path, name: str) -> Checkpoint:
-    state, metadata = (_read_shards(file), {}) if file.name.endswith(".index.json") else _read_one(file)
-    return Checkpoint(path, file.parent, name, state, metadata)
+    beside = [file.parent / other for other in (MODEL_FILE, INPUT_FILE) if (file.parent / other).is_file()]
+    if not file.name.endswith(".index.json"):
+        state, metadata = _read_one(file)
+        return Checkpoint(path, (file, *beside), name, state, metadata)
+    shards = sorted({file.parent / shard for shard in shards_of(file).values()})
+    return Checkpoint(path, (file, *shards, *beside), name, _read_shards(file))
 
 
 def read_json(path: Path) -> dict[str, Any]:

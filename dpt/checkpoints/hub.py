@@ -6,8 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from .files import WEIGHTS, Checkpoint, read, shards_of
-from .pretrained_configs import INPUT_FILE, MODEL_FILE
+from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, read, shards_of
 from .stored import CheckpointError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -19,7 +18,7 @@ def find(source: str | Path) -> Checkpoint:
     name = str(source)
     if Path(source).exists() or not is_name(name):
         return read(source)
-    return replace(read(folder_of(name)), path=Path(name), name=name)
+    return replace(read(folder_of(name)), path=Path(name), name=name.partition("/")[2])
 
 
 def is_name(text: str) -> bool:

@@ -17,11 +17,9 @@ import torch
 
 from .. import ade20k
 from ..config import DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig, config_from
-from .files import Checkpoint, read_json
+from .files import INPUT_FILE, MODEL_FILE, Checkpoint, read_json
 from .layouts import TRANSFORMERS, layout_of
 from .stored import CheckpointError
-
-MODEL_FILE, INPUT_FILE = "config.json", "preprocessor_config.json"
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -238,7 +236,7 @@ def palette(count: int) -> tuple[tuple[int, int, int], ...]:
     """Colours for classes: ADE20K's where there are as many as it has, else the same ones in every run."""
     if count == len(ade20k.PALETTE):
         return ade20k.PALETTE
-    colours = torch.randint(256, (count, 3), generator=torch.Generator().manual_seed(0))
+    colours = torch.randint(256, (count, 3), generator=torch.Generator().manual_seed(0), device="cpu")
     return tuple((red, green, blue) for red, green, blue in colours.tolist())
 
 

@@ -353,3 +353,15 @@ def test_info_describes_folders_and_reads_once(folder, capsys, monkeypatch):
     line = capsys.readouterr().out
     assert "transformers layout" in line and folder.name in line and "inverse depth" in line and "64x64" in line
     assert read == [folder / "model.safetensors"]
+
+
+def test_predict_takes_a_folder_and_notices_its_change(copied, tmp_path, capsys):
+    """Blind spot: "Is a directory"; a second run that skips what another config.json would give."""
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    arguments = ["predict", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--weights", str(copied)]
+    assert main(arguments) == 0 and (tmp_path / "out" / "a_copied.npy").is_file()
+    assert main(arguments) == 0 and "1 done before" in capsys.readouterr().out
+    edit(copied, "config.json", backbone_out_indices=[1, 2, 3, 4])
+    assert main(arguments) == 0 and "1 done (" in capsys.readouterr().out

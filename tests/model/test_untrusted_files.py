@@ -18,6 +18,7 @@ from small import config, small, upstream
 import dpt
 from dpt import checkpoints
 from dpt.checkpoints import ISL, CheckpointError
+from dpt.checkpoints.layouts import _finite
 from dpt.checkpoints.pickles import unpickle
 from dpt.checkpoints.stored import Opaque, Storage, Stored
 
@@ -171,7 +172,7 @@ def test_hostile_sizes(tmp_path, state, save, offset, size, stride, problem):
         (lambda x: x.index_fill(0, torch.tensor([3]), torch.nan), "holds a value that is not finite"),
         (lambda x: x.index_fill(0, torch.tensor([0]), -torch.inf), "holds a value that is not finite"),
         (lambda x: x.double() * 1e300, "holds a value that is not finite in torch.float32"),
-        (lambda x: torch.full_like(x, 1e38), None),  # finite, though their sum is not
+        (lambda x: torch.full_like(x, 1e38), None),
         (lambda x: torch.full_like(x, 60000, dtype=torch.float16), None),
     ],
 )
@@ -186,6 +187,19 @@ def test_values_are_checked(tmp_path, state, save, spoil, problem):
         return
     with pytest.raises(CheckpointError, match=rf"file\.pth.*{key} {problem}"):
         dpt.load(tmp_path / "file.pth", CONFIG)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_finite_is_told_from_the_bits(dtype):
+    """Blind spot: the largest numbers taken for infinite, or an infinity or NaN of either sign passed over."""
+    limits = torch.finfo(dtype)
+    for values in ([0.0, 1.0, -1.0], [limits.max, limits.min, -0.0], [limits.tiny, -limits.tiny, 1.0], [-1.0, -2.0, -3.0], [1.0, 2.0, 3.0]):
+        tensor = torch.tensor(values, dtype=dtype)
+        assert _finite(tensor) and _finite(tensor.expand(2, 3).t())
+        for bad in (torch.inf, -torch.inf, torch.nan, -torch.nan):
+            spoilt = tensor.clone()
+            spoilt[1] = bad
+            assert not _finite(spoilt) and not _finite(spoilt.expand(2, 3).t())
 
 
 def test_running_variances(tmp_path):
