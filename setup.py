@@ -14,7 +14,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     # The folder kernels/ is installed as dpt.kernels: a top-level package of that name would shadow Hugging Face's `kernels`.
-    packages=["dpt", "dpt.kernels"],
+    packages=["dpt", "dpt.checkpoints", "dpt.kernels"],
     package_dir={"dpt": "dpt", "dpt.kernels": "kernels"},
     package_data={"dpt": ["weights/*", "examples/*"], "dpt.kernels": ["configs/*.json"]},
     install_requires=[
@@ -23,6 +23,7 @@ setup(
         "numpy",
         "pillow",
         "safetensors",
+        "huggingface_hub",
         "tqdm",
         "matplotlib",
     ],

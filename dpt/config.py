@@ -1,17 +1,23 @@
-"""Every named model, as data: frozen dataclasses and one table, `CONFIGS`.
+"""Every named model, as data: frozen dataclasses that check themselves, and one table, `CONFIGS`.
 
 What differs between the checkpoint families is a field here and never an `if` in the model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, ClassVar
 
 from . import ade20k, scenes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+
+MAX_WIDTH, MAX_DEPTH, MAX_SIDE = 1 << 16, 1 << 10, 1 << 12  # beyond any model's: a damaged number ends in an error and not in a wait
 
 
 def numbered_classes(count: int) -> tuple[str, ...]:
@@ -20,7 +26,74 @@ def numbered_classes(count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class Rule:
+    """What a field must be, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(low: int, high: int) -> Rule:
+    return Rule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+
+
+def _number(words: str, holds: Callable[[float], bool]) -> Rule:
+    return Rule(f"a number {words}", lambda value: type(value) in (int, float) and math.isfinite(value) and holds(value))
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: type(value) is str and value in names)
+
+
+def _tuple(rule: Rule, low: int, high: int | None = None) -> Rule:
+    high = low if high is None else high
+    count = f"{low}" if low == high else f"{low} to {high}"
+    return Rule(
+        f"a tuple of {count}, each {rule.words}",
+        lambda value: type(value) is tuple and low <= len(value) <= high and all(map(rule.holds, value)),
+    )
+
+
+_TRUTH = Rule("True or False", lambda value: type(value) is bool)
+_NAME = Rule("a name without slashes", lambda value: type(value) is str and value != "" and not set(value) & set("/\\\0"))
+_TEXT = Rule("text", lambda value: type(value) is str)
+_POSITIVE = _number("above 0", lambda value: value > 0)
+_FINITE = _number("", lambda value: True)
+_WIDTH, _BLOCK, _SIDE = _whole(1, MAX_WIDTH), _whole(0, MAX_DEPTH - 1), _whole(1, MAX_SIDE)
+_RESIZE = _one_of("bilinear", "bicubic")
+
+
+def _increasing(values: tuple[int, ...]) -> bool:
+    return list(values) == sorted(set(values))
+
+
+class Checked:
+    """A dataclass whose fields are held to `RULES` as it is made, and then, together, to `_conflicts`.
+
+    ValueError names the field, its value and the rule.
+    """
+
+    RULES: ClassVar[Mapping[str, Rule]]
+
+    def __post_init__(self) -> None:
+        for name, rule in self.RULES.items():
+            value = getattr(self, name)
+            if not rule.holds(value):
+                raise ValueError(f"{type(self).__name__}.{name}={reprlib.repr(value)}: it must be {rule.words}")
+        for wrong, message in self._conflicts():
+            if wrong:
+                raise ValueError(f"{type(self).__name__}.{message}")
+
+    def _conflicts(self) -> Iterable[tuple[bool, str]]:
+        """Whether fields that are right by themselves contradict each other, and what to say then."""
+        return ()
+
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Checked):
     """The Vision Transformer."""
 
     embed_dim: int
@@ -33,28 +106,75 @@ class EncoderConfig:
     pos_grid: tuple[int, int] = (24, 24)  # rows and columns of patches the positional embedding is stored for
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
-    final_norm: bool = False  # LayerNorm on every hooked layer (Depth Anything)
+    final_norm: str = (
+        "none"  # LayerNorm on hooked layers: "none", "every" (Depth Anything), or "last" behind the last block (mmsegmentation)
+    )
     layer_scale: bool = False  # DINOv2
     pos_mode: str = "bilinear"  # how the positional embedding is resized
     pos_offset: float = 0.0  # DINOv2 resizes by (n + 0.1) / grid instead of to n
     pos_by_count: bool = False  # mmsegmentation resizes only when the NUMBER of patches differs
     attention: str = "sdpa"  # "sdpa" or "xformers"
+    activation: str = "gelu"  # between the MLP's linear layers; "gelu" is the exact one
+
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "embed_dim": _WIDTH,
+        "depth": _whole(1, MAX_DEPTH),
+        "num_heads": _WIDTH,
+        "hooks": _tuple(_BLOCK, 0, 4),
+        "patch_size": _SIDE,
+        "stem": _one_of("patch", "convolutions"),
+        "stem_hooks": _tuple(_whole(0, 3), 0, 4),
+        "pos_grid": _tuple(_SIDE, 2),
+        "mlp_ratio": _number("above 0, at most 64", lambda value: 0 < value <= 64),
+        "norm_eps": _POSITIVE,
+        "final_norm": _one_of("none", "every", "last"),
+        "layer_scale": _TRUTH,
+        "pos_mode": _RESIZE,
+        "pos_offset": _number("from 0 to 1", lambda value: 0 <= value <= 1),
+        "pos_by_count": _TRUTH,
+        "attention": _one_of("sdpa", "xformers"),
+        "activation": _one_of(*ACTIVATIONS),
+    }
+
+    def _conflicts(self) -> Iterable[tuple[bool, str]]:
+        hooks, stem = self.hooks, self.stem_hooks
+        yield self.embed_dim % self.num_heads != 0, f"embed_dim={self.embed_dim}: it must be a multiple of num_heads={self.num_heads}"
+        yield len(hooks) + len(stem) != 4, f"hooks={hooks}: with stem_hooks={stem} they must be four"
+        yield not _increasing(hooks), f"hooks={hooks}: they must increase"
+        yield bool(hooks) and hooks[-1] >= self.depth, f"hooks={hooks}: they must be below depth={self.depth}"
+        yield not _increasing(stem), f"stem_hooks={stem}: they must increase"
+        yield bool(stem) and self.stem != "convolutions", f'stem_hooks={stem}: only stem="convolutions" has maps to hook'
+        halved = self.stem == "convolutions"
+        yield halved and self.patch_size != 16, f'patch_size={self.patch_size}: stem="convolutions" halves four times, for 16'
+        yield halved and self.embed_dim % 8 != 0, f'embed_dim={self.embed_dim}: stem="convolutions" begins with an eighth of it'
+        yield self.mlp_ratio * self.embed_dim < 1, f"mlp_ratio={self.mlp_ratio}: it leaves no channel of embed_dim={self.embed_dim}"
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Checked):
     """Reassemble and Fusion."""
 
     neck_channels: tuple[int, int, int, int]
     features: int = 256
-    readout: str = "project"  # or "ignore"
+    readout: str = "project"  # how the class token is read: "project", "ignore" or "add"
+    readout_activation: str = "gelu"  # behind the readout's projection
     batch_norm: bool = False  # in the residual units, whose convolutions then have no bias
     match_size: bool = False  # upsample to the next level's size (Depth Anything) instead of by two
     dead_unit: bool = False  # the deepest block carries a first unit that is never run (kept for a round trip)
 
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "neck_channels": _tuple(_WIDTH, 4),
+        "features": _whole(2, MAX_WIDTH),
+        "readout": _one_of("project", "ignore", "add"),
+        "readout_activation": _one_of(*ACTIVATIONS),
+        "batch_norm": _TRUTH,
+        "match_size": _TRUTH,
+        "dead_unit": _TRUTH,
+    }
+
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Checked):
     """What the fused map is turned into."""
 
     task: str  # "depth" or "segmentation"
@@ -68,9 +188,28 @@ class HeadConfig:
     auxiliary: bool = False  # segmentation: a second classifier on the map one level deeper, for training
     align_corners: bool = True  # of the last upsampling
 
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "task": _one_of("depth", "segmentation"),
+        "classes": _tuple(_TEXT, 0, MAX_WIDTH),
+        "palette": _tuple(_tuple(_whole(0, 255), 3), 0, MAX_WIDTH),
+        "hidden": _WIDTH,
+        "activation": _one_of("relu", "sigmoid"),
+        "max_depth": _POSITIVE,
+        "inverse": _TRUTH,
+        "dropout": _number("from 0 to 1", lambda value: 0 <= value <= 1),
+        "auxiliary": _TRUTH,
+        "align_corners": _TRUTH,
+    }
+
+    def _conflicts(self) -> Iterable[tuple[bool, str]]:
+        segmentation, classes, colours = self.task == "segmentation", len(self.classes), len(self.palette)
+        yield classes != colours, f"palette of {colours} colours: it must have one for each of the {classes} classes"
+        yield segmentation and not classes, "classes=(): segmentation needs at least one"
+        yield not segmentation and self.auxiliary, "auxiliary=True: only segmentation has that head"
+
 
 @dataclass(frozen=True)
-class InputConfig:
+class InputConfig(Checked):
     """How a picture becomes the model's input, and its output a map of the picture's size."""
 
     mean: tuple[float, float, float]  # on RGB in 0..1
@@ -84,9 +223,25 @@ class InputConfig:
     output_mode: str = "bicubic"  # of the resize on the way out
     output_align_corners: bool = False
 
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "mean": _tuple(_FINITE, 3),
+        "std": _tuple(_POSITIVE, 3),
+        "size": _tuple(_whole(1, MAX_WIDTH), 2),
+        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "square"),
+        "multiple": _SIDE,
+        "pad": _TRUTH,
+        "mode": _RESIZE,
+        "antialias": _TRUTH,
+        "output_mode": _RESIZE,
+        "output_align_corners": _TRUTH,
+    }
+
+
+SECTIONS: dict[str, type] = {"encoder": EncoderConfig, "decoder": DecoderConfig, "head": HeadConfig, "input": InputConfig}
+
 
 @dataclass(frozen=True)
-class DPTConfig:
+class DPTConfig(Checked):
     """One named model.
 
     `source` is where `weights="pretrained"` comes from: a file name inside the package, or a URL whose file name ends
@@ -101,9 +256,65 @@ class DPTConfig:
     source: str | None = None
     licence: str = "Apache-2.0"
 
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "name": _NAME,  # it becomes part of files' names
+        **{
+            name: Rule(f"a {section.__name__}", lambda value, section=section: isinstance(value, section))
+            for name, section in SECTIONS.items()
+        },
+        "source": Rule("text or None", lambda value: value is None or type(value) is str),
+        "licence": _TEXT,
+    }
+
     def with_(self, section: str, **changes) -> DPTConfig:
         """A copy with fields of one section changed, e.g. `config.with_("encoder", attention="xformers")`."""
         return replace(self, **{section: replace(getattr(self, section), **changes)})
+
+
+_EARLIER = {("encoder", "final_norm"): {False: "none", True: "every"}}  # values that files written before hold
+
+
+def config_from(values: Any) -> DPTConfig:
+    """The configuration that `dataclasses.asdict` and JSON made these values of; ValueError names the field, its value and the rule."""
+    given = dict(_mapping(values, "the configuration"))
+    for name, section in SECTIONS.items():
+        if name in given:
+            part = {key: _earlier(name, key, _tuples(value)) for key, value in _mapping(given[name], name).items()}
+            given[name] = _made(section, part, f"{name}.")
+    config = _made(DPTConfig, given, "")
+    # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
+    encoder, channels = config.encoder, config.decoder.neck_channels
+    for level, index in enumerate(encoder.stem_hooks):
+        width = encoder.embed_dim >> (3 - index)
+        if channels[level] != width:
+            raise ValueError(f"DecoderConfig.neck_channels={channels}: level {level} is a map of the stem, which has {width} channels")
+    return config
+
+
+def _mapping(values: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} is a {type(values).__name__}: it must be an object with a value for each field")
+    return values
+
+
+def _made(section: type, values: dict[str, Any], where: str) -> Any:
+    known = {field.name: field.default is MISSING for field in fields(section)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{where}{name}={reprlib.repr(values[name])}: no such field, {section.__name__} has {', '.join(known)}")
+    for name, required in known.items():
+        if required and name not in values:
+            raise ValueError(f"{where}{name} is missing")
+    return section(**values)
+
+
+def _earlier(section: str, field: str, value: Any) -> Any:
+    table = _EARLIER.get((section, field), {})
+    return table[value] if type(value) is bool and value in table else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 _BASE = EncoderConfig(embed_dim=768, depth=12, num_heads=12, hooks=(2, 5, 8, 11))

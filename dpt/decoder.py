@@ -7,18 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DecoderConfig
+from .encoder import ACTIVATION
 
 
 class ReadoutProject(nn.Module):
-    """Tokens (B, 1 + N, D) -> (B, N, D): every patch token is projected together with the cls token, then GELU."""
+    """Tokens (B, 1 + N, D) -> (B, N, D): every patch token is projected together with the cls token, then activated (exact GELU)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, activation: str = "gelu"):
         super().__init__()
+        self.activation = activation
         self.linear = nn.Linear(2 * dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         patches, cls = tokens[:, 1:], tokens[:, :1]
-        return F.gelu(self.linear(torch.cat((patches, cls.expand_as(patches)), dim=-1)))
+        return ACTIVATION[self.activation](self.linear(torch.cat((patches, cls.expand_as(patches)), dim=-1)))
 
 
 class ReadoutIgnore(nn.Module):
@@ -28,7 +30,14 @@ class ReadoutIgnore(nn.Module):
         return tokens[:, 1:]
 
 
-READOUT = {"project": ReadoutProject, "ignore": lambda dim: ReadoutIgnore()}
+class ReadoutAdd(nn.Module):
+    """Tokens (B, 1 + N, D) -> (B, N, D): the cls token is added to every patch token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 1:] + tokens[:, :1]
+
+
+READOUT = {"project": ReadoutProject, "ignore": lambda dim, activation: ReadoutIgnore(), "add": lambda dim, activation: ReadoutAdd()}
 
 
 def _resize(channels: int, level: int) -> nn.Module:
@@ -42,9 +51,9 @@ def _resize(channels: int, level: int) -> nn.Module:
 class Reassemble(nn.Module):
     """One hooked layer's tokens (B, 1 + h*w, D) -> a map (B, C, h', w'): readout, 1x1 projection, resampling."""
 
-    def __init__(self, dim: int, channels: int, level: int, readout: str):
+    def __init__(self, dim: int, channels: int, level: int, readout: str, activation: str = "gelu"):
         super().__init__()
-        self.readout = READOUT[readout](dim)
+        self.readout = READOUT[readout](dim, activation)
         self.project = nn.Conv2d(dim, channels, 1)
         self.resize = _resize(channels, level)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import torch
@@ -55,16 +56,26 @@ class Attention(nn.Module):
         return self.proj(ATTENTION[self.kind](self.qkv(x), self.num_heads))
 
 
-class MLP(nn.Module):
-    """Linear, exact GELU, linear."""
+ACTIVATION = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 
-    def __init__(self, dim: int, hidden: int):
+
+class MLP(nn.Module):
+    """Linear, activation (exact GELU where nothing else is said), linear."""
+
+    def __init__(self, dim: int, hidden: int, activation: str = "gelu"):
         super().__init__()
+        self.activation = activation
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(ACTIVATION[self.activation](self.fc1(x)))
 
 
 class LayerScale(nn.Module):
@@ -88,7 +99,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = MLP(dim, int(config.mlp_ratio * dim))
+        self.mlp = MLP(dim, int(config.mlp_ratio * dim), config.activation)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +146,8 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        if config.final_norm:
+        self.normed = {"none": (), "every": config.hooks, "last": (config.depth - 1,)}[config.final_norm]  # blocks whose hooked tokens are
+        if self.normed:
             self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
 
     def grid(self, x: Tensor) -> tuple[int, int]:
@@ -181,5 +193,5 @@ class Encoder(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.config.hooks:
-                hooked.append(self.norm(x) if self.config.final_norm else x)
+                hooked.append(self.norm(x) if index in self.normed else x)
         return hooked

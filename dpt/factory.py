@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from . import checkpoints
-from .checkpoints import CheckpointError
+from .checkpoints import Checkpoint, CheckpointError, Layout
 from .config import CONFIGS, DPTConfig, numbered_classes
 from .encoder import check_attention
 from .model import DPT
@@ -46,8 +47,9 @@ def build(
 
     Args:
         name: one of `models()`, or a `DPTConfig`.
-        weights: None for random initialisation; a path to a checkpoint in any known layout; "pretrained" for the file the package
-            carries (dpt-tiny-*) or a download into torch.hub's cache, checked against the hash in its name (all others).
+        weights: None for random initialisation; whatever `load` takes; "pretrained" for the file the package carries (dpt-tiny-*) or
+            a download into torch.hub's cache, checked against the hash in its name (all others). The model is the named one whatever
+            the file says of itself.
         fast: run on the fused kernels where they apply (`dpt.accelerate`).
         device: where the parameters live; None is PyTorch's default device.
         dtype: of the parameters; None is PyTorch's default dtype.
@@ -62,10 +64,12 @@ def build(
     if attention is not None:
         check_attention(attention)
         config = config.with_("encoder", attention=attention)
-    model = DPT(config)
-    if weights is not None:
-        checkpoints.load_into(model, _pretrained(config) if weights == "pretrained" else weights)
-    return _finish(model, fast, device, dtype)
+    if weights is None:
+        model = DPT(config).to(device=device, dtype=dtype)
+    else:
+        checkpoint = checkpoints.find(_pretrained(config) if weights == "pretrained" else weights)
+        model = _assembled(config, checkpoint, checkpoints.layout_of(checkpoint.state, checkpoint.path), device, dtype)
+    return _finished(model, fast)
 
 
 def load(
@@ -77,27 +81,60 @@ def load(
     dtype: torch.dtype | None = None,
     attention: str | None = None,
 ) -> DPT:
-    """The model a checkpoint file holds, in evaluation mode: ours, mmsegmentation's, isl-org's or transformers' layout.
+    """The model a checkpoint holds, in evaluation mode: ours, mmsegmentation's, isl-org's or transformers' layout.
 
-    The architecture is read off the file. `name` (or a `DPTConfig`) is needed where the file does not settle it; the error says
-    so. A segmentation file with another number of classes gets classes named by number. The other arguments and errors are
-    `build`'s.
+    Args:
+        path: a file of PyTorch (any zip or legacy one; what is not a tensor is passed over and never run) or of safetensors, in wrappers
+            such as "state_dict" and with prefixes such as "module."; a folder of transformers, or the index of its shards; or, where
+            nothing here has that name, a model on transformers' hub ("Intel/dpt-large"), through huggingface_hub's cache.
+        name: a named model or a `DPTConfig`, where the file does not settle the architecture; the error says so. It goes before what the
+            file says. Without it a file of ours says all, and transformers' config.json beside the weights is obeyed or refused.
+
+    Number of classes, grid of the positional embedding, mmsegmentation's final norm and the auxiliary head are read off the tensors. The
+    other arguments and errors are `build`'s; CheckpointError also for values that are not finite, and for a model the hub does not give.
     """
-    state, metadata = checkpoints.read(path)
+    return from_checkpoint(checkpoints.find(path), name, fast=fast, device=device, dtype=dtype, attention=attention)
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint,
+    name: str | DPTConfig | None = None,
+    *,
+    fast: bool = False,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+) -> DPT:
+    """`load`, of a checkpoint that has been opened."""
+    state, path = checkpoint.state, checkpoint.path
     layout = checkpoints.layout_of(state, path)
-    config = config_of(name) if name is not None else checkpoints.saved_config(metadata, path) or _recognise(state, layout, path)
-    if layout.norm_eps is not None:
-        config = config.with_("encoder", norm_eps=layout.norm_eps)
+    config = checkpoints.stated_config(checkpoint) if name is None else None
+    if config is None:
+        config = _recognise(state, layout, path) if name is None else _as_in_file(config_of(name), state, layout)
+        if layout.norm_eps is not None:
+            config = config.with_("encoder", norm_eps=layout.norm_eps)
     if attention is not None:
         check_attention(attention)
         config = config.with_("encoder", attention=attention)
-    model = DPT(_with_classes_of(state, layout, config))
-    model.load_state_dict(checkpoints.convert(state, layout, model.state_dict(), path))
-    return _finish(model, fast, device, dtype)
+    return _finished(_assembled(config, checkpoint, layout, device, dtype), fast)
 
 
-def _finish(model: DPT, fast: bool, device, dtype) -> DPT:
-    model = model.to(device=device, dtype=dtype).eval()
+def _assembled(config: DPTConfig, checkpoint: Checkpoint, layout: Layout, device, dtype: torch.dtype | None) -> DPT:
+    """The model with the checkpoint's tensors as its parameters; nothing is initialised, and nothing allocated beside them."""
+    path, depth = checkpoint.path, config.encoder.depth
+    for key in layout.source(f"encoder.blocks.{depth - 1}.norm1.weight"):  # before thousands of blocks are made for a damaged number
+        if key not in checkpoint.state:
+            raise CheckpointError(f"{path} ({layout.name} layout): the model has {depth} blocks, but {key} is not in the file")
+    with torch.device("meta"):
+        model = DPT(config)
+    device = torch.get_default_device() if device is None else device
+    state = checkpoints.convert(checkpoint.state, layout, model.state_dict(), path, device=device, dtype=dtype)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _finished(model: DPT, fast: bool) -> DPT:
+    model = model.eval()
     if fast:
         from .fast import accelerate  # Triton is loaded only by those who ask for it
 
@@ -119,34 +156,49 @@ def _pretrained(config: DPTConfig) -> Path:
     return target
 
 
-def _with_classes_of(state: dict[str, Tensor], layout: checkpoints.Layout, config: DPTConfig) -> DPTConfig:
-    """The configuration with the file's number of classes, numbered instead of named if it is another."""
+def _as_in_file(config: DPTConfig, state: Mapping[str, object], layout: Layout) -> DPTConfig:
+    """The configuration with what the file's tensors show of it.
+
+    Classes of another number are numbered instead of named. The positional embedding's grid is a square where it is not the configured one.
+    """
+    position = layout.find("encoder.pos_embed", state)
+    patches = position.shape[1] - 1 if position is not None and len(position.shape) == 3 else 0
+    side = math.isqrt(max(patches, 0))
+    if patches != math.prod(config.encoder.pos_grid) and 0 < patches == side * side:
+        config = config.with_("encoder", pos_grid=(side, side))
+    if layout.find("encoder.norm.weight", state) is not None and config.encoder.final_norm == "none":
+        config = config.with_("encoder", final_norm=layout.final_norm)
+    config = config.with_("decoder", dead_unit=layout.find("fusion.blocks.3.unit1.conv1.weight", state) is not None)
     if config.head.task != "segmentation":
         return config
-    weight = state.get(layout.source("head.classifier.weight")[0])
-    if weight is None or len(weight) == len(config.head.classes):
+    config = config.with_("head", auxiliary=layout.find("auxiliary_head.conv.weight", state) is not None)
+    classifier = layout.find("head.classifier.weight", state)
+    count = classifier.shape[0] if classifier is not None and classifier.shape else 0
+    if count in (0, len(config.head.classes)):
         return config
-    generator = torch.Generator().manual_seed(0)
-    palette = tuple(tuple(colour) for colour in torch.randint(256, (len(weight), 3), generator=generator).tolist())
-    return config.with_("head", classes=numbered_classes(len(weight)), palette=palette)
+    return config.with_("head", classes=numbered_classes(count), palette=checkpoints.palette(count))
 
 
-def _recognise(state: dict[str, Tensor], layout: checkpoints.Layout, path: str | Path) -> DPTConfig:
-    """The one named model whose parameters have the file's names and shapes; CheckpointError if there is none, or several."""
-    fitting, problems = [], []
+def _recognise(state: Mapping[str, object], layout: Layout, path: str | Path) -> DPTConfig:
+    """The one named model whose parameters have the file's names and shapes.
+
+    Raises:
+        CheckpointError: there is none, and what the file lacks for the nearest; or there are several.
+    """
+    found: dict[str, tuple[DPTConfig, list[str]]] = {}
     for config in CONFIGS.values():
-        candidate = _with_classes_of(state, layout, config)
+        candidate = _as_in_file(config, state, layout)
         with torch.device("meta"):
             expected = DPT(candidate).state_dict()
-        try:
-            checkpoints.convert({key: value.to("meta") for key, value in state.items()}, layout, expected, path)
-        except CheckpointError as error:
-            problems.append(f"{config.name}: {error}")
-        else:
-            fitting.append(candidate)
+        found[config.name] = candidate, checkpoints.problems(state, layout, expected)
+    fitting = [candidate for candidate, wrong in found.values() if not wrong]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         names = ", ".join(config.name for config in fitting)
         raise CheckpointError(f"{path} ({layout.name} layout) fits {names} alike: say which with name=")
-    raise CheckpointError(f"{path} ({layout.name} layout) fits no named model; give name= a DPTConfig, or mind what differs: {problems[0]}")
+    nearest, (_, wrong) = min(found.items(), key=lambda item: len(item[1][1]))
+    raise CheckpointError(
+        f"{path} ({layout.name} layout) fits no named model; give name= a DPTConfig, or mind what differs from {nearest}, "
+        f"the nearest: {checkpoints.shortened(wrong)}"
+    )

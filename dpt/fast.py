@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .config import InputConfig
-from .decoder import Fusion, FusionBlock, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
+from .decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
 from .encoder import MLP, Attention, Block, LayerScale
 from .head import DepthHead, SegmentationHead
 
@@ -61,7 +61,7 @@ class FastReassemble(Reassemble):
         if isinstance(self.readout, ReadoutProject):
             x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
         else:
-            x = tokens[:, 1:]
+            x = self.readout(tokens)
         x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         if isinstance(self.resize, nn.ConvTranspose2d):
             return transposed_conv(x, self.resize.weight, self.resize.bias)
@@ -254,7 +254,7 @@ FAST: dict[type[nn.Module], Replacement] = {
             "attn.proj": _LINEAR,
             "ls1": _LAYER_SCALE,
             "norm2": _layer_norm,
-            "mlp": _is(MLP),
+            "mlp": _has({"activation": "gelu"}, MLP),
             "mlp.fc1": _LINEAR,
             "mlp.fc2": _LINEAR,
             "ls2": _LAYER_SCALE,
@@ -264,7 +264,7 @@ FAST: dict[type[nn.Module], Replacement] = {
     Reassemble: Replacement(
         FastReassemble,
         reads={
-            "readout": _is(ReadoutProject, ReadoutIgnore),
+            "readout": _either(_has({"activation": "gelu"}, ReadoutProject), _is(ReadoutIgnore, ReadoutAdd)),
             "readout.linear": _LINEAR,
             "project": _convolution(1),
             "resize": _resampling,

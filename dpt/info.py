@@ -1,4 +1,4 @@
-"""The named models: parameters, input, source and licence of their weights; or one checkpoint file, told apart and described."""
+"""The named models: parameters, input, source and licence of their weights; or one checkpoint, told apart and described."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import torch
 
 from . import checkpoints
 from .config import CONFIGS
-from .factory import load
+from .factory import from_checkpoint
 from .model import DPT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", type=Path, help="a checkpoint; without one, all named models are listed")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        help="a checkpoint file or folder, or a model on transformers' hub; without one, all named models are listed",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.file is not None:
-        state, _ = checkpoints.read(args.file)
-        print(f"{args.file}: {checkpoints.layout_of(state, args.file).name} layout, {describe(load(args.file))}")
+        checkpoint = checkpoints.find(args.file)
+        layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
+        print(f"{args.file}: {layout.name} layout, {describe(from_checkpoint(checkpoint))}")
         return 0
     for config in CONFIGS.values():
         with torch.device("meta"):

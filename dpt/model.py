@@ -24,7 +24,9 @@ class DPT(nn.Module):
         encoder, decoder = config.encoder, config.decoder
         self.encoder = Encoder(encoder)
         self.reassemble = nn.ModuleList(
-            ReassembleMap() if level < len(encoder.stem_hooks) else Reassemble(encoder.embed_dim, channels, level, decoder.readout)
+            ReassembleMap()
+            if level < len(encoder.stem_hooks)
+            else Reassemble(encoder.embed_dim, channels, level, decoder.readout, decoder.readout_activation)
             for level, channels in enumerate(decoder.neck_channels)
         )
         self.fusion = Fusion(decoder)

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import __version__, factory, inputs, outputs
+from . import __version__, checkpoints, factory, inputs, outputs
 from .cli import CommandError
 from .config import CONFIGS
 from .images import ImageError
@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or pattern such as 'photos/*.jpg'")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     parser.add_argument("--model", action="append", metavar="NAME", help=f"can be repeated (default: {' and '.join(CARRIED)})")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint; without --model the architecture is read off the file")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="checkpoint file or folder, or a model on transformers' hub; without --model the architecture is read off it",
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: %(default)s)")
     parser.add_argument("--tta", action="store_true", help="average over six scales and flips: slower, more accurate")
@@ -128,7 +132,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally) -> None:
     config = model.config
-    made_with = {"model": config.name, "weights": _identity(args.weights), "version": __version__, "dtype": args.dtype, **_options(args)}
+    weights = _weights_identity(args.weights)
+    made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **_options(args)}
     jobs: dict[Path, Path] = {}
     for path, stem in stems.items():
         if path in tally.unreadable:
@@ -158,15 +163,19 @@ def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Names
         tally.done += 1
 
 
-def _identity(path: str | Path | None) -> list | None:
-    """A file's name, bytes and checksum, as JSON gives them back."""
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        checksum = 0
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-        return [Path(path).name, file.tell(), checksum]
+def _weights_identity(weights: str | None) -> list | None:
+    """What `--weights` names: a file, all files of a folder, or of a model on the hub."""
+    return None if weights is None else _identity(weights, checkpoints.find(weights).files)
+
+
+def _identity(path: str | Path, files: Sequence[Path] | None = None) -> list:
+    """The name, bytes and checksum of a file, or of several under one name, as JSON gives them back."""
+    size = checksum = 0
+    for part in files or (path,):
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                size, checksum = size + len(block), zlib.crc32(block, checksum)
+    return [Path(path).name, size, checksum]
 
 
 def _obstacle(source: Path, paths: list[Path], made_with: dict[str, Any]) -> str | None:

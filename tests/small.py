@@ -46,10 +46,19 @@ def wide(name: str = "dpt-large-midas", **encoder) -> DPT:
 
 def depth_anything() -> DPT:
     """A small model with what Depth Anything's metric models have and the named ones have not."""
-    full = config("dpt-large-midas", final_norm=True, layer_scale=True, pos_mode="bicubic", pos_offset=0.1, patch_size=14)
+    full = config("dpt-large-midas", final_norm="every", layer_scale=True, pos_mode="bicubic", pos_offset=0.1, patch_size=14)
     full = full.with_("encoder", embed_dim=64, num_heads=2).with_("decoder", readout="ignore", match_size=True)
     return randomise(DPT(full.with_("head", activation="sigmoid", max_depth=20.0)))
 
 
 def small(name: str = "dpt-large-midas", seed: int = 0, **changes) -> DPT:
     return randomise(DPT(config(name, **changes)), seed)
+
+
+def upstream(model: DPT, layout) -> dict[str, torch.Tensor]:
+    """The model's state under a layout's own keys."""
+    state = {}
+    for key, value in model.state_dict().items():
+        names = layout.source(key)
+        state.update(zip(names, value.chunk(len(names)) if len(names) > 1 else (value,), strict=True))
+    return state

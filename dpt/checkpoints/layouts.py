@@ -1,4 +1,4 @@
-"""Checkpoint files: reading them safely, telling their layout, and their keys in terms of ours, one table a layout.
+"""Each family's keys in terms of ours, one table a layout, and a state dict brought from one to the other, strictly.
 
 A table row is (our key, their key). `{n}` is a block, `{i}` a level from 0 (shallow) to 3, `{j}` = 3 - i, `{k}` = i + 1, and `{p}`
 the rest of the key. A row whose second part is a tuple joins tensors along their first dimension.
@@ -6,27 +6,21 @@ the rest of the key. A row whose second part is a tuple joins tensors along thei
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
+import functools
 import re
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig
+from .stored import CheckpointError, Opaque, Stored
 
-State = dict[str, Tensor]
-
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint of the model it was loaded into; the message says which keys or why."""
+State = Mapping[str, Stored | Opaque | Tensor]
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER = (torch.int64, torch.int32)
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Layout:
     """How one family of files names its tensors.
 
     `marker` is a key only this layout has. `unused` are patterns of keys that the network never reads. `norm_eps`, where the
-    family's own code runs another LayerNorm epsilon than the named model.
+    family's own code runs another LayerNorm epsilon than the named model. `final_norm`: what it means that a file holds the encoder's norm.
     """
 
     name: str
@@ -42,6 +36,7 @@ class Layout:
     rows: tuple[tuple[str, str | tuple[str, ...]], ...]
     unused: tuple[str, ...] = ()
     norm_eps: float | None = None
+    final_norm: str = "every"
 
     def source(self, key: str) -> tuple[str, ...]:
         """Their key(s) for one of ours."""
@@ -54,7 +49,15 @@ class Layout:
                 return tuple(their.format(**names) for their in ((theirs,) if isinstance(theirs, str) else theirs))
         raise CheckpointError(f"the layout {self.name} has no {key}: its models have no such part")
 
+    def find(self, key: str, state: State) -> Stored | Opaque | Tensor | None:
+        """The state's (first) tensor for one of our keys; None if it or the layout has none."""
+        try:
+            return state.get(self.source(key)[0])
+        except CheckpointError:
+            return None
 
+
+@functools.cache
 def _pattern(template: str) -> re.Pattern:
     """The regular expression of one of our keys in a table."""
     escaped = re.escape(template)
@@ -86,6 +89,7 @@ MMSEG = Layout(
         ("encoder.blocks.{n}.norm2.{p}", "backbone.layers.{n}.ln2.{p}"),
         ("encoder.blocks.{n}.mlp.fc1.{p}", "backbone.layers.{n}.ffn.layers.0.0.{p}"),
         ("encoder.blocks.{n}.mlp.fc2.{p}", "backbone.layers.{n}.ffn.layers.1.{p}"),
+        ("encoder.norm.{p}", "backbone.ln1.{p}"),
         ("reassemble.{i}.readout.linear.{p}", "decode_head.reassemble_blocks.readout_projects.{i}.0.{p}"),
         ("reassemble.{i}.project.{p}", "decode_head.reassemble_blocks.projects.{i}.conv.{p}"),
         ("reassemble.{i}.resize.{p}", "decode_head.reassemble_blocks.resize_layers.{i}.{p}"),
@@ -96,7 +100,8 @@ MMSEG = Layout(
         ("head.norm.{p}", "decode_head.project.bn.{p}"),
         ("head.classifier.{p}", "decode_head.conv_seg.{p}"),
     ),
-    unused=(r"auxiliary_head\..*", r"backbone\.ln1\..*"),
+    unused=(r"auxiliary_head\..*",),
+    final_norm="last",
 )
 
 ISL = Layout(
@@ -167,43 +172,7 @@ NATIVE = Layout(name="dpt", marker="encoder.pos_embed", rows=(("{p}", "{p}"),))
 LAYOUTS = (NATIVE, MMSEG, ISL, TRANSFORMERS)
 
 
-def read(path: str | Path) -> tuple[State, dict[str, str]]:
-    """The tensors and the metadata of a safetensors file or of a PyTorch file, which is read with `weights_only=True`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: the file is truncated, is something else, or is a pickle that holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: not a PyTorch file of plain tensors, which is all that is loaded from a pickle ({reason})"
-        ) from error
-    return _unwrap(content, path), {}
-
-
-def _unwrap(content, path: Path) -> State:
-    """The state dict inside what mmsegmentation ("state_dict"), isl-org ("model") or DDP ("module.") wrap around it."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a state dict of tensors")
-    return {key.removeprefix("module."): value for key, value in content.items()}
-
-
-def layout_of(state: Mapping[str, Tensor], path: str | Path = "state dict") -> Layout:
+def layout_of(state: Mapping[str, object], path: str | Path = "state dict") -> Layout:
     """The layout whose marker the state has; CheckpointError if none."""
     for layout in LAYOUTS:
         if layout.marker in state:
@@ -212,79 +181,119 @@ def layout_of(state: Mapping[str, Tensor], path: str | Path = "state dict") -> L
     raise CheckpointError(f"{path}: no known layout (known: {known}); its first keys are {', '.join(sorted(state)[:3])}")
 
 
-def convert(state: Mapping[str, Tensor], layout: Layout, expected: Mapping[str, Tensor], path: str | Path = "state dict") -> State:
-    """The state under our keys, strictly: every expected key once and in its shape, every key of the file used or known unused.
-
-    Raises:
-        CheckpointError: naming the keys that are missing, left over or of another shape.
-    """
-    converted, used, problems = {}, set(), []
+def problems(state: State, layout: Layout, expected: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state from being the expected one, told by names, types and shapes: none of its values is read."""
+    foreign, found, used = [], [], set()
     for key, tensor in expected.items():
-        names = layout.source(key)
+        try:
+            names = layout.source(key)
+        except CheckpointError as error:
+            foreign.append(str(error))
+            continue
         used.update(names)
         missing = [name for name in names if name not in state]
         if missing:
-            # BatchNorm's step counter came with PyTorch 0.4.1 and is not in every file.
-            if key.endswith("num_batches_tracked"):
-                converted[key] = torch.zeros_like(tensor, device="cpu")
-            else:
-                problems.append(f"{', '.join(missing)} is missing")
+            found += [] if _may_be_missing(key) else [f"{', '.join(missing)} is missing"]
             continue
-        value = state[names[0]] if len(names) == 1 else torch.cat([state[name] for name in names])
-        if value.shape != tensor.shape:
-            problems.append(f"{names[0]} has shape {tuple(value.shape)}, the model's {key} {tuple(tensor.shape)}")
-        converted[key] = value
+        wrong = [f"{name} {problem}" for name in names if (problem := _unfit(state[name], tensor)) is not None]
+        shape = None if wrong else _joined_shape([state[name] for name in names])
+        if shape is not None and shape != tuple(tensor.shape):
+            wrong = [f"{names[0]} has shape {shape}, the model's {key} {tuple(tensor.shape)}"]
+        found += wrong
     unused = re.compile("|".join(layout.unused) or r"(?!)")
-    problems += [f"{name} is not used by the model" for name in state if name not in used and not unused.fullmatch(name)]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"{path} ({layout.name} layout) does not fit the model: {shown}")
+    left = [f"{name} is not used by the model" for name in state if name not in used and not unused.fullmatch(name)]
+    return foreign + found + left
+
+
+def _may_be_missing(key: str) -> bool:
+    """BatchNorm's step counter came with PyTorch 0.4.1 and is not in every file."""
+    return key.endswith("num_batches_tracked")
+
+
+def _unfit(value: Stored | Opaque | Tensor, expected: Tensor) -> str | None:
+    """Why a value cannot be a tensor like the expected one, whatever its shape; None if it can."""
+    if isinstance(value, Opaque):
+        return f"is {value.what}, where a dense tensor is needed"
+    allowed = FLOATING if expected.is_floating_point() else INTEGER
+    if value.dtype not in allowed:
+        return f"is of {value.dtype}, where one of {', '.join(map(str, allowed))} is needed"
+    return value.problem() if isinstance(value, Stored) else None
+
+
+def _joined_shape(parts: list[Stored | Tensor]) -> tuple[int, ...]:
+    """The shape of tensors joined along their first dimension; that of the first which does not fit the others, if so."""
+    shapes = [tuple(part.shape) for part in parts]
+    odd = [shape for shape in shapes if shape[1:] != shapes[0][1:] or (len(shapes) > 1 and not shape)]
+    if odd or len(shapes) == 1:
+        return (odd or shapes)[0]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def convert(
+    state: State,
+    layout: Layout,
+    expected: Mapping[str, Tensor],
+    path: str | Path = "state dict",
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """The state under our keys, strictly: every expected key once and in its shape, every key of the file used or known unused.
+
+    Args:
+        expected: the model's state dict; shapes and dtypes are looked at, so it may be on the meta device.
+        device: where the tensors go; each goes as it is read.
+        dtype: of floating tensors; None is the expected one's.
+
+    Raises:
+        CheckpointError: naming the keys that are missing, left over or of another shape or type, or whose values are not finite, or, of a
+            running variance, negative.
+    """
+    wrong = problems(state, layout, expected)
+    if wrong:
+        raise CheckpointError(f"{path} ({layout.name} layout) does not fit the model: {shortened(wrong)}")
+    converted = {}
+    for key, tensor in expected.items():
+        names = layout.source(key)
+        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        if names[0] not in state:
+            converted[key] = torch.zeros(tensor.shape, dtype=target, device=device)
+            continue
+        parts = [_checked(state[name], name, key, target, path).to(device) for name in names]
+        converted[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
     return converted
 
 
-def load_into(model: nn.Module, path: str | Path) -> None:
-    """Load a file of any known layout into a model, strictly; CheckpointError names what does not fit."""
-    state, _ = read(path)
-    model.load_state_dict(convert(state, layout_of(state, path), model.state_dict(), path))
+def shortened(wrong: list[str], count: int = 5) -> str:
+    """The first of a list of problems, and how many more there are."""
+    return "; ".join(wrong[:count]) + (f"; and {len(wrong) - count} more" if len(wrong) > count else "")
 
 
-def save(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a model of ours as safetensors with its configuration, whole or not at all.
+def _checked(value: Stored | Tensor, name: str, key: str, dtype: torch.dtype, path: str | Path) -> Tensor:
+    """A tensor's values in a dtype; CheckpointError if some are not finite there, or negative where they must not be."""
+    values = (value.read() if isinstance(value, Stored) else value).to(dtype)
+    if not _finite(values):
+        original = value.read() if isinstance(value, Stored) else value
+        where = "" if not _finite(original) else f" in {dtype}"
+        raise CheckpointError(f"{path}: {name} holds a value that is not finite{where}")
+    # Zero is right: a channel that never fired has no variance, and epsilon is added to it.
+    if key.endswith(("running_var", "num_batches_tracked")) and values.numel() and values.min() < 0:
+        raise CheckpointError(f"{path}: {name} holds {values.min().item():g}, where nothing may be below 0")
+    return values
 
-    Args:
-        dtype: floating-point tensors are stored in it; None keeps the model's own.
+
+_BITS = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32), 8: (torch.int64, np.uint64)}  # integers of as many bytes
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether no value is infinite or NaN.
+
+    Seen as integers, infinity and NaN are the largest: of those without a sign bit signed, of those with one unsigned. Two maxima by NumPy
+    read the memory twice and write none, on one thread: PyTorch's would wake its others between any two reads from the file.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: models are saved as .safetensors")
-    state = {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-        for key, value in model.state_dict().items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        temporary = file.name
-    try:
-        save_file(state, temporary, metadata={"format": "pt", "dpt": json.dumps(asdict(model.config))})
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def saved_config(metadata: Mapping[str, str], path: str | Path) -> DPTConfig | None:
-    """The configuration a file of ours carries; None if it carries none, CheckpointError if it is not one."""
-    if "dpt" not in metadata:
-        return None
-    try:
-        fields = json.loads(metadata["dpt"])
-        sections = {"encoder": EncoderConfig, "decoder": DecoderConfig, "head": HeadConfig, "input": InputConfig}
-        for name, section in sections.items():
-            fields[name] = section(**{key: _tuples(value) for key, value in fields[name].items()})
-        return DPTConfig(**fields)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: its configuration cannot be read ({error})") from error
-
-
-def _tuples(value):
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    if not values.is_floating_point() or not values.numel():
+        return True
+    signed, unsigned = _BITS[values.element_size()]
+    integers = values.detach().view(signed).numpy()
+    infinity = torch.tensor([torch.inf, -torch.inf], dtype=values.dtype, device="cpu").view(signed).numpy()
+    return bool(integers.max() < infinity[0]) and bool(integers.view(unsigned).max() < infinity.view(unsigned)[1])

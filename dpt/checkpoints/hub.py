@@ -1,0 +1,74 @@
+"""Models on transformers' hub, by name ("Intel/dpt-large"), through huggingface_hub and its cache."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, read, shards_of
+from .stored import CheckpointError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
+
+
+def find(source: str | Path) -> Checkpoint:
+    """`read` of a file or folder here, or of a model on the hub; `folder_of` and `read` say what they raise."""
+    name = str(source)
+    if Path(source).exists() or not is_name(name):
+        return read(source)
+    return replace(read(folder_of(name)), path=Path(name), name=name.partition("/")[2])
+
+
+def is_name(text: str) -> bool:
+    """Whether a text that names no file here may name a model: owner/name, and no checkpoint's suffix."""
+    return NAME.fullmatch(text) is not None and not text.endswith(_SUFFIXES)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of the cache that holds a model's configuration and weights; what is missing is downloaded, once.
+
+    Raises:
+        CheckpointError: the hub or the cache has no such model, or it cannot be reached; names the model, the reason and the way by hand.
+    """
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ImportError(f"{name}: models on the hub need the package huggingface_hub: pip install huggingface_hub") from error
+
+    missing: list[EntryNotFoundError] = []
+
+    def fetch(file: str, revision: str) -> Path:
+        """A file of the model, from the cache where it is there: nothing is asked of the network then."""
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if cached is not None and not isinstance(cached, str):  # the cache knows that the model has none
+            raise EntryNotFoundError(f"it has no {file}")
+        return Path(cached or hf_hub_download(name, file, revision=revision))
+
+    def fetch_if_there(file: str) -> Path | None:
+        try:
+            return fetch(file, commit)
+        except EntryNotFoundError as error:  # it has none of that name; or none that can be had now
+            missing.append(error)
+            return None
+
+    try:
+        commit = fetch(MODEL_FILE, "main").parent.name  # the cache's folder of a commit: the other files are to be of the same
+        fetch_if_there(INPUT_FILE)
+        weights = next((path for file in WEIGHTS if (path := fetch_if_there(file)) is not None), None)
+        if weights is None:
+            raise next((error for error in missing if isinstance(error, LocalEntryNotFoundError)), missing[-1])
+        if weights.name.endswith(".index.json"):
+            for shard in sorted(set(shards_of(weights).values())):
+                fetch(shard, commit)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the package and its HTTP client raise errors of many families
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{name}: no such file or folder here, and the hub's model could not be had ({type(error).__name__}: {reason}); by hand: "
+            f"download {MODEL_FILE}, {INPUT_FILE} and the weights from https://huggingface.co/{name}/tree/main into a folder, and give that"
+        ) from error
+    return weights.parent
