@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .config import HeadConfig, InputConfig, numbered_classes
+from .config import HeadConfig, InputConfig
 from .images import EXTENSIONS, load_image
 from .targets import DEPTH_READERS, DEPTH_SCALE, LABEL_READERS, MAX_CLASSES, TargetError, class_labels, read_depth, read_labels
 
 TARGETS = {"depth": ("depth", DEPTH_READERS), "segmentation": ("labels", LABEL_READERS)}  # task -> folder, and its files' readers
+UNNAMED = re.compile(r"(class |LABEL_)\d+")  # what classes are called whose file gives no names: by us, and by transformers
 CHECKERS = 4  # threads that read label files ahead
 
 
@@ -70,7 +72,7 @@ class FolderDataset:
             raise ValueError(f"the model has {len(own)} classes: label files tell at most {MAX_CLASSES} apart")
         if names and len(names) != len(own):
             raise ValueError(f"{self.root} has {len(names)} classes, the model {len(own)}: they must be the same")
-        if names and names != own and own != numbered_classes(len(own)):
+        if names and names != own and not all(map(UNNAMED.fullmatch, own)):
             index = next(index for index, pair in enumerate(zip(names, own, strict=True)) if pair[0] != pair[1])
             raise ValueError(f"class {index} of {self.root} is {names[index]!r}, the model's {own[index]!r}: they must be the same")
 

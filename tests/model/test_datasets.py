@@ -330,8 +330,8 @@ def test_classes_that_fit(tmp_path):
     """Blind spot: a model whose file had no names refused for the numbers it got instead; a depth model asked for classes."""
     root = write(tmp_path, images={"a.png": colour()}, labels={"a.png": grey()}, depth={"a.png": METRES.astype(np.uint16)})
     write(root, description={"classes": list(SCENES.head.classes), "extra": 1})
-    unnamed = SCENES.with_("head", classes=numbered_classes(9)).head
-    for head in (SCENES.head, unnamed, DEPTH.head):
+    ours, theirs = (replace(SCENES.head, classes=names) for names in (numbered_classes(9), tuple(f"LABEL_{index}" for index in range(9))))
+    for head in (SCENES.head, ours, theirs, DEPTH.head):
         assert len(FolderDataset(root, head)) == 1
     many = SCENES.with_("head", classes=numbered_classes(256), palette=((0, 0, 0),) * 256).head
     with pytest.raises(ValueError, match="256 classes: label files tell at most 255 apart"):
