@@ -172,7 +172,7 @@ def _read_one(path: Path) -> tuple[dict[str, Stored | Opaque], dict[str, str]]:
             content, metadata = parse(file, path)
         except Exception as error:  # bytes that are no such file lead their reader to any error there is
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{path}: not a whole {kind} file ({reason})") from error
+            raise CheckpointError(f"{path}: not a whole {kind} file ({reason[:300]})") from error
     return _without_prefixes(_unwrapped(content, path), path), metadata
 
 
@@ -192,7 +192,15 @@ def _parse_safetensors(file: BinaryIO, path: Path) -> tuple[dict[str, Any], dict
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
         raise ValueError("__metadata__ is not text by name")
-    return {key: _in_safetensors(key, entry, path, 8 + length, size) for key, entry in header.items()}, metadata
+    content = {key: _in_safetensors(key, entry, path, 8 + length, size) for key, entry in header.items()}
+    end = 0
+    for begin, next_end in sorted(entry["data_offsets"] for entry in header.values()):
+        if begin != end:
+            raise ValueError(f"tensors overlap or leave a gap at byte {min(begin, end)}")
+        end = next_end
+    if 8 + length + end != size:
+        raise ValueError(f"{size - 8 - length} bytes of data, where the tensors take {end}")
+    return content, metadata
 
 
 def _in_safetensors(key: str, entry: Any, path: Path, data: int, size: int) -> Stored | Opaque:
@@ -296,7 +304,7 @@ def _parse_legacy(file: BinaryIO, path: Path) -> tuple[Any, dict[str, str]]:
     size = os.fstat(file.fileno()).st_size
     for key in unpickle(file, no_storage):
         count = int.from_bytes(_exactly(file, 8), "little")  # of elements
-        found = storages.get(key)
+        found = storages.get(key) if type(key) is str else None
         if found is None:
             raise ValueError("a storage whose type is not known, or that no tensor has")
         found.position, found.size = file.tell(), count * found.dtype.itemsize

@@ -7,6 +7,7 @@ the rest of the key. A row whose second part is a tuple joins tensors along thei
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -202,7 +203,14 @@ def problems(state: State, layout: Layout, expected: Mapping[str, Tensor]) -> li
         found += wrong
     unused = re.compile("|".join(layout.unused) or r"(?!)")
     left = [f"{name} is not used by the model" for name in state if name not in used and not unused.fullmatch(name)]
-    return foreign + found + left
+    return foreign + found + left or _overlaps([value for name in used if isinstance(value := state.get(name), Stored)])
+
+
+def _overlaps(values: list[Stored]) -> list[str]:
+    """What to say of tensors that share their storages' bytes: a small file could claim any amount of memory that way."""
+    claimed = sum(math.prod(value.shape) * value.dtype.itemsize for value in values)
+    held = sum(storage.size for storage in {value.storage for value in values})
+    return [f"tensors overlap: they claim {claimed} bytes of storages of {held}"] if claimed > held else []
 
 
 def _may_be_missing(key: str) -> bool:

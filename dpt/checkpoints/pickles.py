@@ -102,8 +102,8 @@ class _Machine:
 
 
 def _pairs(pairs) -> dict[Any, Any]:
-    """A dictionary of the pairs whose keys are text or numbers; what hashing another key would run into is not tried."""
-    return {key: value for key, value in pairs if type(key) in (str, int)}
+    """A dictionary of the pairs whose keys are text or numbers; what hashing or printing another key would run into is not tried."""
+    return {key: value for key, value in pairs if type(key) is str or (type(key) is int and key.bit_length() < 64)}
 
 
 def _called(function: Any, arguments: Any) -> Any:

@@ -280,6 +280,16 @@ def test_recognition_settles_each_published_file():
         assert factory._recognise(state, layout, "file").name == name
 
 
+def test_a_fine_tuned_file_is_recognised():
+    """Blind spot: mmsegmentation's DPT trained with another img_size, its final norm and its own classes, by its tensors alone."""
+    with torch.device("meta"):
+        tuned = CONFIGS["dpt-base-ade20k"].with_("encoder", pos_grid=(32, 32), final_norm="last")
+        state = upstream(DPT(tuned.with_("head", classes=("a", "b"), palette=((0, 0, 0),) * 2)), MMSEG)
+    found = factory._recognise(state, MMSEG, "file")
+    assert (found.name, found.encoder.pos_grid, found.encoder.final_norm) == ("dpt-base-ade20k", (32, 32), "last")
+    assert found.head.classes == ("class 0", "class 1") and found.encoder.norm_eps == 1e-5
+
+
 def test_randomise_leaves_nothing_initial():
     """Blind spot: comparisons that hold because both sides are at their initial value."""
     fresh, other = DPT(config("dpt-large-ade20k")), randomise(DPT(config("dpt-large-ade20k")))

@@ -256,6 +256,14 @@ def test_defaults_are_those_of_transformers():
             assert field in left_out or stated.get(field) == default, field
 
 
+def test_any_hidden_width_is_made_exactly():
+    """Blind spot: a ratio of widths that rounds down to one channel less."""
+    from dpt.checkpoints.pretrained_configs import _ratio
+
+    wrong = [(hidden, dim) for dim in range(1, 200) for hidden in range(1, 600, 7) if int(_ratio(hidden, dim) * dim) != hidden]
+    assert wrong == []
+
+
 def test_labels(tmp_path):
     """Blind spot: names in the order of a dictionary's text; labels that leave a class without a name."""
     names = [f"thing {index}" for index in range(12)]

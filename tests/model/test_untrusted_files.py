@@ -155,6 +155,13 @@ def test_hostile_sizes(tmp_path, state, save, offset, size, stride, problem):
         dpt.load(tmp_path / "file.pth", CONFIG)
 
 
+def test_tensors_that_share_their_bytes(tmp_path, state):
+    """Blind spot: a small file whose thousand tensors are all the same bytes, and take a thousand times its size."""
+    torch.save({**state, "scratch.refinenet1.out_conv.weight": state["scratch.refinenet2.out_conv.weight"]}, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match="tensors overlap: they claim"):
+        dpt.load(tmp_path / "file.pth", CONFIG)
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -260,6 +267,12 @@ def entry(shape, offsets, dtype="F32"):
         (entry([4], [-16, 0]), "before.safetensors", "no such thing"),
         (entry([2.0, 2], [0, 16]), "float.safetensors", "no such thing"),
         (entry([1 << 40], [0, 1 << 42]), "huge.safetensors", "cannot be bytes"),
+        (entry([3], [0, 12]), "longer.safetensors", "16 bytes of data, where the tensors take 12"),
+        (
+            header_file({name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for name in "xy"}, bytes(16)),
+            "shared.safetensors",
+            "tensors overlap or leave a gap at byte 0",
+        ),
         ((1 << 62).to_bytes(8, "little") + b"{", "header.safetensors", "a header of"),
     ],
 )
@@ -329,6 +342,9 @@ def test_nothing_grows_with_what_a_pickle_claims():
     doubling = b"X\x01\x00\x00\x00x" + b"2\x86" * 60
     for program in (b"N" + doubling + b"\x93.", b"c" + b"a\nb\n" + doubling + b"R.", b"}" + doubling + b"Ns."):
         assert isinstance(unpickle(io.BytesIO(program), lambda identity: None), Opaque | dict)
+    nested = b")" + b"\x85" * 100_000  # hashing it would overflow the C stack
+    assert unpickle(io.BytesIO(b"}" + nested + b"Ns."), lambda identity: None) == {}
+    assert unpickle(io.BytesIO(b"}" + nested + b"0\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b"Ns."), lambda identity: None) == {}
     with pytest.raises(ValueError):
         unpickle(io.BytesIO(b"\x8e" + (1 << 62).to_bytes(8, "little") + b"x."), lambda identity: None)
 
