@@ -72,7 +72,11 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, initial: float = 1.0):
         super().__init__()
+        self.initial = initial
         self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gamma, self.initial)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
