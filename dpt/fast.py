@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from .config import InputConfig
 from .decoder import Fusion, FusionBlock, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
-from .encoder import MLP, Attention, Block, LayerScale
+from .encoder import MLP, Attention, Block, LayerScale, statically_equal
 from .head import DepthHead, SegmentationHead
 
 try:
@@ -123,7 +123,7 @@ class FastFusion(Fusion):
         block = self.blocks[level]
         if size is None:
             return block.unit2(skip)
-        if tuple(skip.shape[2:]) != size:
+        if not statically_equal(tuple(skip.shape[2:]), size):
             skip = upsample_bilinear(skip, size, False)
         return block.unit2(_merge(block.unit1, skip, previous))
 
