@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,25 @@ from .config import DPTConfig
 from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoder import Encoder, LayerScale
 from .head import HEADS, SegmentationHead
+
+
+class MethodOfWrapper:
+    """A method that belongs to what it is asked of: the model, or `torch.compile(model)`.
+
+    That wrapper compiles calls of itself and asks the model for every other name. A common method would then call the model, which is not
+    compiled, without a word. Python does not tell a method through whom it was found, so the frame that asks is looked at: it is the
+    wrapper's `__getattr__`.
+    """
+
+    def __init__(self, function: Callable):
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __get__(self, model: nn.Module | None, owner: type) -> Callable:
+        if model is None:
+            return self.function
+        asks = sys._getframe(1).f_locals.get("self")
+        wrapper = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())  # not imported by those who compile nothing
+        return MethodType(self.function, asks if isinstance(asks, wrapper) and asks._orig_mod is model else model)
 
 
 class DPT(nn.Module):
@@ -60,8 +82,12 @@ class DPT(nn.Module):
         fused, deeper = self.features(x, deeper=True)
         return self.head(fused, size), self.auxiliary_head(deeper, size)
 
+    @MethodOfWrapper
     def predict(self, images, **options):
-        """Pictures -> `dpt.predict.Prediction`(s) at each picture's own size; see `dpt.predict.predict` for the options."""
+        """Pictures -> `dpt.predict.Prediction`(s) at each picture's own size; see `dpt.predict.predict` for the options.
+
+        `torch.compile(model).predict` predicts compiled, and so does `model.predict` after `model.compile()`.
+        """
         from .predict import predict  # the model does not need image libraries; predicting does
 
         return predict(self, images, **options)
