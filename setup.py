@@ -24,6 +24,7 @@ setup(
         "pillow",
         "safetensors",
         "tqdm",
+        "filelock",
         "matplotlib",
     ],
     extras_require={

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoints
+from . import checkpoints, downloads
 from .checkpoints import CheckpointError
 from .config import CONFIGS, DPTConfig
 from .encoder import check_attention
@@ -56,7 +56,7 @@ def build(
     Raises:
         ValueError: an unknown name or attention; CheckpointError, a ValueError, for a file that does not fit.
         ImportError: the attention's package is missing.
-        FileNotFoundError: no such weights file.
+        FileNotFoundError: no such weights file; `dpt.downloads.DownloadError`, an OSError too, for a download that failed.
     """
     config = config_of(name)
     if attention is not None:
@@ -112,11 +112,7 @@ def _pretrained(config: DPTConfig) -> Path:
     if "://" not in config.source:
         return Path(__file__).parent / config.source
     target = Path(torch.hub.get_dir()) / "checkpoints" / config.source.rsplit("/", 1)[1]
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        expected = target.stem.rsplit("-", 1)[1]  # the first hex digits of the file's SHA-256
-        torch.hub.download_url_to_file(config.source, str(target), hash_prefix=expected)
-    return target
+    return downloads.fetch(config.source, target)
 
 
 def _with_classes_of(state: dict[str, Tensor], layout: checkpoints.Layout, config: DPTConfig) -> DPTConfig:

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from small import depth_anything, small, wide
+from small import wide
 
 import dpt
 from dpt.model import DPT
