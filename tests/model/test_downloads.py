@@ -132,14 +132,15 @@ def test_a_second_run_goes_on(server, target):
     assert server.asked == [(None, None), (HALF, '"one"')] and target.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_server_without_ranges_or_versions(server, target, ranges):
-    """Blind spot: a whole file appended to a part, and a part resumed that nothing says is of the same file."""
-    server.script, server.ranges = ["drop"], ranges
-    server.tag = None if ranges else '"one"'
+@pytest.mark.parametrize(("ranges", "tag"), [(False, '"one"'), (True, None), (True, 'W/"one"')])
+def test_a_server_without_ranges_or_versions(server, target, ranges, tag):
+    """Blind spot: a whole file appended to a part, and a part resumed that nothing says is of the same file, byte for byte."""
+    server.script, server.ranges, server.tag = ["drop", "drop"], ranges, tag
+    with pytest.raises(DownloadError, match=f"ended after {len(CONTENT) // 2} of {len(CONTENT)} bytes"):
+        get(server, target, attempts=2)
     get(server, target)
     assert target.read_bytes() == CONTENT
-    assert server.asked[1] == ((None, None) if ranges else (HALF, '"one"'))
+    assert server.asked[1:] == [(None, None) if ranges else (HALF, '"one"')] * 2
 
 
 def change(server: Server) -> None:
