@@ -72,7 +72,8 @@ class DPT(nn.Module):
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W) or logits (B, K, H, W).
 
         Depth is inverse depth up to scale and shift where `config.head.inverse`, else metres. H and W are multiples of
-        the patch size; ValueError otherwise.
+        the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with `patch * Dim(..., min=3)` for the sides: of one
+        or two patches PyTorch makes rules of their own.
         """
         return self.head(self.features(x), tuple(x.shape[2:]))
 
