@@ -25,6 +25,7 @@ setup(
         "safetensors",
         "huggingface_hub",
         "tqdm",
+        "filelock",
         "matplotlib",
     ],
     extras_require={

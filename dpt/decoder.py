@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DecoderConfig
-from .encoder import ACTIVATION
+from .encoder import ACTIVATION, statically_equal
 
 
 class ReadoutProject(nn.Module):
@@ -102,7 +102,7 @@ class FusionBlock(nn.Module):
 
     def merge(self, previous: Tensor, skip: Tensor) -> Tensor:
         """prev + unit1(skip), the skip first resized to prev where patches came in odd numbers."""
-        if skip.shape != previous.shape:
+        if not statically_equal(skip.shape[2:], previous.shape[2:]):
             skip = F.interpolate(skip, size=previous.shape[2:], mode="bilinear", align_corners=False)
         return previous + self.unit1(skip)
 

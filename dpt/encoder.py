@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
+from collections.abc import Callable, Hashable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .config import EncoderConfig
 
@@ -26,6 +29,15 @@ def xformers_attention(qkv: Tensor, num_heads: int) -> Tensor:
     batch, tokens, width = qkv.shape
     q, k, v = qkv.view(batch, tokens, 3, num_heads, width // (3 * num_heads)).unbind(2)  # each (B, N, H, D)
     return memory_efficient_attention(q, k, v).reshape(batch, tokens, width // 3)
+
+
+def statically_equal(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether shapes are equal as far as it is known without settling what a graph that is being traced leaves open."""
+    if not torch.compiler.is_compiling():
+        return one == other
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
 
 
 ATTENTION = {"sdpa": sdpa, "xformers": xformers_attention}
@@ -83,7 +95,11 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, initial: float = 1.0):
         super().__init__()
+        self.initial = initial
         self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gamma, self.initial)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
@@ -131,6 +147,60 @@ class ConvolutionalStem(nn.Sequential):
 STEMS = {"patch": lambda dim, patch: nn.Conv2d(3, dim, patch, stride=patch), "convolutions": ConvolutionalStem}
 
 
+class KeptBySize:
+    """The last few tensors made of one parameter, by size: made again when the parameter is another or has changed.
+
+    What changes a parameter counts up its version, or gives it other memory. Not so what is written through `.data` or a NumPy view, which
+    PyTorch does not see either; a forward that wants gradients forgets what is kept, so that training by such means is safe. Copies and
+    pickles of it are empty.
+    """
+
+    MOST = 4
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._kept: dict[Hashable, tuple[Tensor, tuple, Tensor]] = {}  # the parameter, its state, what was made
+
+    def __reduce__(self):
+        return KeptBySize, ()
+
+    def forget(self) -> None:
+        with self._lock:
+            self._kept.clear()
+
+    def get(self, size: Hashable, parameter: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """What `make()` returns for this size; no gradient goes through it."""
+        if not self._can_keep(parameter):
+            return make()
+        stream = torch.cuda.current_stream(parameter.device) if parameter.is_cuda else None  # another one would have to wait for it
+        state = (parameter._version, parameter.data_ptr(), parameter.dtype, parameter.device)
+        key = (size, stream)
+        with self._lock:
+            of, kept_state, kept = self._kept.get(key, (None, None, None))
+        if of is parameter and kept_state == state:
+            return kept
+        with torch.inference_mode(False), torch.no_grad():  # a tensor that can be used in any mode
+            made = make()
+        with self._lock:
+            self._kept = {k: v for k, v in self._kept.items() if k != key and v[0] is parameter and v[1] == state}
+            while len(self._kept) >= self.MOST:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = (parameter, state, made)
+        return made
+
+    @staticmethod
+    def _can_keep(parameter: Tensor) -> bool:
+        """Whether a tensor made now may be used later. Not of what stands in for a parameter under `torch.func`, a parametrization or
+        fake tensors, nor of one without a version; not what a mode or a trace makes of it; and a CUDA graph has to own its memory."""
+        return (
+            type(parameter) is nn.Parameter
+            and not parameter.is_inference()
+            and not is_in_torch_dispatch_mode()
+            and not torch.jit.is_tracing()
+            and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
+        )
+
+
 class Encoder(nn.Module):
     """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the hooked blocks, cls token first.
 
@@ -149,6 +219,7 @@ class Encoder(nn.Module):
         self.normed = {"none": (), "every": config.hooks, "last": (config.depth - 1,)}[config.final_norm]  # blocks whose hooked tokens are
         if self.normed:
             self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.positions = KeptBySize()
 
     def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of patches of a picture (B, 3, H, W); ValueError if it is not whole patches."""
@@ -163,20 +234,55 @@ class Encoder(nn.Module):
         return height // patch, width // patch
 
     def position(self, grid: tuple[int, int]) -> Tensor:
-        """The positional embedding for a grid of patches, (1, 1 + h*w, D)."""
-        config = self.config
-        rows, columns = config.pos_grid
-        same_count = config.pos_by_count and grid[0] * grid[1] == rows * columns
-        if grid == (rows, columns) or same_count:
+        """The positional embedding for a grid of patches, (1, 1 + h*w, D): as it is stored, or resized.
+
+        A resized one is kept while no gradient is wanted, and is not to be written to.
+        """
+        if torch.compiler.is_compiling():
+            return self._traced_position(grid)
+        rows, columns = self.config.pos_grid
+        if grid == (rows, columns) or self.config.pos_by_count and grid[0] * grid[1] == rows * columns:
             return self.pos_embed
+        if torch.is_grad_enabled() and self.pos_embed.requires_grad:
+            self.positions.forget()
+            return self._resized(grid)
+        return self.positions.get(grid, self.pos_embed, lambda: self._resized(grid))
+
+    def _resized(self, grid: tuple[int, int]) -> Tensor:
+        config = self.config
         cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        patches = patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 2).float()  # (1, D, rows, columns)
+        patches = patches.unflatten(1, config.pos_grid).permute(0, 3, 1, 2).float()  # (1, D, rows, columns)
         if config.pos_offset:
-            factor = tuple((n + config.pos_offset) / stored for n, stored in zip(grid, (rows, columns), strict=True))
-            patches = F.interpolate(patches, scale_factor=factor, mode=config.pos_mode, align_corners=False)
+            # `interpolate` by a factor of (n + offset) / stored, for which it would need the sides of a graph as numbers
+            y, x = (
+                2 * (torch.arange(n, device=cls.device) + 0.5) / (torch.full((), n, device=cls.device) + config.pos_offset) - 1
+                for n in grid
+            )
+            places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]  # (1, h, w, 2), from -1 to 1
+            patches = F.grid_sample(patches, places, config.pos_mode, padding_mode="border", align_corners=False)
         else:
             patches = F.interpolate(patches, size=grid, mode=config.pos_mode, align_corners=False)
         return torch.cat((cls, patches.flatten(2).transpose(1, 2).to(cls.dtype)), dim=1)
+
+    def _traced_position(self, grid: tuple[int, int]) -> Tensor:
+        """`position` for a graph whose sides are open: the choice is part of it, where in `position` it would settle the sides.
+
+        Resized to its own size an embedding stays as it is, bit for bit, so that nothing is left to choose, unless it is resized by a
+        factor with an offset, or by the number of patches.
+        """
+        (height, width), (rows, columns) = grid, self.config.pos_grid
+        if statically_equal((height, width), (rows, columns)):
+            return self.pos_embed
+        resized = self._resized(grid)
+        if not self.config.pos_offset and not self.config.pos_by_count:
+            return resized
+        sides = torch.stack([torch.full((), side, device=resized.device) for side in (height, width)])
+        if self.config.pos_by_count:
+            stored = sides.prod() == rows * columns
+        else:
+            stored = (sides == torch.tensor((rows, columns), device=resized.device)).all()
+        index = torch.arange(1 + height * width, device=resized.device).clamp(max=rows * columns)
+        return torch.where(stored, self.pos_embed[:, index], resized)
 
     def embed(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Picture (B, 3, H, W) -> the embedded patches (B, D, h, w), and the hooked maps of the stem."""
@@ -189,7 +295,7 @@ class Encoder(nn.Module):
         position = self.position(self.grid(x))
         x, hooked = self.embed(x)
         x = x.flatten(2).transpose(1, 2)  # (B, h*w, D)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + position
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + position
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.config.hooks:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints
+from . import checkpoints, downloads
 from .checkpoints import Checkpoint, CheckpointError, Layout
 from .config import CONFIGS, DPTConfig, numbered_classes
 from .encoder import check_attention
@@ -58,7 +58,7 @@ def build(
     Raises:
         ValueError: an unknown name or attention; CheckpointError, a ValueError, for a file that does not fit.
         ImportError: the attention's package is missing.
-        FileNotFoundError: no such weights file.
+        FileNotFoundError: no such weights file; `dpt.downloads.DownloadError`, an OSError too, for a download that failed.
     """
     config = config_of(name)
     if attention is not None:
@@ -149,11 +149,7 @@ def _pretrained(config: DPTConfig) -> Path:
     if "://" not in config.source:
         return Path(__file__).parent / config.source
     target = Path(torch.hub.get_dir()) / "checkpoints" / config.source.rsplit("/", 1)[1]
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        expected = target.stem.rsplit("-", 1)[1]  # the first hex digits of the file's SHA-256
-        torch.hub.download_url_to_file(config.source, str(target), hash_prefix=expected)
-    return target
+    return downloads.fetch(config.source, target)
 
 
 def _as_in_file(config: DPTConfig, state: Mapping[str, object], layout: Layout) -> DPTConfig:

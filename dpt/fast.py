@@ -2,8 +2,9 @@
 
 `FAST` maps a module of the plain model to its fast form, a subclass that overrides what computes and nothing else: no parameters, no
 buffers, no constructor. `accelerate` exchanges the class of each module whose `refusal` is None, so names, state dict, hooks, copies
-and pickles stay as they are. On an NVIDIA GPU the fast forward launches the kernels; elsewhere the ops compute the same algebra in
-PyTorch; under TRITON_INTERPRET=1 the kernels themselves run on CPU tensors.
+and pickles stay as they are; and it lays out the weights of convolutions in memory as the kernels read them. On an NVIDIA GPU the fast
+forward launches the kernels; elsewhere the ops compute the same algebra in PyTorch; under TRITON_INTERPRET=1 the kernels themselves run on
+CPU tensors.
 
 Under autocast the fused block keeps the residual stream in autocast's dtype, where the plain one keeps it in float32.
 """
@@ -11,6 +12,7 @@ Under autocast the fused block keeps the residual stream in autocast's dtype, wh
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from .config import InputConfig
 from .decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
-from .encoder import MLP, Attention, Block, LayerScale
+from .encoder import MLP, Attention, Block, LayerScale, statically_equal
 from .head import DepthHead, SegmentationHead
 
 try:
@@ -123,7 +125,7 @@ class FastFusion(Fusion):
         block = self.blocks[level]
         if size is None:
             return block.unit2(skip)
-        if tuple(skip.shape[2:]) != size:
+        if not statically_equal(tuple(skip.shape[2:]), size):
             skip = upsample_bilinear(skip, size, False)
         return block.unit2(_merge(block.unit1, skip, previous))
 
@@ -335,11 +337,22 @@ def refusal(module: nn.Module) -> str | None:
             return f"{name or 'it'} is parametrized"
         if "forward" in vars(child):
             return f"{name or 'it'} has a forward of its own"
-        for parameter_name, parameter in child.named_parameters(recurse=False):
-            if parameter.dtype not in DTYPES:
-                return f"{name or 'it'}.{parameter_name} is {parameter.dtype}: the kernels take float32, float16 and bfloat16"
+        for kind, tensors in (("parameter", child._parameters), ("buffer", child._buffers)):
+            for tensor_name, tensor in tensors.items():
+                problem = None if tensor is None else _unreadable(kind, tensor)
+                if problem is not None:
+                    return f"{name or 'it'}.{tensor_name} {problem}"
     missing = [name for name in replacement.reads if "." not in name and name not in found]
     return f"{missing[0]} is missing" if missing else replacement.rule(module)
+
+
+def _unreadable(kind: str, tensor: Tensor) -> str | None:
+    """Why the kernels, which read a tensor's memory, would not read its values; None if they would."""
+    if type(tensor) not in (Tensor, nn.Parameter):  # torchao's quantised tensors, DTensor, ...
+        return f"is a {type(tensor).__name__}: the kernels would read its memory, and not what that stands for"
+    if kind == "parameter" and tensor.dtype not in DTYPES:
+        return f"is {tensor.dtype}: the kernels take float32, float16 and bfloat16"
+    return None
 
 
 def _is_called(name: str, replacement: Replacement) -> bool:
@@ -382,6 +395,10 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def accelerate(model: nn.Module, strict: bool = False) -> nn.Module:
     """Put a model on the fused kernels, in place, and return it. Parameters, names, dtype and state dict stay as they are.
 
+    The weights of convolutions get the order in memory that the kernels read, where the module is in evaluation mode and its weight has no
+    gradient. A fused optimizer (`fused=True`) that has made steps before goes on only with weights as they were: make it afterwards, or
+    accelerate in training mode.
+
     Args:
         model: a `dpt.DPT`, or any module that holds its blocks.
         strict: raise where a module refuses, instead of leaving it plain; nothing is changed then.
@@ -398,7 +415,32 @@ def accelerate(model: nn.Module, strict: bool = False) -> nn.Module:
     for name, module in candidates.items():
         if name not in refused and type(module) in FAST:
             module.__class__ = FAST[type(module)].fast
+    _lay_out(model)
     return model
+
+
+# The order of a convolution's weight in memory as the kernels read it: (O, kh, kw, I), which is channels-last; and of a transposed one,
+# (I, O, kh, kw), (kh, kw, O, I). The channels that are summed over come last.
+MEMORY = {nn.Conv2d: (0, 2, 3, 1), nn.ConvTranspose2d: (2, 3, 1, 0)}
+
+
+def _lay_out(model: nn.Module) -> None:
+    """Lay the weights of the fast modules' convolutions out in memory as they are read, for else each call copies them.
+
+    Parameters, shapes and values stay. Left as they are: weights in training, for PyTorch's fused optimizers step through a parameter's
+    memory and their state's as if their orders were the same; and a weight whose memory another parameter or process has too.
+    """
+    users = Counter(parameter.untyped_storage()._cdata for parameter in model.parameters() if type(parameter) is nn.Parameter)
+    for fast in (module for _, module in _candidates(model) if type(module) in PLAIN):
+        for module in fast.modules():
+            weight = module._parameters.get("weight")
+            if type(module) not in MEMORY or type(weight) is not nn.Parameter or module.training or weight.grad is not None:
+                continue
+            storage, order = weight.untyped_storage(), MEMORY[type(module)]
+            whole = storage.nbytes() == weight.numel() * weight.element_size() and users[storage._cdata] == 1
+            if whole and not (weight.device.type == "cpu" and weight.is_shared()):
+                back = [order.index(axis) for axis in range(4)]
+                weight.data = weight.data.permute(order).contiguous().permute(back)
 
 
 def fast_report(model: nn.Module) -> Report:

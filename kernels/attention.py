@@ -83,7 +83,7 @@ def _check(qkv: torch.Tensor, num_heads: int, scale: float | None) -> int:
         raise ValueError(
             f"qkv's last size {qkv.shape[2]} and num_heads={num_heads} give D={head_dim}: must be a multiple of 16 from 32 to 128"
         )
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
+    if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale={scale}: it must be finite and positive")
     return head_dim
 

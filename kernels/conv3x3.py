@@ -446,7 +446,7 @@ def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | None, ...],
     """TypeError or ValueError unless ``tensor`` has ``shape`` (None: any) and the dtype and device of ``x``."""
     if tensor.dtype != x.dtype:
         raise TypeError(f"{name} is {tensor.dtype}: must be {x.dtype}, as x is")
-    fits = tensor.dim() == len(shape) and all(want in (None, side) for want, side in zip(shape, tensor.shape, strict=True))
+    fits = tensor.dim() == len(shape) and all(want is None or want == side for want, side in zip(shape, tensor.shape, strict=True))
     if not fits or tensor.device != x.device:
         wanted = ", ".join("any" if side is None else str(side) for side in shape)
         raise ValueError(f"{name} is {tuple(tensor.shape)} on {tensor.device}: must be ({wanted}) on {x.device}")

@@ -306,7 +306,7 @@ def check_norm(norm_weight: torch.Tensor, norm_bias: torch.Tensor, eps: float, x
         if tensor is None:
             raise TypeError(f"{name} is None: it must be a tensor")
         check_operand(name, tensor, x.shape[-1:], x, vector=True)
-    if not (math.isfinite(eps) and eps > 0):
+    if not 0 < eps < math.inf:  # not by isfinite, at which a graph breaks
         raise ValueError(f"eps={eps}: it must be finite and positive")
 
 
