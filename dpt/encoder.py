@@ -148,45 +148,50 @@ STEMS = {"patch": lambda dim, patch: nn.Conv2d(3, dim, patch, stride=patch), "co
 
 
 class KeptBySize:
-    """The last few tensors made of one parameter, by size: made again when the parameter is another or has changed.
+    """The last few tensors made of one parameter, by size, while it is as it was: made again when it is another or has changed.
 
-    What changes a parameter counts up its version, or gives it other memory. Not so what is written through `.data` or a NumPy view, which
-    PyTorch does not see either; a forward that wants gradients forgets what is kept, so that training by such means is safe. Copies and
-    pickles of it are empty.
+    On a CPU its values are compared, which is quick. On another device, which would have to be waited for, its memory
+    and its version are: what is written there through `.data` is not seen, except that a forward that wants gradients forgets what is kept.
+    Copies and pickles are empty.
     """
 
     MOST = 4
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._kept: dict[Hashable, tuple[Tensor, tuple, Tensor]] = {}  # the parameter, its state, what was made
+        self._made_of: tuple[nn.Parameter, int, Tensor] | None = None  # the parameter, its version, and its values or (no CPU) its memory
+        self._kept: dict[Hashable, Tensor] = {}
 
     def __reduce__(self):
         return KeptBySize, ()
 
     def forget(self) -> None:
         with self._lock:
-            self._kept.clear()
+            self._made_of, self._kept = None, {}
 
     def get(self, size: Hashable, parameter: Tensor, make: Callable[[], Tensor]) -> Tensor:
         """What `make()` returns for this size; no gradient goes through it."""
         if not self._can_keep(parameter):
             return make()
         stream = torch.cuda.current_stream(parameter.device) if parameter.is_cuda else None  # another one would have to wait for it
-        state = (parameter._version, parameter.data_ptr(), parameter.dtype, parameter.device)
-        key = (size, stream)
-        with self._lock:
-            of, kept_state, kept = self._kept.get(key, (None, None, None))
-        if of is parameter and kept_state == state:
-            return kept
-        with torch.inference_mode(False), torch.no_grad():  # a tensor that can be used in any mode
-            made = make()
-        with self._lock:
-            self._kept = {k: v for k, v in self._kept.items() if k != key and v[0] is parameter and v[1] == state}
-            while len(self._kept) >= self.MOST:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = (parameter, state, made)
-        return made
+        with self._lock, torch.inference_mode(False), torch.no_grad():  # for tensors that can be used in any mode
+            if not self._is_as_it_was(parameter):
+                values = parameter.detach()
+                self._made_of, self._kept = (parameter, parameter._version, values.clone() if values.is_cpu else values), {}
+            if (size, stream) not in self._kept:
+                made = make()
+                while len(self._kept) >= self.MOST:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[size, stream] = made
+            return self._kept[size, stream]
+
+    def _is_as_it_was(self, parameter: nn.Parameter) -> bool:
+        if self._made_of is None or self._made_of[0] is not parameter or self._made_of[1] != parameter._version:
+            return False
+        values = self._made_of[2]
+        if (values.dtype, values.device, values.shape) != (parameter.dtype, parameter.device, parameter.shape):
+            return False
+        return torch.equal(values, parameter) if values.is_cpu else values.data_ptr() == parameter.data_ptr()
 
     @staticmethod
     def _can_keep(parameter: Tensor) -> bool:

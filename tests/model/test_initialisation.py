@@ -16,7 +16,7 @@ from dpt.model import DPT
 
 CASES = {
     "depth": ("dpt-large-midas", {}),
-    "segmentation": ("dpt-large-ade20k", {"layer_scale": True, "final_norm": True}),
+    "segmentation": ("dpt-large-ade20k", {"layer_scale": True, "final_norm": "every"}),
     "stem": ("dpt-tiny-depth", {}),
 }
 LEVELS = torch.linspace(0.05, 0.95, 19)
@@ -146,7 +146,7 @@ def test_a_module_without_a_rule_is_refused(monkeypatch):
     """Blind spot: a new kind of layer, left as the memory was."""
 
     class Gain(nn.Module):
-        def __init__(self, dim: int):
+        def __init__(self, dim: int, activation: str):
             super().__init__()
             self.register_buffer("gain", torch.empty(dim))
 

@@ -121,7 +121,16 @@ def step_by_data(encoder: Encoder) -> None:
             parameter.data.sub_(parameter.grad)
 
 
-CHANGES = [load, assign, add, add_in_inference_mode, write_data, replace, swapped, step, step_by_data]
+def average(encoder: Encoder) -> None:
+    """A running average as DINO keeps its teacher: no version counts it, and no gradient is ever wanted."""
+    encoder.pos_embed.data.mul_(0.9).add_(0.1)
+
+
+def write_numpy(encoder: Encoder) -> None:
+    encoder.pos_embed.detach().numpy()[0, 3] = 7
+
+
+CHANGES = [load, assign, add, add_in_inference_mode, write_data, replace, swapped, step, step_by_data, average, write_numpy]
 CHANGES += [lambda encoder: encoder.to(torch.float16), lambda encoder: encoder.double()]
 
 
