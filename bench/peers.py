@@ -79,7 +79,7 @@ def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
 def _transformers_config(model: DPT, side: int) -> dict[str, Any]:
     config = model.config
     encoder, decoder = config.encoder, config.decoder
-    if decoder.match_size or encoder.final_norm != "none":
+    if decoder.match_size or encoder.final_norm != "none" or {encoder.activation, decoder.readout_activation} != {"gelu"}:
         raise Unavailable("transformers has this model under another class, which the key table does not cover")
     return {
         "hidden_size": encoder.embed_dim,

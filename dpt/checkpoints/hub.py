@@ -57,6 +57,8 @@ def folder_of(name: str) -> Path:
     try:
         commit = fetch(MODEL_FILE, "main").parent.name  # the cache's folder of a commit: the other files are to be of the same
         fetch_if_there(INPUT_FILE)
+        if missing and isinstance(missing[-1], LocalEntryNotFoundError):  # it may well have one, and other means than the default
+            raise EntryNotFoundError(f"{INPUT_FILE} is not in the cache and cannot be downloaded now")
         weights = next((path for file in WEIGHTS if (path := fetch_if_there(file)) is not None), None)
         if weights is None:
             raise next((error for error in missing if isinstance(error, LocalEntryNotFoundError)), missing[-1])

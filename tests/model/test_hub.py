@@ -127,6 +127,19 @@ def test_errors_name_the_model_the_reason_and_the_way_by_hand(served, monkeypatc
         dpt.build("dpt-large-midas", weights=name)
 
 
+def test_a_processor_that_cannot_be_had_is_not_guessed(served, monkeypatch):
+    """Blind spot: a cache that somebody filled with the model alone, and pictures prepared by defaults because the network is away."""
+    from huggingface_hub import hf_hub_download
+
+    for file in ("config.json", "model.safetensors"):
+        hf_hub_download("owner/whole", file)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="owner/whole: .*preprocessor_config.json is not in the cache and cannot be downloaded now"):
+        dpt.load("owner/whole")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert dpt.load("owner/whole").config.input.size == (64, 64)
+
+
 def test_without_the_package(monkeypatch):
     """Blind spot: ModuleNotFoundError without the name of what was asked for."""
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
