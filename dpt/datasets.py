@@ -96,10 +96,13 @@ class FolderDataset:
 
     def check(self, progress: bool = True) -> None:
         """Read every target, so that one that cannot be used is an error now and not in the middle of a training."""
-        with ThreadPoolExecutor(CHECKERS) as pool:
+        pool = ThreadPoolExecutor(CHECKERS)
+        try:
             checks = pool.map(lambda index: self.target(index) is None, range(len(self)))
             for _ in tqdm(checks, f"check {self.root}", len(self), unit="file", disable=not progress, delay=2):
                 pass
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

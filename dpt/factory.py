@@ -73,7 +73,7 @@ def build(
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     name: str | DPTConfig | None = None,
     *,
     fast: bool = False,
@@ -86,26 +86,15 @@ def load(
     Args:
         path: a file of PyTorch (any zip or legacy one; what is not a tensor is passed over and never run) or of safetensors, in wrappers
             such as "state_dict" and with prefixes such as "module."; a folder of transformers, or the index of its shards; or, where
-            nothing here has that name, a model on transformers' hub ("Intel/dpt-large"), through huggingface_hub's cache.
+            nothing here has that name, a model on transformers' hub ("Intel/dpt-large"), through huggingface_hub's cache, which is asked
+            first; or what `dpt.checkpoints.find` made of one of these.
         name: a named model or a `DPTConfig`, where the file does not settle the architecture; the error says so. It goes before what the
             file says. Without it a file of ours says all, and transformers' config.json beside the weights is obeyed or refused.
 
     Number of classes, grid of the positional embedding, mmsegmentation's final norm and the auxiliary head are read off the tensors. The
     other arguments and errors are `build`'s; CheckpointError also for values that are not finite, and for a model the hub does not give.
     """
-    return from_checkpoint(checkpoints.find(path), name, fast=fast, device=device, dtype=dtype, attention=attention)
-
-
-def from_checkpoint(
-    checkpoint: Checkpoint,
-    name: str | DPTConfig | None = None,
-    *,
-    fast: bool = False,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    attention: str | None = None,
-) -> DPT:
-    """`load`, of a checkpoint that has been opened."""
+    checkpoint = path if isinstance(path, Checkpoint) else checkpoints.find(path)
     state, path = checkpoint.state, checkpoint.path
     layout = checkpoints.layout_of(state, path)
     config = checkpoints.stated_config(checkpoint) if name is None else None

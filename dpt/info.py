@@ -9,7 +9,7 @@ import torch
 
 from . import checkpoints
 from .config import CONFIGS
-from .factory import from_checkpoint
+from .factory import load
 from .model import DPT
 
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.file is not None:
         checkpoint = checkpoints.find(args.file)
         layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
-        print(f"{args.file}: {layout.name} layout, {describe(from_checkpoint(checkpoint))}")
+        print(f"{args.file}: {layout.name} layout, {describe(load(checkpoint))}")
         return 0
     for config in CONFIGS.values():
         with torch.device("meta"):

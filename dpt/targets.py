@@ -55,7 +55,7 @@ def class_labels(stored: np.ndarray, classes: int, reduce_zero_label: bool, path
     """Labels as a file has them -> indices of classes, or IGNORE.
 
     Args:
-        stored: int (H, W), not negative.
+        stored: int (H, W).
         classes: how many the model has.
         reduce_zero_label: 0 means "other" and becomes IGNORE, and k becomes k - 1, as mmsegmentation's option does for ADE20K.
 
@@ -63,7 +63,7 @@ def class_labels(stored: np.ndarray, classes: int, reduce_zero_label: bool, path
         TargetError: a label that is neither a class nor IGNORE, with the file and the rule.
     """
     first = int(reduce_zero_label)
-    wrong = stored[(stored >= classes + first) & (stored != IGNORE)]
+    wrong = stored[((stored < 0) | (stored >= classes + first)) & (stored != IGNORE)]
     if wrong.size:
         rule = f"labels are {first} to {classes - 1 + first}, a class each, and {'0 or ' * first}{IGNORE} where there is none"
         hint = "; if 0 means 'other' in these files, as in ADE20K's, say reduce_zero_label" if set(wrong.flat) == {classes} else ""

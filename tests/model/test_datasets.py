@@ -15,7 +15,7 @@ from PIL import Image
 from dpt.config import CONFIGS, numbered_classes
 from dpt.datasets import Augmentation, Crops, FolderDataset, augment
 from dpt.images import load_image, preprocess
-from dpt.targets import IGNORE, TargetError, read_depth, read_labels
+from dpt.targets import IGNORE, TargetError, class_labels, read_depth, read_labels
 
 from . import pictures
 
@@ -284,6 +284,12 @@ def test_labels_outside_the_classes(tmp_path, stored, reduce, message):
     for read in (lambda: data[0], data.check):
         with pytest.raises(TargetError, match=message):
             read()
+
+
+def test_a_negative_label_is_none():
+    """Blind spot: a TIFF in a .png's clothes, whose -1 passes for the last class, or for no class."""
+    with pytest.raises(TargetError, match=r"a\.png: holds the label -1"):
+        class_labels(np.array([[0, -1]]), 9, False, "a.png")
 
 
 def test_a_colour_picture_is_no_label(tmp_path):
