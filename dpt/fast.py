@@ -131,7 +131,7 @@ class FastFusion(Fusion):
 
 
 class FastDepthHead(DepthHead):
-    """`DepthHead` in two launches: the first convolution; upsampling, second convolution, ReLU, third and activation."""
+    """`DepthHead` in three launches: its first convolution; the weights of the resize; resize, convolutions and activation."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
