@@ -117,6 +117,8 @@ class Training:
         for name, size in {"crop": recipe.crop, **({"coarse_size": recipe.coarse_size} if recipe.coarse else {})}.items():
             if len(size) != 2 or any(side < patch or side % patch for side in size):
                 raise ValueError(f"{name} is {size}: height and width must be multiples of the patch size {patch}")
+        if len(train) < recipe.batch_size:
+            raise ValueError(f"{train.root} holds {len(train)} pictures, a batch is {recipe.batch_size}: it must be at most that many")
         for data in (train, validation):
             if data.head != self.config.head:
                 raise ValueError(f"{data.root} was read for the head {data.head}: it must be {recipe.model}'s, {self.config.head}")
@@ -195,8 +197,6 @@ class Training:
     def _batches(self):
         """Batches from the current step on, the same whether or not the run was interrupted."""
         size, length = self.recipe.batch_size, len(self.train)
-        if length < size:
-            raise ValueError(f"{self.train.root} holds {length} pictures, a batch is {size}: it must be at most that many")
         per_epoch = length // size
 
         def keys():

@@ -189,6 +189,7 @@ def test_targets_are_read_before_anything_is_trained(data, tmp_path, split, task
         ({"crop": (0, 64)}, r"crop is \(0, 64\)"),
         ({"coarse": 0.5, "coarse_size": (100, 96)}, r"coarse_size is \(100, 96\)"),
         ({"model": "dpt-tiny-depth"}, "was read for the head"),
+        ({"batch_size": 7}, "holds 6 pictures, a batch is 7: it must be at most that many"),
     ],
 )
 def test_a_recipe_fits_its_model(data, tmp_path, changes, message):
@@ -196,6 +197,7 @@ def test_a_recipe_fits_its_model(data, tmp_path, changes, message):
     samples = dataset(data), dataset(data, "val")
     with pytest.raises(ValueError, match=message):
         Training(recipe(**changes), *samples, tmp_path / "run", workers=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_crop_is_the_recipes(data, tmp_path):
