@@ -397,7 +397,8 @@ def accelerate(model: nn.Module, strict: bool = False) -> nn.Module:
 
     The weights of convolutions get the order in memory that the kernels read, where the module is in evaluation mode and its weight has no
     gradient. A fused optimizer (`fused=True`) that has made steps before goes on only with weights as they were: make it afterwards, or
-    accelerate in training mode.
+    accelerate in training mode. `dpt.save` and `torch.save` take such weights as any; safetensors' own `save_file` wants `.contiguous()` of
+    them.
 
     Args:
         model: a `dpt.DPT`, or any module that holds its blocks.
