@@ -22,6 +22,19 @@ def config(name: str = "dpt-large-midas", classes: int = 5, **encoder) -> DPTCon
     return replace(small, name=f"small {name}")
 
 
+TRANSFORMERS_FIELDS = {  # of transformers.DPTConfig: the same small model
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "image_size": 64,
+    "patch_size": 16,
+    "backbone_out_indices": [0, 1, 2, 3],
+    "neck_hidden_sizes": [8, 12, 16, 16],
+    "fusion_hidden_size": 16,
+}
+
+
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Every parameter and statistic random, none at its initial value: one that is dropped or mixed up shows."""
     generator = torch.Generator().manual_seed(seed)

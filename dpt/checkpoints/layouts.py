@@ -282,8 +282,8 @@ def _checked(value: Stored | Tensor, name: str, key: str, dtype: torch.dtype, pa
     values = (value.read() if isinstance(value, Stored) else value).to(dtype)
     if not _finite(values):
         original = value.read() if isinstance(value, Stored) else value
-        where = "" if not _finite(original) else f" in {dtype}"
-        raise CheckpointError(f"{path}: {name} holds a value that is not finite{where}")
+        first = original[~values.isfinite()][0].item()
+        raise CheckpointError(f"{path}: {name} holds {first:g}, where every value must be finite in {dtype}")
     # Zero is right: a channel that never fired has no variance, and epsilon is added to it.
     if key.endswith(("running_var", "num_batches_tracked")) and values.numel() and values.min() < 0:
         raise CheckpointError(f"{path}: {name} holds {values.min().item():g}, where nothing may be below 0")

@@ -5,12 +5,13 @@ A server on this machine stands in for the hub, so huggingface_hub's own client 
 
 import http.server
 import shutil
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from small import randomise
+from small import TRANSFORMERS_FIELDS, randomise
 
 import dpt
 from dpt.checkpoints import CheckpointError, hub
@@ -61,17 +62,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def models(tmp_path_factory):
     """Two models on the hub, one whole and one in shards, and the model itself."""
     root = tmp_path_factory.mktemp("hub")
-    config = transformers.DPTConfig(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=64,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 12, 16, 16],
-        fusion_hidden_size=16,
-    )
-    model = randomise(transformers.DPTForDepthEstimation(config))
+    model = randomise(transformers.DPTForDepthEstimation(transformers.DPTConfig(**TRANSFORMERS_FIELDS)))
     model.save_pretrained(root / "owner" / "whole")
     model.save_pretrained(root / "owner" / "shards", max_shard_size="100KB")
     shutil.copytree(root / "owner" / "whole", root / "owner" / "empty").joinpath("model.safetensors").unlink()
@@ -142,7 +133,7 @@ def test_a_processor_that_cannot_be_had_is_not_guessed(served, monkeypatch):
 
 def test_without_the_package(monkeypatch):
     """Blind spot: ModuleNotFoundError without the name of what was asked for."""
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match="owner/model: models on the hub need the package huggingface_hub"):
         dpt.load("owner/model")
 

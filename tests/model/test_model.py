@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import config, randomise, small
+from small import TRANSFORMERS_FIELDS, config, randomise, small
 
 import dpt
 from dpt.checkpoints import TRANSFORMERS, convert
@@ -198,15 +198,7 @@ def test_equal_to_transformers(task, size):
     theirs = randomise(
         theirs_class(
             transformers.DPTConfig(
-                hidden_size=32,
-                num_hidden_layers=4,
-                num_attention_heads=2,
-                intermediate_size=128,
-                image_size=64,
-                patch_size=16,
-                backbone_out_indices=[0, 1, 2, 3],
-                neck_hidden_sizes=[8, 12, 16, 16],
-                fusion_hidden_size=16,
+                **TRANSFORMERS_FIELDS,
                 num_labels=5,
                 is_hybrid=False,
                 use_batch_norm_in_fusion_residual=task == "segmentation",

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small import depth_anything, randomise, small
 from torch import nn
 from torch.nn.utils import parametrize
@@ -71,6 +72,19 @@ def test_it_is_no_state_and_copies_begin_empty(encoder):
         shallow = copy.copy(encoder)
         shallow.positions.get(GRID, nn.Parameter(torch.zeros(1)), lambda: torch.zeros(1))
     assert agree(encoder) and agree(shallow)
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (7, 4), (4, 9), (12, 13), (1, 2), (37, 50)])
+@torch.no_grad()
+def test_an_offset_resizes_by_a_factor(grid):
+    """Blind spot: DINOv2's resize by (n + 0.1) / stored, taken for one to n, or centred otherwise. Against `interpolate` by that factor."""
+    encoder = depth_anything().encoder
+    cls, patches = encoder.pos_embed[:, :1], encoder.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    factors = tuple((n + 0.1) / 4 for n in grid)
+    wanted = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encoder.position(grid), torch.cat((cls, wanted), dim=1), rtol=1e-5, atol=1e-5)
+    other = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    assert (wanted - other).abs().max() > 1e-3
 
 
 def load(encoder: Encoder) -> None:
