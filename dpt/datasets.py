@@ -31,10 +31,11 @@ class FolderDataset:
     """`images/NAME.*` with `depth/NAME.*` or `labels/NAME.png`, as they lie on the disk: an item is (picture, target).
 
     The picture is uint8 (H, W, 3) as `dpt.images.load_image` reads it for predictions. The target is (H, W): metres float32, 0 where
-    unknown; or class indices int64, `IGNORE` where there is none. `dpt.targets` says what files they are.
+    unknown and infinite for the sky; or class indices int64, `IGNORE` where there is none. `dpt.targets` says what files they are.
 
     Args:
-        root: the folder. Its `dataset.json`, if there is one, may state "classes" (their names), "depth_scale" and "reduce_zero_label".
+        root: the folder. Its `dataset.json`, if there is one, may state "classes" (their names), "depth_scale", "reduce_zero_label", and as
+            "sky" the value in depth files that stands for the sky.
         head: of the model that the data is for.
         depth_scale: units a metre of integer depth; None is what dataset.json says, or 1000.
         reduce_zero_label: label 0 is "other" and k is class k - 1; None is what dataset.json says, or False.
@@ -51,6 +52,7 @@ class FolderDataset:
         stated = _description(self.root / "dataset.json")
         self.depth_scale = depth_scale if depth_scale is not None else stated.get("depth_scale", DEPTH_SCALE)
         self.reduce_zero_label = reduce_zero_label if reduce_zero_label is not None else stated.get("reduce_zero_label", False)
+        self.sky = stated.get("sky")
         if not 0 < self.depth_scale < float("inf"):
             raise ValueError(f"depth_scale={self.depth_scale}: it is a positive number, of units a metre")
         if head.task == "segmentation":
@@ -87,7 +89,7 @@ class FolderDataset:
         """The target alone; `dpt.targets.TargetError` where it cannot be used, or is not of the picture's `size`, if that is given."""
         path = self.targets[index]
         if self.head.task == "depth":
-            target = read_depth(path, self.depth_scale)
+            target = read_depth(path, self.depth_scale, self.sky)
         else:
             target = class_labels(read_labels(path), len(self.head.classes), self.reduce_zero_label, path)
         if size not in (None, target.shape):
@@ -129,6 +131,7 @@ def _description(path: Path) -> dict:
     rules = {
         "classes": (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of names"),
         "depth_scale": (lambda value: type(value) in (int, float), "a number, of units a metre"),
+        "sky": (lambda value: type(value) in (int, float), "a number, the value in depth files that stands for the sky"),
         "reduce_zero_label": (lambda value: isinstance(value, bool), "true or false"),
     }
     if not isinstance(stated, dict):

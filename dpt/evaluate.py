@@ -37,7 +37,7 @@ def evaluate(
     progress: bool = True,
     **options,
 ) -> dict[str, float]:
-    """Depth: {"absrel", "rmse", "delta1"}; segmentation: {"miou", "accuracy"}; at the size of the ground truth.
+    """Depth: {"absrel", "rmse", "delta1"}, and "sky" where the data tells it; segmentation: {"miou", "accuracy"}; at the size of the ground truth.
 
     Args:
         model: a DPT, predicting as `dpt.predict.predict` does; or a function from a picture to its map.
@@ -83,7 +83,7 @@ def trivial_predictors(dataset: FolderDataset, train: FolderDataset | None) -> d
         return {"constant": _constant(np.float32(1)), "row": lambda image: np.indices(image.shape[:2], dtype=np.float32)[0]}
     targets = (source.target(index) for index in range(min(len(source), COUNTED)))
     if head.task == "depth":
-        return {"median": _constant(np.median(np.concatenate([target[target > 0] for target in targets])))}
+        return {"median": _constant(np.median(np.concatenate([target[(target > 0) & np.isfinite(target)] for target in targets])))}
     counts = sum(np.bincount(target[target != IGNORE], minlength=len(head.classes)) for target in targets)
     return {"commonest class": _constant(counts.argmax())}
 

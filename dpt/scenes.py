@@ -45,13 +45,14 @@ SEEDS_PER_SPLIT = 10_000_000
 SPLITS = {"train": 0, "val": SEEDS_PER_SPLIT, "test": 2 * SEEDS_PER_SPLIT}  # first seed
 RANDOM_OBJECTS = {"train": range(0, 900), "val": range(900, 950), "test": range(950, 1000)}
 
+SKY_DEPTH = 65535  # in the depth files; what is nearer ends a millimetre before
 _MAX_ATTEMPTS = 64
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: `image` uint8 (H, W, 3), `depth` float32 (H, W) in metres along the optical axis, 0 where unknown (sky), and `labels`
-    uint8 (H, W), indices into `CLASSES`."""
+    """One picture: `image` uint8 (H, W, 3), `depth` float32 (H, W) in metres along the optical axis, infinite for the sky, and `labels` uint8
+    (H, W), indices into `CLASSES`."""
 
     image: np.ndarray
     depth: np.ndarray
@@ -100,13 +101,12 @@ def _check_size(size: int) -> None:
 def _is_worth_keeping(scene: Scene) -> bool:
     """Several kinds of things, enough of the picture on objects, none of them filling it, nothing right before the lens."""
     share = np.bincount(scene.labels.ravel(), minlength=len(CLASS_OF)) / scene.labels.size
-    known = scene.depth[scene.depth > 0]
     return bool(
         (share >= 0.01).sum() >= 4
         and share[TABLE:].sum() >= 0.12
         and share[TABLE:].max() <= 0.5
         and max(share[SKY], share[FLOOR], share[WALL]) <= 0.7
-        and known.min() >= 0.3
+        and scene.depth.min() >= 0.3
     )
 
 
@@ -192,7 +192,7 @@ def _shoot(world: World, camera: Camera, size: int) -> Scene:
     points = camera.eye + depth[..., None] * rays
     shaded = np.reshape(np.asarray(shading, np.uint8), (size, size, 4))[..., :3] / 255.0 * _albedo(world, mask, points)
     picture = np.where(hit[..., None], shaded, _sky(rng, rays))
-    return Scene(_develop(rng, picture), depth.astype(np.float32), labels[mask])
+    return Scene(_develop(rng, picture), np.where(hit, depth, np.inf).astype(np.float32), labels[mask])
 
 
 def _draw(rng: np.random.Generator, random_objects: range, size: int) -> Scene:
@@ -206,7 +206,7 @@ def _draw(rng: np.random.Generator, random_objects: range, size: int) -> Scene:
 def write_dataset(directory: str | Path, split: str, count: int, size: int = 256, workers: int = 1) -> None:
     """Render the first `count` scenes of a split into a folder that training reads.
 
-    `images/NNNNNN.png` (RGB), `depth/NNNNNN.png` (16-bit, millimetres along the optical axis, 0 unknown, at most 65535),
+    `images/NNNNNN.png` (RGB), `depth/NNNNNN.png` (16-bit, millimetres along the optical axis, `SKY_DEPTH` for the sky),
     `labels/NNNNNN.png` (8-bit indices into `CLASSES`) and `dataset.json`. Files appear whole or not at all and the image comes last,
     so a call after a kill, or with a larger `count`, renders what is missing.
 
@@ -243,7 +243,7 @@ def _is_whole(root: Path, number: int) -> bool:
 def _write_scene(task: tuple[Path, int, int, int]) -> None:
     root, number, seed, size = task
     scene = render(seed, size)
-    millimetres = np.clip(np.round(1000.0 * scene.depth), 0, 65535).astype(np.uint16)
+    millimetres = np.where(np.isinf(scene.depth), SKY_DEPTH, np.minimum(np.round(1000.0 * scene.depth), SKY_DEPTH - 1)).astype(np.uint16)
     for path, pixels in zip(_paths(root, number), (scene.labels, millimetres, scene.image), strict=True):
         partial = path.with_name(f".{path.name}.part")
         Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
@@ -252,7 +252,8 @@ def _write_scene(task: tuple[Path, int, int, int]) -> None:
 
 def _write_description(root: Path, split: str, count: int, size: int) -> None:
     path = root / "dataset.json"
-    fixed = {"classes": list(CLASSES), "palette": PALETTE.tolist(), "split": split, "size": size, "first_seed": SPLITS[split]}
+    fixed = {"classes": list(CLASSES), "palette": PALETTE.tolist(), "sky": SKY_DEPTH}
+    fixed |= {"split": split, "size": size, "first_seed": SPLITS[split]}
     if path.is_file():
         found = json.loads(path.read_text())
         for key, value in fixed.items():

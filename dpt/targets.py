@@ -20,11 +20,11 @@ class TargetError(ValueError):
     """A file of ground truth that cannot be used; the message names it, the value and the rule."""
 
 
-def read_depth(path: str | Path, scale: float = DEPTH_SCALE) -> np.ndarray:
-    """Metres, float32 (H, W), 0 where unknown.
+def read_depth(path: str | Path, scale: float = DEPTH_SCALE, sky: float | None = None) -> np.ndarray:
+    """Metres, float32 (H, W), 0 where unknown, infinite for the sky.
 
     Integers (PNG and TIFF of 16 bits or more, `.npy`) are divided by `scale`; floats (TIFF, `.npy`, `.pfm`) are metres. What is not
-    finite or not positive is unknown.
+    finite or not positive is unknown. `sky` is the value in the file that stands for the sky; without it there is none.
 
     Raises:
         TargetError: unreadable, not grey, or of 8 bits, which are too few for metres.
@@ -36,10 +36,13 @@ def read_depth(path: str | Path, scale: float = DEPTH_SCALE) -> np.ndarray:
     if values.dtype.kind in "iu":
         if values.dtype.itemsize < 2:
             raise TargetError(f"{path}: holds {8 * values.dtype.itemsize}-bit integers: depth has 16 bits or more")
-        values = values / scale
+        metres = values / scale
+    else:
+        metres = values
     with np.errstate(over="ignore"):  # float64 beyond float32 is infinite, and so unknown
-        values = values.astype(np.float32)
-    return np.where(np.isfinite(values) & (values > 0), values, np.float32(0))
+        metres = metres.astype(np.float32)
+    metres = np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+    return metres if sky is None else np.where(values == sky, np.float32(np.inf), metres)
 
 
 def read_labels(path: str | Path) -> np.ndarray:

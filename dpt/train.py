@@ -49,8 +49,9 @@ class Recipe:
     validate_every: int = 500
     checkpoint_every: int = 100
     augmentation: Augmentation = field(default_factory=Augmentation)
-    data_term: str = "squared"  # of the loss of inverse depth, as is the next
+    data_term: str = "squared"  # of the loss of inverse depth, as are the next two
     gradient_weight: float = 0.5
+    sky: bool = True  # inverse depth is 0 where the data says that the sky is; or else unknown there, as metres are
     variance_focus: float = 0.5  # of the loss of metres
     max_depth: float | None = None  # metres; what is farther counts as unknown; None: see `dpt.metrics.depth_limit`
     auxiliary_weight: float = 0.2  # of the auxiliary head's loss, where the model has that head
@@ -188,9 +189,11 @@ class Training:
             losses = [_cross_entropy(output, targets) for output in outputs]
             return losses[0] + sum(recipe.auxiliary_weight * loss for loss in losses[1:])
         (output,) = outputs
-        mask = (targets > 0) & (targets <= depth_limit(head, recipe.max_depth))
+        mask = (targets > 0) & (targets <= depth_limit(head, recipe.max_depth)) & targets.isfinite()
         if not head.inverse:
             return scale_invariant_log_loss(output, targets, mask, recipe.variance_focus)
+        if recipe.sky:
+            mask |= targets.isinf()
         inverse = normalised_inverse(targets, mask)
         return scale_shift_invariant_loss(output, inverse, mask, recipe.gradient_weight, data_term=recipe.data_term)
 
@@ -335,6 +338,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what the network sees (default: the recipe's)")
     datasets.add_arguments(parser)
     parser.add_argument("--coarse", type=float, metavar="SHARE", help="this share of the steps, the first, sees smaller pictures")
+    parser.add_argument("--sky", action=argparse.BooleanOptionalAction, help="learn that the sky is infinitely far (default: the recipe's)")
     parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype")
     parser.add_argument("--start-from", metavar="FILE", help="model or checkpoint that gives the encoder, and a decoder and head like ours")
     parser.add_argument("--device", default="cpu")
@@ -342,7 +346,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    fields = ("steps", "batch_size", "learning_rate", "seed", "coarse", "validate_every", "checkpoint_every", "start_from", "max_depth")
+    fields = (
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "seed",
+        "coarse",
+        "validate_every",
+        "checkpoint_every",
+        "start_from",
+        "max_depth",
+        "sky",
+    )
     changes = {name: value for name in fields if (value := getattr(args, name)) is not None}
     if args.crop is not None:
         changes["crop"] = tuple(args.crop)

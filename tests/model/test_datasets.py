@@ -167,6 +167,24 @@ def test_depth_that_is_unknown(tmp_path):
     assert read_depth(tmp_path / "b.npy").tolist() == [[0, 0, 1]]
 
 
+@pytest.mark.parametrize(
+    ("stored", "sky", "wanted"),
+    [
+        (np.array([[0, 1000, 65535]], np.uint16), 65535, [[0, 1, np.inf]]),
+        (np.array([[0, 1000, 65535]], np.uint16), None, [[0, 1, np.float32(65.535)]]),
+        (np.array([[0, 1000, 65535]], np.uint16), 0, [[np.inf, 1, np.float32(65.535)]]),
+        (np.array([[np.nan, 1, -1]], np.float32), -1, [[0, 1, np.inf]]),
+    ],
+)
+def test_the_sky_is_infinitely_far(tmp_path, stored, sky, wanted):
+    """Blind spot: the sky's value taken for metres, or divided by the scale before it is looked for."""
+    description = {} if sky is None else {"sky": sky}
+    (tmp_path / "depth").mkdir()
+    np.save(tmp_path / "depth" / "a.npy", stored)
+    data = FolderDataset(write(tmp_path, images={"a.png": colour()}, description=description), DEPTH.head)
+    assert data.target(0).tolist() == wanted and data.target(0).dtype == np.float32
+
+
 def raw(content: bytes):
     return lambda path: path.write_bytes(content)
 
@@ -319,6 +337,7 @@ def test_a_target_of_another_size(tmp_path, task):
         ({"classes": [1, 2]}, r"classes is \[1, 2\]: it is a list of names"),
         ({"depth_scale": "1000"}, r"depth_scale is '1000': it is a number"),
         ({"depth_scale": True}, r"depth_scale is True: it is a number"),
+        ({"sky": "far"}, r"sky is 'far': it is a number"),
         ({"reduce_zero_label": 1}, r"reduce_zero_label is 1: it is true or false"),
         ({"classes": ["cat", "dog"]}, r"has 2 classes, the model 9: they must be the same"),
         ({"classes": [*SCENES.head.classes[:8], "dog"]}, r"class 8 of .* is 'dog', the model's '\w+': they must be the same"),

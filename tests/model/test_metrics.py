@@ -46,6 +46,26 @@ def test_metres_are_taken_as_they_are():
     assert metrics.compute() == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("inverse", [True, False])
+def test_the_sky_by_hand(inverse):
+    """Blind spot: the sky in the averages; nearer counted as farther; a tie counted; the middle of all pixels or their farthest instead of
+    the farthest tenth's. Of 30 known pixels the farthest three are predicted 1, 2 and 3: of the sky's -1, 1, 2, 2, 5 two are farther than
+    2. An unknown pixel is neither, and a picture without a sky, or of nothing else, adds nothing."""
+    known, inf = torch.arange(1.0, 31.0), float("inf")
+    sky = torch.tensor([-1.0, 1.0, 2.0, 2.0, 5.0])
+    nearness = torch.stack([torch.cat([known, sky, torch.tensor([-9.0])]), torch.arange(36.0), torch.arange(36.0)])[:, None]
+    truth = torch.cat([1 / known, torch.full((5,), inf), torch.zeros(1)])
+    truth = torch.stack([truth, torch.ones(36), torch.full((36,), inf)])[:, None]
+    metrics = DepthMetrics(10.0, inverse)
+    metrics.update(nearness if inverse else -nearness, truth)
+    assert metrics.compute()["sky"] == pytest.approx(2 / 5) and len(metrics.rows) == 2
+    assert metrics.compute()["absrel"] >= 0
+    if inverse:
+        alone = DepthMetrics(10.0)
+        alone.update(nearness[:1], truth[:1])
+        assert alone.compute()["absrel"] == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1e-3, float("nan")])
 def test_the_range_is_positive(limit):
     """Blind spot: a range in which nothing is known."""

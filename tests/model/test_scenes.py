@@ -71,7 +71,7 @@ def test_depth_and_outline_of_known_geometry():
     assert (np.abs(scene.depth - expected) <= tolerance)[near_only].all()
     assert ((scene.labels == scene_world.BOX) == front).all()
     assert (scene.labels[down < 0][~front[down < 0]] == scene_world.SKY).all()
-    assert (scene.depth[scene.labels == scene_world.SKY] == 0).all()
+    assert np.isposinf(scene.depth[scene.labels == scene_world.SKY]).all()
 
 
 def test_depth_of_a_tilted_and_rolled_camera():
@@ -100,8 +100,9 @@ def test_shapes_types_and_ranges(size):
     assert (scene.depth.shape, scene.depth.dtype) == ((size, size), np.float32)
     assert (scene.labels.shape, scene.labels.dtype) == ((size, size), np.uint8)
     assert scene.labels.max() < len(scenes.CLASSES)
-    assert ((scene.depth == 0) == (scene.labels == scene_world.SKY)).all()
-    assert 0.3 <= scene.depth[scene.depth > 0].min() and scene.depth.max() <= scene_world.FAR
+    sky = np.isposinf(scene.depth)
+    assert (sky == (scene.labels == scene_world.SKY)).all()
+    assert 0.3 <= scene.depth.min() and scene.depth[~sky].max() <= scene_world.FAR
 
 
 def test_palette_has_one_colour_for_each_class():
@@ -201,11 +202,24 @@ def test_dataset_holds_what_render_gives(tmp_path):
     assert (read["images"].mode, read["labels"].mode) == ("RGB", "L") and read["depth"].mode.startswith("I")
     assert (np.asarray(read["images"]) == scene.image).all() and (np.asarray(read["labels"]) == scene.labels).all()
     millimetres = np.asarray(read["depth"]).astype(np.float64)
-    assert np.abs(millimetres - np.minimum(1000.0 * scene.depth, 65535)).max() <= 0.51
+    sky = scene.labels == scene_world.SKY
+    assert ((millimetres == 65535) == sky).all()
+    assert np.abs(millimetres - np.minimum(1000.0 * scene.depth, 65534))[~sky].max() <= 0.51
     description = json.loads((tmp_path / "dataset.json").read_text())
-    assert description["classes"] == list(scenes.CLASSES) and description["palette"] == scenes.PALETTE.tolist()
+    assert (
+        description["sky"] == 65535 and description["classes"] == list(scenes.CLASSES) and description["palette"] == scenes.PALETTE.tolist()
+    )
     assert (description["split"], description["size"], description["first_seed"], description["count"]) == ("test", SMALL, 20_000_000, 2)
     assert set(description["versions"]) == {"pybullet", "numpy", "pillow"}
+
+
+def test_nothing_but_the_sky_is_stored_as_such(tmp_path, monkeypatch):
+    """A floor that goes on beyond 65 metres, the largest that 16 bits hold."""
+    depth = np.array([[70.0, 65.5345, 65.5349, np.inf, 1.0]], np.float32)
+    scene = scenes.Scene(np.zeros((1, 5, 3), np.uint8), depth, np.zeros((1, 5), np.uint8))
+    monkeypatch.setattr(scenes, "render", lambda seed, size: scene)
+    scenes.write_dataset(tmp_path, "test", 1, size=SMALL)
+    assert np.asarray(Image.open(tmp_path / "depth" / "000000.png")).tolist() == [[65534, 65534, 65534, 65535, 1000]]
 
 
 def test_dataset_renders_only_what_is_missing(tmp_path, monkeypatch):

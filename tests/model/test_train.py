@@ -250,6 +250,25 @@ def test_a_metric_model_learns_metres(data, tmp_path, monkeypatch):
         assert nearer._loss(x, truth).item() == pytest.approx(0, abs=1e-5)  # nothing is known up to there
 
 
+@pytest.mark.parametrize("head", [DEPTH.head, METRIC.head], ids=["inverse", "metres"])
+def test_the_sky_is_learnt_as_inverse_depth_0(data, tmp_path, monkeypatch, head):
+    """Blind spot: a sky that is left out, as it is of metres and where the recipe says so, or that makes the loss infinite. Of inverse depth
+    the loss is that of a target whose last rows are as good as infinitely far."""
+    monkeypatch.setitem(CONFIGS, DEPTH.name, replace(DEPTH, head=head))
+    monkeypatch.setitem(HEADS, "depth", head)
+    seen = training(data, tmp_path, model=DEPTH.name, max_depth=1e9, batch_size=2)
+    left_out = training(data, tmp_path / "out", model=DEPTH.name, max_depth=1e9, sky=False)
+    left_out.model.load_state_dict(seen.model.state_dict())
+    x, truth = torch.randn(1, 3, 32, 32), 1 + torch.rand(1, 32, 32)
+    truth[0, 24:] = torch.inf
+    with torch.no_grad():
+        found = [run._loss(x, truth).item() for run in (seen, left_out)]
+        unknown = seen._loss(x, truth.where(truth.isfinite(), torch.zeros(()))).item()
+        far = seen._loss(x, truth.clamp_max(1e8)).item()
+    assert found[1] == pytest.approx(unknown, rel=1e-4)
+    assert found[0] == pytest.approx(far if head.inverse else unknown, rel=1e-4) and abs(far - unknown) > 1e-3
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
     """Blind spot: hours of NaN, saved over the last good checkpoint."""
     run = training(data, tmp_path, steps=3)
