@@ -37,7 +37,7 @@ def evaluate(
     progress: bool = True,
     **options,
 ) -> dict[str, float]:
-    """Depth: {"absrel", "rmse", "delta1"}, and "sky" where the data tells it; segmentation: {"miou", "accuracy"}; at the size of the ground truth.
+    """Depth: {"absrel", "rmse", "delta1"}, and "sky" where the data tells it; segmentation: {"miou", "accuracy"}; at the truth's own size.
 
     Args:
         model: a DPT, predicting as `dpt.predict.predict` does; or a function from a picture to its map.

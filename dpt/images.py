@@ -243,7 +243,7 @@ def labels_from_logits(
     winner = torch.empty(size, device=logits.device) if probability else None
     for rows, strip in resized_strips(logits, size, config):
         if winner is None:
-            labels[rows] = strip.argmax(0).to(labels.dtype)
+            labels[rows] = strip.max(0).indices.to(labels.dtype)  # on a CPU many times as fast as argmax
         else:
             winner[rows], best = strip.softmax(0).max(0)
             labels[rows] = best.to(labels.dtype)

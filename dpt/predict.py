@@ -9,6 +9,8 @@ are. Windows of depth, relative or in metres, are aligned to the map of the whol
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +27,10 @@ from .images import ImageError, load_image, network_size, pad_to_multiple, postp
 
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
 MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabilities at their own size
+READERS = min(4, os.cpu_count() or 1)  # threads that decode pictures ahead
+
+_evaluating_now: dict[nn.Module, int] = {}  # modules that predictions took out of training mode, and how many of these still run
+_evaluating_lock = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +117,8 @@ def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) ->
     """One picture -> its `Prediction`; an iterable of pictures -> a list in its order.
 
     Args:
-        model: a `dpt.DPT`. It runs in evaluation mode; modules in training mode are put back into it afterwards.
+        model: a `dpt.DPT`. It runs in evaluation mode; modules in training mode are put back into it afterwards. Several threads may
+            predict with one model.
         images: what `dpt.images.load_image` takes, or an iterable of such.
         batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
         tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
@@ -138,7 +145,7 @@ def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) ->
 def predict_iter(model: nn.Module, images: Iterable, *, batch_size: int = 1, **options) -> Iterator[Result]:
     """As `predict`, one `Result` at a time, in order; a bad picture, or memory running out, is its `error`.
 
-    Pictures are read ahead in a thread, at most two batches, so a list of any length needs no more memory.
+    Pictures are read ahead in threads, at most two batches, so a list of any length needs no more memory.
     """
     chosen = Options.of(model.config, **options)
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -164,8 +171,8 @@ def _results(model: nn.Module, images: Iterable, batch_size: int, options: Optio
 
 
 def _batches(images: Iterable, batch_size: int) -> Iterator[list[Result]]:
-    """Lists of `batch_size` loaded pictures, the next one or two being read meanwhile."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="dpt-load")
+    """Lists of `batch_size` loaded pictures, those of the next two being read meanwhile."""
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="dpt-load")
     sources = iter(images)
     pending: list[Future] = []
     try:
@@ -208,14 +215,22 @@ def _is_path(source: Any) -> bool:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module that was training is put back, and none that was not (frozen batch norms)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Evaluation mode; each module that was training is put back, and none that was not (frozen batch norms), as soon as no other thread
+    predicts with it."""
+    with _evaluating_lock:
+        training = [module for module in model.modules() if module.training or module in _evaluating_now]
+        for module in training:
+            _evaluating_now[module] = _evaluating_now.get(module, 0) + 1
+            module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _evaluating_lock:
+            for module in training:
+                _evaluating_now[module] -= 1
+                if not _evaluating_now[module]:
+                    del _evaluating_now[module]
+                    module.training = True
 
 
 def _depths(model: nn.Module, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray]]:
@@ -225,11 +240,11 @@ def _depths(model: nn.Module, images: list[np.ndarray], options: Options) -> lis
     for number, maps in enumerate(_views(model, images, options), 1):
         depths = [postprocess(y[0], y.shape[1:], image.shape[:2], config.input) for y, image in zip(maps, images, strict=True)]
         if number == 1:
-            first, sums = depths, [depth.clone() for depth in depths]
+            first = sums = depths
             continue
-        for total, depth, reference in zip(sums, depths, first, strict=True):
-            total += align(depth, reference) if config.head.inverse else depth
-    return [{"depth": (total / number).cpu().numpy()} for total in sums]
+        aligned = map(align, depths, first) if config.head.inverse else depths
+        sums = [total + depth for total, depth in zip(sums, aligned, strict=True)]
+    return [{"depth": (total if number == 1 else total / number).cpu().numpy()} for total in sums]
 
 
 def align(depth: Tensor, reference: Tensor) -> Tensor:

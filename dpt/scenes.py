@@ -51,8 +51,8 @@ _MAX_ATTEMPTS = 64
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: `image` uint8 (H, W, 3), `depth` float32 (H, W) in metres along the optical axis, infinite for the sky, and `labels` uint8
-    (H, W), indices into `CLASSES`."""
+    """One picture: `image` uint8 (H, W, 3), `depth` float32 (H, W) in metres along the optical axis, infinite for the sky, and `labels`
+    uint8 (H, W), indices into `CLASSES`."""
 
     image: np.ndarray
     depth: np.ndarray

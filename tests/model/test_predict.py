@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from small import config as small_config
+from small import randomise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -367,6 +371,32 @@ def test_state_is_left_alone():
     with pytest.raises(ZeroDivisionError):
         predict.predict(broken, _noise(32, 32))
     assert broken.training and broken.child.training
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
+def test_threads(fast, training):
+    """Blind spot: a thread that puts the model back into training while another still predicts: its batch norms then normalise by their
+    batch, and learn from it."""
+    model = randomise(dpt.build(small_config("dpt-base-ade20k").with_("input", size=(64, 64))))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    model = dpt.accelerate(model) if fast else model
+    model.train(training)
+    frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    noise = [_noise(48, 48 + 16 * (seed % 3), seed) for seed in range(8)]
+    alone = [model.predict(image).labels for image in noise]
+    before = copy.deepcopy(model.state_dict())
+    start = threading.Barrier(8)
+
+    def predict_often(number):
+        start.wait()
+        return [np.array_equal(model.predict(noise[number]).labels, alone[number]) for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(itertools.chain(*pool.map(predict_often, range(8))))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training == (training and module is not frozen) for module in model.modules())
+    assert not predict._evaluating_now
 
 
 def test_bad_pictures_do_not_stop_the_rest(tmp_path):

@@ -252,8 +252,8 @@ def test_a_metric_model_learns_metres(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("head", [DEPTH.head, METRIC.head], ids=["inverse", "metres"])
 def test_the_sky_is_learnt_as_inverse_depth_0(data, tmp_path, monkeypatch, head):
-    """Blind spot: a sky that is left out, as it is of metres and where the recipe says so, or that makes the loss infinite. Of inverse depth
-    the loss is that of a target whose last rows are as good as infinitely far."""
+    """Blind spot: a sky that is left out, as it is of metres and where the recipe says so, or that makes the loss infinite. The loss of
+    inverse depth is that of a target whose last rows are as good as infinitely far."""
     monkeypatch.setitem(CONFIGS, DEPTH.name, replace(DEPTH, head=head))
     monkeypatch.setitem(HEADS, "depth", head)
     seen = training(data, tmp_path, model=DEPTH.name, max_depth=1e9, batch_size=2)
