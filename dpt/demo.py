@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from .factory import build
 from .images import load_image
-from .outputs import overlay, side_by_side, write
+from .outputs import colored, depth_scale, tinted, with_legend, write
 
 PICTURES = sorted((Path(__file__).parent / "examples").glob("*.png"))
 MODELS = ("dpt-tiny-depth", "dpt-tiny-scenes")
@@ -25,19 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     images = {path: load_image(path) for path in PICTURES}
-    views: dict[Path, list[Image.Image]] = {path: [] for path in PICTURES}
+    columns: list[list[Image.Image]] = [[Image.fromarray(image) for image in images.values()]]
+    entries: list[tuple[str, tuple[int, int, int]]] = []
     for name in MODELS:
         model = build(name, weights="pretrained", device=args.device)
         head = model.config.head
-        for path, image in images.items():
-            prediction = model.predict(image)
+        predictions = [model.predict(image) for image in images.values()]
+        for (path, image), prediction in zip(images.items(), predictions, strict=True):
             write(args.out / f"{path.stem}_{name}", image, prediction, head)
-            view = side_by_side(image, prediction.depth, head.inverse) if head.task == "depth" else overlay(image, prediction.labels, head)
-            views[path].append(view)
+        if head.task == "depth":
+            columns.append([Image.fromarray(colored(prediction.depth, head.inverse)) for prediction in predictions])
+            columns.append([depth_scale(prediction.size[0]) for prediction in predictions])
+        else:
+            columns.append([tinted(image, found.labels, head) for image, found in zip(images.values(), predictions, strict=True)])
+            present = np.unique(np.concatenate([prediction.labels.reshape(-1) for prediction in predictions]))
+            entries += [(head.classes[index], head.palette[index]) for index in present]
         seconds = statistics.median(_seconds(model, image) for image in images.values() for _ in range(REPEATS))
         print(f"{name}: {1000 * seconds:.0f} ms a picture of {image.shape[1]}x{image.shape[0]} (median of {REPEATS * len(images)})")
     sheet = args.out / "demo.png"
-    _stack([_row(row) for row in views.values()]).save(sheet)
+    with_legend(_stack([_row(row) for row in zip(*columns, strict=True)]), entries).save(sheet)
     print(f"the pictures, their depth and their labels: {sheet}")
     print(f"one file each, and the maps themselves (16-bit depth, .npy, labels): {args.out}")
     return 0
@@ -49,9 +57,8 @@ def _seconds(model, image) -> float:
     return time.perf_counter() - start
 
 
-def _row(views: list[Image.Image]) -> Image.Image:
-    """Pictures side by side, at the height of the first."""
-    views = [view.resize((round(view.width * views[0].height / view.height), views[0].height)) for view in views]
+def _row(views: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one height side by side."""
     row = Image.new("RGB", (sum(view.width for view in views), views[0].height))
     left = 0
     for view in views:

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt import ade20k, outputs
+from dpt import ade20k, demo, images, outputs
+from dpt.cli import main
 from dpt.config import CONFIGS
 from dpt.predict import Prediction
 
 from . import pictures
 
 RELATIVE, ADE = CONFIGS["dpt-tiny-depth"].head, CONFIGS["dpt-base-ade20k"].head
+SCENES = CONFIGS["dpt-tiny-scenes"].head
 METRIC = dataclasses.replace(RELATIVE, inverse=False)
 DEPTH = np.linspace(3, 7, 48 * 64, dtype=np.float32).reshape(48, 64)
 
@@ -84,6 +86,58 @@ def test_colors():
     np.testing.assert_array_equal(inverse[0, 3], [128] * 3)
     assert len(np.unique(outputs.colored(np.ones((3, 3), np.float32), True).reshape(-1, 3), axis=0)) == 1
     assert (outputs.colored(np.full((2, 2), np.nan, np.float32), True) == 128).all()
+
+
+def test_colours_are_those_of_the_whole(monkeypatch):
+    """Blind spot: a seam between strips of rows, each spread over its own depths; the last strip, which is shorter; a far away NaN."""
+    depth = np.random.default_rng(0).normal(size=(37, 11)).astype(np.float32)
+    depth[3, 4], depth[36, 10] = np.nan, np.inf
+    found = []
+    for pixels in (1, 55, 1 << 16):
+        monkeypatch.setattr(outputs, "STRIP_PIXELS", pixels)
+        found.append([outputs.colored(depth, True), outputs.depth_to_uint16(depth, True), outputs.depth_to_uint16(depth, False)])
+    for other in found[1:]:
+        assert all(np.array_equal(one, two) for one, two in zip(found[0], other, strict=True))
+    known = depth[np.isfinite(depth)].astype(np.float64)
+    wanted = np.rint((depth.astype(np.float64) - known.min()) / (known.max() - known.min()) * 65535)
+    np.testing.assert_array_equal(found[0][1][np.isfinite(depth)], wanted[np.isfinite(depth)])
+
+
+def test_depth_scale():
+    """Blind spot: a scale that is upside down, of other colours than the maps', of another height, or without its names."""
+    scale = np.array(outputs.depth_scale(300))
+    assert len(scale) == 300
+    column = next(index for index in range(scale.shape[1]) if (scale[:, index] != 255).any())
+    wanted = outputs.colored(np.linspace(1, 0, 300, dtype=np.float32)[:, None], True)
+    np.testing.assert_array_equal(scale[:, column], wanted[:, 0])
+    right = scale[:, column + 12 :].astype(int).sum(2) < 100
+    assert right[:30].any() and right[-30:].any() and not right[40:-40].any()
+
+
+def test_the_demo_picture(tmp_path, monkeypatch):
+    """Blind spot: columns of different sizes; a legend inside the pictures, or without a class that they have; maps of another picture."""
+    monkeypatch.setattr(demo, "REPEATS", 1)
+    monkeypatch.setattr(demo, "PICTURES", demo.PICTURES[:2])
+    assert main(["demo", "-o", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "demo.png") as sheet:
+        sheet = np.array(sheet.convert("RGB"))
+    present = set()
+    for row, path in enumerate(demo.PICTURES):
+        picture = images.load_image(path)
+        side = len(picture)
+        depth = np.load(tmp_path / f"{path.stem}_dpt-tiny-depth.npy")
+        labels = np.array(Image.open(tmp_path / f"{path.stem}_dpt-tiny-scenes.png"))
+        rows = sheet[row * side : (row + 1) * side]
+        np.testing.assert_array_equal(rows[:, :side], picture)
+        np.testing.assert_array_equal(rows[:, side : 2 * side], outputs.colored(depth, True))
+        between = outputs.depth_scale(side)
+        np.testing.assert_array_equal(rows[:, 2 * side : 2 * side + between.width], np.array(between))
+        tinted = np.array(outputs.tinted(picture, labels, SCENES))
+        np.testing.assert_array_equal(rows[:, 2 * side + between.width : 3 * side + between.width], tinted)
+        present |= set(np.unique(labels).tolist())
+    colors, counts = np.unique(sheet[2 * side :].reshape(-1, 3), axis=0, return_counts=True)
+    swatches = {tuple(color) for color in colors[counts >= 100].tolist()} & set(SCENES.palette)
+    assert swatches == {SCENES.palette[index] for index in present}
 
 
 def test_label_files(tmp_path):

@@ -1,0 +1,66 @@
+"""Work that overlaps: results written in threads while the next are made, and how long the network alone took."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Item = TypeVar("Item")
+
+
+def in_threads(work: Callable[[Item], object], items: Iterable[Item], threads: int) -> Iterator[tuple[Item, Exception | None]]:
+    """Do `work(item)` in threads while the next items are made; gives each item, in order, with the error it raised.
+
+    No more than `threads` + 1 items are held at a time. Where the iterator is closed or the items end in an error, what is in work is
+    finished and what waits is dropped.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="dpt-write")
+    pending: deque[tuple[Item, Future]] = deque()
+
+    def settled() -> tuple[Item, Exception | None]:
+        item, future = pending.popleft()
+        error = future.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        return item, error
+
+    try:
+        for item in items:
+            pending.append((item, pool.submit(work, item)))
+            del item  # held by what waits alone
+            while len(pending) > threads:
+                yield settled()
+        while pending:
+            yield settled()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Stopwatch:
+    """Adds up the seconds of a model's forward passes; on an accelerator each is waited for, as whoever fetches its result does anyway."""
+
+    def __init__(self, model: nn.Module):
+        self.seconds = 0.0
+        self._device = next(model.parameters()).device
+        self._hooks = [model.register_forward_pre_hook(self._start), model.register_forward_hook(self._stop, always_call=True)]
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _now(self) -> float:
+        if self._device.type not in ("cpu", "meta"):
+            torch.accelerator.synchronize(self._device)
+        return time.perf_counter()
+
+    def _start(self, *_) -> None:
+        self._started = self._now()
+
+    def _stop(self, *_) -> None:
+        self.seconds += self._now() - self._started
