@@ -37,15 +37,18 @@ mutate: .venv/ready
 compiled: .venv/ready
 	$(RUN) -m dpt.kernels.compiled --cases bench.launches --write
 
-# The carried models, from nothing: 9800 rendered scenes, then the trainings; depth a second time from where the first ended, at full size.
+# The carried models, from nothing: 9800 rendered scenes, then the trainings; depth a second time from where the first ended, at full size,
+# and a third time, in which it learns that the sky is far.
 data: .venv/ready
 	$(RUN) -m dpt render -o data
 
 weights: data
 	$(RUN) -m dpt train --model dpt-tiny-scenes --data data -o runs/dpt-tiny-scenes
-	$(RUN) -m dpt train --model dpt-tiny-depth --data data -o runs/dpt-tiny-depth --start-from runs/dpt-tiny-scenes/model.safetensors
+	$(RUN) -m dpt train --model dpt-tiny-depth --data data -o runs/dpt-tiny-depth --start-from runs/dpt-tiny-scenes/model.safetensors --no-sky
 	$(RUN) -m dpt train --model dpt-tiny-depth --data data -o runs/dpt-tiny-depth-again --start-from runs/dpt-tiny-depth/model.safetensors \
-		--steps 4000 --coarse 0 --learning-rate 7e-4 --seed 1
+		--steps 4000 --coarse 0 --learning-rate 7e-4 --seed 1 --no-sky
+	$(RUN) -m dpt train --model dpt-tiny-depth --data data -o runs/dpt-tiny-depth-sky --start-from runs/dpt-tiny-depth-again/model.safetensors \
+		--steps 2000 --coarse 0 --learning-rate 4e-4 --seed 2
 
 clean:
 	rm -rf .venv out
