@@ -9,25 +9,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from . import running
+from .arguments import CARRIED
 from .factory import build
 from .images import load_image
 from .outputs import overlay, side_by_side, write
 
 PICTURES = sorted((Path(__file__).parent / "examples").glob("*.png"))
-MODELS = ("dpt-tiny-depth", "dpt-tiny-scenes")
 REPEATS = 5
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--device", default="cpu")
 
 
 def run(args: argparse.Namespace) -> int:
     images = {path: load_image(path) for path in PICTURES}
     views: dict[Path, list[Image.Image]] = {path: [] for path in PICTURES}
-    for name in MODELS:
-        model = build(name, weights="pretrained", device=args.device)
+    device = running.device_of(args.device)
+    for name in CARRIED:
+        model = build(name, weights="pretrained", device=device)
         head = model.config.head
         for path, image in images.items():
             prediction = model.predict(image)
