@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_modules()})
+    return sorted({*globals(), *__all__})
 
 
 def _modules() -> set[str]:

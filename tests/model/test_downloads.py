@@ -174,7 +174,7 @@ def test_what_does_not_pass_is_said(server, target, script, reason, requests):
     """Blind spot: an error without the address, the reason or the place for the file; a wrong file that stays; endless attempts."""
     server.script = script
     with pytest.raises(DownloadError, match=reason) as caught:
-        get(server, target, timeout=0.1)
+        get(server, target, timeout=0.1 if "stall" in script else 10)
     message = str(caught.value)
     assert server.url in message and f"put it at {target}" in message and "\n" not in message
     assert len(server.asked) == requests and not target.exists()
@@ -184,7 +184,7 @@ def test_waits_are_told(server, target, monkeypatch, capsys):
     """Blind spot: fifteen seconds of silence, or a line without the address, the reason, the attempt or the wait."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's: what a program says that has set up no logging
     server.script = [503, "drop"]
-    get(server, target)
+    get(server, target, timeout=10)
     lines = [line for line in capsys.readouterr().err.splitlines() if "attempt" in line]
     dropped = f"the connection ended after {len(CONTENT) // 2} of {len(CONTENT)} bytes"
     assert lines == [

@@ -194,3 +194,10 @@ def test_the_carried_models_know_scenes(options, who, small, data, weights, tmp_
     if who:
         assert said[0].startswith(f"dpt predict: {who} rendered scenes, not photographs; ") and "dpt info" in said[0]
         assert all((f"--model {name}" in said[0]) == (not config.carried) for name, config in CONFIGS.items())
+
+
+def test_a_file_is_told_apart(weights, capsys):
+    """Blind spot: `dpt info FILE`, whose imports the list of models does without."""
+    assert cli.main(["info", weights]) == 0
+    parameters = sum(parameter.numel() for parameter in dpt.DPT(DEPTH).parameters())
+    assert f"{weights}: dpt layout, dpt-tiny-depth " in (said := capsys.readouterr().out) and f" {parameters / 1e6:.1f} M " in said
