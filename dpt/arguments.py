@@ -66,6 +66,7 @@ def _number(kind: type, words: str, holds: Callable[[float], bool]) -> Callable[
 
 _COUNT = _number(int, "a whole number from 1", lambda value: value >= 1)
 _COUNT_OR_NONE = _number(int, "a whole number from 0", lambda value: value >= 0)
+_SEED = _number(int, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 1 << 32)
 _POSITIVE = _number(float, "a number above 0", lambda value: 0 < value < math.inf)
 _SHARE = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
@@ -188,7 +189,7 @@ def train(parser: Parser) -> None:
         ("--steps", _COUNT, "N", "batches to learn from", "1000"),
         ("--batch-size", _COUNT, "N", "pictures in a batch", "32"),
         ("--learning-rate", _POSITIVE, "RATE", "of AdamW, after warm-up", "0.001"),
-        ("--seed", _COUNT_OR_NONE, "N", "of initialisation, order and augmentation", "0"),
+        ("--seed", _SEED, "N", "of initialisation, order and augmentation", "0"),
         ("--validate-every", _COUNT, "N", "steps between validations", "500"),
         ("--checkpoint-every", _COUNT, "N", "steps between checkpoints", "100"),
         ("--coarse", _SHARE, "SHARE", "of the steps, the first, that see smaller pictures", "0"),

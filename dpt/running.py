@@ -22,7 +22,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # which meta tensors do not have
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch built without CUDA asserts
-        raise CommandError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise CommandError(f"--device {name} cannot be used: {(str(error) or type(error).__name__).splitlines()[0]}") from error
     return device
 
 

@@ -97,6 +97,7 @@ def test_defaults_that_are_told_in_words_are_the_codes():
         (["train", "--batch-size", "2.5"], "argument --batch-size: '2.5': it must be a whole number from 1"),
         (["train", "--learning-rate", "nan"], "argument --learning-rate: 'nan': it must be a number above 0"),
         (["train", "--coarse", "1.5"], "argument --coarse: '1.5': it must be a number from 0 to 1"),
+        (["train", "--seed", str(1 << 64)], "it must be a whole number from 0 to 4294967295"),
         (["train", "--workers", "-1"], "argument --workers: '-1': it must be a whole number from 0"),
         (["evaluate", "--max-depth", "inf"], "argument --max-depth: 'inf': it must be a number above 0"),
         (["render", "-o", "a", "--size", "big"], "argument --size: 'big': it must be a whole number from 1"),
