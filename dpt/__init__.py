@@ -1,24 +1,55 @@
-"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`."""
+"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`.
 
+Names and modules are loaded when asked for: `import dpt` does not import PyTorch.
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-_HERE = Path(__file__).resolve().parent
-if not (_HERE / "kernels").is_dir():  # a checkout, not an installed package: the kernels stand beside this folder
-    __path__.append(str(_HERE.parent))
-
-from .checkpoints import CheckpointError, save  # noqa: E402
-from .config import DPTConfig  # noqa: E402
-from .factory import build, load, models  # noqa: E402
-from .model import DPT  # noqa: E402
-from .predict import Prediction  # noqa: E402
+if TYPE_CHECKING:  # for type checkers and editors, which run nothing
+    from .checkpoints import CheckpointError, save
+    from .config import DPTConfig, models
+    from .factory import build, load
+    from .fast import accelerate, fast_report
+    from .model import DPT
+    from .predict import Prediction
 
 __version__ = "0.1.0"
 __all__ = ["DPT", "CheckpointError", "DPTConfig", "Prediction", "accelerate", "build", "fast_report", "load", "models", "save"]
 
+_HOME = {  # the module of each public name
+    "DPT": "model",
+    "CheckpointError": "checkpoints",
+    "DPTConfig": "config",
+    "Prediction": "predict",
+    "accelerate": "fast",
+    "build": "factory",
+    "fast_report": "fast",
+    "load": "factory",
+    "models": "config",
+    "save": "checkpoints",
+}
+_FOLDER = Path(__file__).resolve().parent
+if not (_FOLDER / "kernels").is_dir():  # a checkout, not an installed package: the kernels stand beside this folder
+    __path__.append(str(_FOLDER.parent))
 
-def __getattr__(name: str):
-    if name in ("accelerate", "fast_report"):  # loaded when asked for: they import Triton
-        from . import fast
 
-        return getattr(fast, name)
-    raise AttributeError(f"module 'dpt' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value  # asked for once
+        return value
+    if name in _modules():
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _modules() -> set[str]:
+    """The modules of the package, which need not be imported by name: `import dpt; dpt.config.CONFIGS`."""
+    inside = {path.stem for path in _FOLDER.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    return {name for name in inside if not name.startswith("_")} | {"kernels"}

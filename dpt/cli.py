@@ -1,14 +1,18 @@
-"""The command `dpt`: a table of subcommands, each in a module of its own that is imported when it is asked for."""
+"""The command `dpt`: a table of subcommands. What one takes is in `arguments`; the module that does it is imported when it is to run."""
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-USAGE, INTERRUPTED = 2, 130  # exit codes; a subcommand's own are 0, all done, and 1, something failed
+from . import __version__, arguments
+from .arguments import USAGE, Parser
+from .config import nearest
+
+INTERRUPTED = 130  # exit codes: USAGE, this, and a subcommand's own: 0, all done, and 1, something failed
 
 
 class CommandError(Exception):
@@ -21,20 +25,39 @@ class CommandError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """`module`, beside this one, has `add_arguments(parser)` and `run(args) -> int`, the exit code."""
+    """`module`, beside this one, has `run(args) -> int`, the exit code."""
 
     module: str
+    arguments: Callable[[Parser], None]
     summary: str
 
 
 COMMANDS = {
-    "predict": Command("predict_command", "depth and label maps of pictures"),
-    "demo": Command("demo", "the same for the pictures that come with the package"),
-    "info": Command("info", "the named models, or what a checkpoint file holds"),
-    "render": Command("render_command", "the scenes that the carried models learn from"),
-    "train": Command("train", "train a model on a folder of pictures"),
-    "evaluate": Command("evaluate", "measure a model on a folder of pictures"),
+    "predict": Command("predict_command", arguments.predict, "depth and label maps of pictures"),
+    "demo": Command("demo", arguments.demo, "the same for the pictures that come with the package"),
+    "info": Command("info", arguments.info, "the named models, or what a checkpoint file holds"),
+    "render": Command("render_command", arguments.render, "the scenes that the carried models learn from"),
+    "train": Command("train", arguments.train, "train a model on a folder of pictures"),
+    "evaluate": Command("evaluate", arguments.evaluate, "measure a model on a folder of pictures"),
 }
+
+
+def overview() -> Parser:
+    """The parser of `dpt` without a command, for --help and --version."""
+    parser = Parser("dpt", description="Dense Prediction Transformers: depth and segmentation from one picture.")
+    parser.add_argument("--version", action="version", version=f"dpt {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.summary)
+    return parser
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command's arguments."""
+    command = COMMANDS[name]
+    parser = Parser(f"dpt {name}", description=inspect.getdoc(command.arguments))
+    command.arguments(parser)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,20 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     ValueError and OSError, whose messages name the value and the rule, end a subcommand like CommandError.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="dpt", description="Dense Prediction Transformers: depth and segmentation from one picture.")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    parsers = {name: subparsers.add_parser(name, help=command.summary) for name, command in COMMANDS.items()}
-    name = argv[0] if argv and argv[0] in COMMANDS else None
-    if name is None:
-        parser.parse_args(argv)  # only ends the program: --help, or the names there are
-        return USAGE
-    module = import_module(f".{COMMANDS[name].module}", __package__)
-    parsers[name].description = module.__doc__
-    parsers[name].formatter_class = argparse.RawDescriptionHelpFormatter
-    module.add_arguments(parsers[name])
-    args = parser.parse_args(argv)
+    name = argv[0] if argv else None
+    if name not in COMMANDS:
+        parser = overview()
+        if name is not None and not name.startswith("-"):
+            parser.error(f"no command is named {name!r}{nearest(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
+        parser.parse_args(argv)  # ends the program
+        parser.error(f"the command comes first, not {name}")
+    args = parser_of(name).parse_args(argv[1:])
     try:
-        return module.run(args)
+        return import_module(f".{COMMANDS[name].module}", __package__).run(args)
     except (CommandError, ValueError, OSError) as error:
         print(f"dpt {name}: {error}", file=sys.stderr)
         return error.code if isinstance(error, CommandError) else USAGE

@@ -1,17 +1,18 @@
 """Every named model, as data: frozen dataclasses that check themselves, and one table, `CONFIGS`.
 
-What differs between the checkpoint families is a field here and never an `if` in the model.
+What differs between the checkpoint families is a field here and never an `if` in the model. Nothing here needs PyTorch.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, ClassVar
 
-from . import ade20k, scenes
+from . import ade20k, scene_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -266,6 +267,11 @@ class DPTConfig(Checked):
         "licence": _TEXT,
     }
 
+    @property
+    def carried(self) -> bool:
+        """Whether the package holds the pretrained weights; all others are downloads."""
+        return self.source is not None and "://" not in self.source
+
     def with_(self, section: str, **changes) -> DPTConfig:
         """A copy with fields of one section changed, e.g. `config.with_("encoder", attention="xformers")`."""
         return replace(self, **{section: replace(getattr(self, section), **changes)})
@@ -376,9 +382,29 @@ CONFIGS: dict[str, DPTConfig] = {
             name="dpt-tiny-scenes",
             encoder=_TINY,
             decoder=_TINY_DECODER,
-            head=HeadConfig(task="segmentation", classes=scenes.CLASSES, palette=tuple(map(tuple, scenes.PALETTE.tolist()))),
+            head=HeadConfig(task="segmentation", classes=scene_classes.CLASSES, palette=scene_classes.PALETTE),
             input=_TINY_INPUT,
             source="weights/dpt-tiny-scenes.safetensors",
         ),
     )
 }
+
+
+def models() -> list[str]:
+    """The names that `build` takes."""
+    return list(CONFIGS)
+
+
+def config_of(name: str | DPTConfig) -> DPTConfig:
+    """The configuration of a named model; a configuration is returned as it is. ValueError for an unknown name."""
+    if isinstance(name, DPTConfig):
+        return name
+    if name not in CONFIGS:
+        raise ValueError(f"no model is named {name!r}{nearest(str(name), CONFIGS)}; the names are {', '.join(CONFIGS)}")
+    return CONFIGS[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which known name a mistyped one may mean, to stand behind it; empty where none is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

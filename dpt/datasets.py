@@ -107,14 +107,6 @@ class FolderDataset:
             pool.shutdown(cancel_futures=True)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a command that say how its data is to be read; `options` takes them to `FolderDataset`."""
-    parser.add_argument("--depth-scale", type=float, metavar="UNITS", help="a metre, in integer depth: 1000 (default), 256 for KITTI")
-    reduce = "label 0 is 'other' and ignored, k is class k - 1 (ADE20K)"
-    parser.add_argument("--reduce-zero-label", action=argparse.BooleanOptionalAction, help=reduce)
-    parser.add_argument("--max-depth", type=float, metavar="METRES", help="what is farther counts as unknown")
-
-
 def options(args: argparse.Namespace) -> dict:
     """The keywords of `FolderDataset` that a command line gives."""
     return {"depth_scale": args.depth_scale, "reduce_zero_label": args.reduce_zero_label}

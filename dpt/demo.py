@@ -11,26 +11,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from . import running
+from .arguments import CARRIED
 from .factory import build
 from .images import load_image
 from .outputs import colored, depth_scale, tinted, with_legend, write
 
 PICTURES = sorted((Path(__file__).parent / "examples").glob("*.png"))
-MODELS = ("dpt-tiny-depth", "dpt-tiny-scenes")
 REPEATS = 5
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--device", default="cpu")
 
 
 def run(args: argparse.Namespace) -> int:
     images = {path: load_image(path) for path in PICTURES}
+    device = running.device_of(args.device)
     columns: list[list[Image.Image]] = [[Image.fromarray(image) for image in images.values()]]
     entries: list[tuple[str, tuple[int, int, int]]] = []
-    for name in MODELS:
-        model = build(name, weights="pretrained", device=args.device)
+    for name in CARRIED:
+        model = build(name, weights="pretrained", device=device)
         head = model.config.head
         predictions = [model.predict(image) for image in images.values()]
         for (path, image), prediction in zip(images.items(), predictions, strict=True):

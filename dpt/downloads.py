@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import os
 import re
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)  # its warnings are lines on stderr where nobody has set up logging
 
 BLOCK = 1 << 20
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers of a server that may be another the next time
@@ -36,7 +39,7 @@ def fetch(url: str, target: Path, *, attempts: int = 5, timeout: float = 30.0, w
         url: http, https or file. The name of the file ends in the first hex digits of its SHA-256, e.g. `weights-2f21e586.pt`.
         target: where it is kept. Beside it stand a part that was interrupted, from which the next download goes on, and a lock: of two
             processes one downloads and the other waits.
-        attempts: how often it is tried, with twice as long a wait each time.
+        attempts: how often it is tried, with twice as long a wait each time; each wait is logged, a warning, with its reason.
         timeout: seconds without a byte after which an attempt ends.
         wait: seconds before the second attempt.
 
@@ -57,7 +60,7 @@ def fetch(url: str, target: Path, *, attempts: int = 5, timeout: float = 30.0, w
             part = _download(url, target, digits, attempts, timeout, wait)
         except (_Interrupted, DownloadError) as error:
             there = f"{target} is damaged ({damage}), and " if damage else ""
-            advice = f"Get it by other means and put it at {target}"
+            advice = f"Get it by other means and put it at {target}, or give its path as the weights (--weights FILE)"
             raise DownloadError(f"{there}{url} could not be downloaded: {error}. {advice}") from error
         os.replace(part, target)
         _tag_of(part).unlink(missing_ok=True)
@@ -85,7 +88,9 @@ def _download(url: str, target: Path, digits: str, attempts: int, timeout: float
     part, problem = target.with_name(f"{target.name}.part"), _Interrupted("no attempt was made")
     for attempt in range(attempts if url.startswith("http") else 1):
         if attempt:
-            time.sleep(wait * 2 ** (attempt - 1))
+            pause = wait * 2 ** (attempt - 1)
+            log.warning("%s: %s; attempt %d of %d follows in %g s", url, problem, attempt + 1, attempts, pause)
+            time.sleep(pause)
         try:
             resumed = _go_on(url, part, timeout)
         except _Interrupted as error:

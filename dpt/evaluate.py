@@ -8,16 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import datasets
+from . import datasets, running
 from .datasets import FolderDataset
-from .factory import build, load
 from .images import load_image
 from .metrics import DepthMetrics, SegmentationMetrics, depth_limit
 from .outputs import write_whole
@@ -92,24 +90,8 @@ def _constant(value: np.generic) -> Predictor:
     return lambda image: np.full(image.shape[:2], value)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="a named model; its carried or downloaded weights unless --weights is given")
-    parser.add_argument("--weights", type=Path, help="a checkpoint file")
-    parser.add_argument("--data", required=True, type=Path, help="folder of images/ beside depth/ or labels/")
-    parser.add_argument("--train-data", type=Path, help="training folder, for the trivial predictors")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: %(default)s)")
-    datasets.add_arguments(parser)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-
-
 def run(args: argparse.Namespace) -> int:
-    if args.weights is None and args.model is None:
-        raise ValueError("evaluate needs --model NAME or --weights FILE")
-    if args.weights is not None:
-        model = load(args.weights, args.model, device=args.device)
-    else:
-        model = build(args.model, weights="pretrained", device=args.device)
+    model = running.model_of(args, args.model, running.device_of(args.device))
     config, reading = model.config, datasets.options(args)
     dataset = FolderDataset(args.data, config.head, **reading)
     train = FolderDataset(args.train_data, config.head, **reading) if args.train_data else None

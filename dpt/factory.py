@@ -1,8 +1,7 @@
-"""`build`, `load` and `models`: from a name or a file to a model."""
+"""`build` and `load`: from a name or a file to a model."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,27 +10,11 @@ import torch
 
 from . import checkpoints, downloads
 from .checkpoints import Checkpoint, CheckpointError, Layout
-from .config import CONFIGS, DPTConfig, numbered_classes
+from .config import CONFIGS, DPTConfig, config_of, numbered_classes
 from .encoder import check_attention
 from .model import DPT
 
 DEFAULT = "dpt-base-ade20k"
-
-
-def models() -> list[str]:
-    """The names that `build` takes."""
-    return list(CONFIGS)
-
-
-def config_of(name: str | DPTConfig) -> DPTConfig:
-    """The configuration of a named model; a configuration is returned as it is. ValueError for an unknown name."""
-    if isinstance(name, DPTConfig):
-        return name
-    if name not in CONFIGS:
-        close = difflib.get_close_matches(str(name), CONFIGS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"no model is named {name!r}; {hint}the names are {', '.join(CONFIGS)}")
-    return CONFIGS[name]
 
 
 def build(
@@ -46,7 +29,7 @@ def build(
     """A model in evaluation mode.
 
     Args:
-        name: one of `models()`, or a `DPTConfig`.
+        name: one of `dpt.models()`, or a `DPTConfig`.
         weights: None for random initialisation; whatever `load` takes; "pretrained" for the file the package carries (dpt-tiny-*) or
             a download into torch.hub's cache, checked against the hash in its name (all others). The model is the named one whatever
             the file says of itself.
@@ -135,7 +118,7 @@ def _pretrained(config: DPTConfig) -> Path:
     """The file `weights="pretrained"` stands for."""
     if config.source is None:
         raise ValueError(f"{config.name} has no pretrained weights: give weights= a path")
-    if "://" not in config.source:
+    if config.carried:
         return Path(__file__).parent / config.source
     target = Path(torch.hub.get_dir()) / "checkpoints" / config.source.rsplit("/", 1)[1]
     return downloads.fetch(config.source, target)

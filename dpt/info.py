@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-import torch
+from .config import CONFIGS, DPTConfig
 
-from . import checkpoints
-from .config import CONFIGS
-from .factory import load
-from .model import DPT
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file",
-        nargs="?",
-        type=Path,
-        help="a checkpoint file or folder, or a model on transformers' hub; without one, all named models are listed",
-    )
+PARAMETERS = {  # of the named models, which are not built to be listed; a test counts
+    "dpt-base-ade20k": 109_705_046,
+    "dpt-large-midas": 343_028_417,
+    "dpt-large-ade20k": 343_958_316,
+    "dpt-tiny-depth": 3_325_233,
+    "dpt-tiny-scenes": 3_329_137,
+}
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.file is not None:
-        checkpoint = checkpoints.find(args.file)
-        layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
-        print(f"{args.file}: {layout.name} layout, {describe(load(checkpoint))}")
+    if args.file is None:
+        for name, config in CONFIGS.items():
+            print(describe(config, PARAMETERS[name]))
         return 0
-    for config in CONFIGS.values():
-        with torch.device("meta"):
-            print(describe(DPT(config)))
+    from . import checkpoints, factory  # PyTorch, which the list does not need
+
+    checkpoint = checkpoints.find(args.file)
+    layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
+    model = factory.load(checkpoint)
+    print(f"{args.file}: {layout.name} layout, {describe(model.config, sum(parameter.numel() for parameter in model.parameters()))}")
     return 0
 
 
-def describe(model: DPT) -> str:
+def describe(config: DPTConfig, parameters: int) -> str:
     """One line: name, task, parameters in millions, input size, weights."""
-    config = model.config
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    what = (
-        f"{len(config.head.classes)} classes"
-        if config.head.task == "segmentation"
-        else "inverse depth"
-        if config.head.inverse
-        else "metres"
-    )
+    head = config.head
+    what = f"{len(head.classes)} classes" if head.task == "segmentation" else "inverse depth" if head.inverse else "metres"
     size = "x".join(map(str, config.input.size))
-    return f"{config.name:18} {config.head.task:13} {what:14} {millions:6.1f} M  input {size:9} weights {config.source} ({config.licence})"
+    source = f"weights {config.source} ({config.licence})"
+    return f"{config.name:18} {head.task:13} {what:14} {parameters / 1e6:6.1f} M  input {size:9} {source}"

@@ -1,15 +1,4 @@
-"""Depth and label maps of pictures, at each picture's own size.
-
-For a picture a.jpg the folder of --out gets, by each model's task,
-  a_MODEL.png          16-bit depth: inverse depth spread over 0..65535, or millimetres; or 8-bit class indices
-  a_MODEL.npy, .pfm    depth as float32, .pfm on request
-  a_MODEL_color.jpg    the picture with the coloured depth beside it
-  a_MODEL_overlay.jpg  the picture tinted by class, with a legend of the classes present
-Pictures of the same name get longer names instead of overwriting each other. A picture whose files are there, made from
-the same content by the same model with the same options, is skipped; with other options it is done again; files that were
-made from another picture, or by something else, are only replaced with --overwrite. Exit code: 0 done, 1 some pictures
-failed (each named on stderr, the others finished), 2 nothing could be done, 130 interrupted.
-"""
+"""`dpt predict`: pictures to files. What it takes, writes and returns is told by its help, in `arguments`."""
 
 from __future__ import annotations
 
@@ -27,39 +16,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import __version__, checkpoints, factory, inputs, outputs
+from . import __version__, checkpoints, inputs, outputs, running
+from .arguments import CARRIED
 from .cli import CommandError
-from .config import CONFIGS
+from .config import config_of
 from .images import ImageError
 from .predict import Result, predict_iter
 
-CARRIED = ("dpt-tiny-depth", "dpt-tiny-scenes")
 DONE = "done"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `dpt predict`."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or pattern such as 'photos/*.jpg'")
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
-    parser.add_argument("--model", action="append", metavar="NAME", help=f"can be repeated (default: {' and '.join(CARRIED)})")
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="checkpoint file or folder, or a model on transformers' hub; without --model the architecture is read off it",
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: %(default)s)")
-    parser.add_argument("--tta", action="store_true", help="average over six scales and flips: slower, more accurate")
-    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="these scales instead of the six, or of 1")
-    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored picture")
-    parser.add_argument("--slide", action="store_true", help="overlapping windows of the network's size, a stride of two thirds")
-    parser.add_argument("--window", type=int, metavar="PIXELS", help="side of the windows")
-    parser.add_argument("--stride", type=int, metavar="PIXELS", help="distance between windows")
-    parser.add_argument("--pfm", action="store_true", help="write depth as .pfm too")
-    parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: %(default)s)")
-    parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
 
 
 @dataclass
@@ -78,14 +42,7 @@ class _Tally:
 
 def run(args: argparse.Namespace) -> int:
     """Run `dpt predict`; returns the exit code. CommandError where nothing can be done."""
-    if args.weights and len(args.model or []) > 1:
-        raise CommandError("--weights is of one model: give --model at most once with it")
-    for name in args.model or []:
-        if name not in CONFIGS:
-            raise CommandError(f"no model is named {name!r}; the names are {', '.join(CONFIGS)}")
-    if args.batch_size < 1:
-        raise CommandError(f"--batch-size is a positive number, not {args.batch_size}")
-    device, tally = _device(args.device), _Tally()
+    device, tally = running.device_of(args.device), _Tally()
     pictures, missing = inputs.find(args.inputs, args.recursive)
     for argument in missing:
         tally.fail(Path(argument), "no such file, folder or match, or a folder without pictures")
@@ -93,22 +50,14 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("no pictures found")
     _check_writable(args.out)
     stems = {picture.path: args.out / name for picture, name in zip(pictures, inputs.unique_names(pictures), strict=True)}
-    names = args.model or ([None] if args.weights else list(CARRIED))
+    names = args.model or ([None] if args.weights else CARRIED)
+    caution = None if args.weights else running.scenes_only(map(config_of, names))
+    if caution:
+        print(f"dpt predict: {caution}", file=sys.stderr)
     for name in names:
-        _predict_all(_build(name, args, device), stems, args, tally)
+        _predict_all(running.model_of(args, name, device, getattr(torch, args.dtype)), stems, args, tally)
     _report(tally, args.out)
     return 1 if tally.failed else 0
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch built without CUDA asserts
-        raise CommandError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _check_writable(folder: Path) -> None:
@@ -118,12 +67,6 @@ def _check_writable(folder: Path) -> None:
         (folder / f".dpt-{os.getpid()}").unlink()
     except OSError as error:
         raise CommandError(f"cannot write to {folder}: {error.strerror}") from error
-
-
-def _build(name: str | None, args: argparse.Namespace, device: torch.device) -> nn.Module:
-    if name is None:
-        return factory.load(args.weights, device=device, dtype=DTYPES[args.dtype])
-    return factory.build(name, weights=args.weights or "pretrained", device=device, dtype=DTYPES[args.dtype])
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

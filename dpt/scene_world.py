@@ -1,4 +1,4 @@
-"""What stands in a procedural scene: the classes, the PyBullet client, the objects, the room and the camera.
+"""What stands in a procedural scene: the PyBullet client, the objects, the room and the camera.
 
 `dpt.scenes` draws it. PyBullet is imported on first use, since it is an extra.
 """
@@ -18,22 +18,7 @@ import numpy as np
 
 from .scene_surfaces import Surface, quaternion, random_rotation, random_surface, rotation_z, tint
 
-CLASSES: tuple[str, ...] = ("sky", "floor", "wall", "table", "robot arm", "mobile robot", "ball", "block", "object")
-PALETTE = np.array(
-    [
-        [135, 190, 235],
-        [120, 100, 80],
-        [200, 195, 180],
-        [150, 75, 30],
-        [240, 130, 30],
-        [30, 90, 220],
-        [250, 220, 40],
-        [220, 40, 40],
-        [110, 60, 200],
-    ],
-    dtype=np.uint8,
-)
-# What scenes are composed of, finer than the classes, and the class of each.
+# What scenes are composed of, finer than the classes (`scene_classes`), and the class of each.
 SKY, FLOOR, WALL, TABLE, ARM, LEGGED, WHEELED, BALL, BOX, CYLINDER, TOY, RANDOM = range(12)
 CLASS_OF = np.array([0, 1, 2, 3, 4, 5, 5, 6, 7, 7, 8, 8], dtype=np.uint8)
 

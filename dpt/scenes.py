@@ -21,14 +21,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from .scene_classes import CLASSES, PALETTE
 from .scene_surfaces import noise, random_colour, random_surface
 from .scene_world import (
     CLASS_OF,
-    CLASSES,
     FAR,
     FLOOR,
     NEAR,
-    PALETTE,
     SKY,
     TABLE,
     WALL,
@@ -252,7 +251,8 @@ def _write_scene(task: tuple[Path, int, int, int]) -> None:
 
 def _write_description(root: Path, split: str, count: int, size: int) -> None:
     path = root / "dataset.json"
-    fixed = {"classes": list(CLASSES), "palette": PALETTE.tolist(), "sky": SKY_DEPTH}
+    palette = [list(colour) for colour in PALETTE]  # as JSON gives it back
+    fixed = {"classes": list(CLASSES), "palette": palette, "sky": SKY_DEPTH}
     fixed |= {"split": split, "size": size, "first_seed": SPLITS[split]}
     if path.is_file():
         found = json.loads(path.read_text())

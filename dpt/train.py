@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import checkpoints, datasets
+from . import checkpoints, datasets, running
+from .config import config_of, models
 from .datasets import Augmentation, Crops, FolderDataset
 from .evaluate import evaluate
-from .factory import build, config_of, load, models
+from .factory import build, load
 from .losses import scale_invariant_log_loss, scale_shift_invariant_loss
 from .metrics import depth_limit
 from .model import DPT
@@ -99,7 +100,8 @@ class Training:
     """A training run in a folder: `checkpoint.pt` (all that resuming needs), `log.json`, `curve.png`, `model.safetensors`.
 
     `recipe.start_from` gives the encoder; where both models' decoders have the same configuration, Reassemble and Fusion too; and where the
-    heads' configurations are the same as well, the head.
+    heads' configurations are the same as well, the head. `fast` (`dpt.accelerate`) and the device decide nothing but rounding: a run may go
+    on with others.
 
     Raises:
         ValueError: the folder holds a run of another recipe; the crop does not fit the model; the data sets are not for its head, or hold
@@ -107,12 +109,23 @@ class Training:
     """
 
     def __init__(
-        self, recipe: Recipe, train: FolderDataset, validation: FolderDataset, directory: str | Path, device: str = "cpu", workers: int = 1
+        self,
+        recipe: Recipe,
+        train: FolderDataset,
+        validation: FolderDataset,
+        directory: str | Path,
+        device: str | torch.device = "cpu",
+        workers: int = 1,
+        fast: bool = False,
     ):
         self.recipe, self.train, self.validation = recipe, train, validation
         self.directory, self.device, self.workers = Path(directory), torch.device(device), workers
         torch.manual_seed(recipe.seed)
         self.model = build(recipe.model, device=device).to(memory_format=torch.channels_last)
+        if fast:
+            from .fast import accelerate
+
+            accelerate(self.model)  # after the memory format, for the kernels read transposed convolutions in another
         self.config = self.model.config
         patch = self.config.encoder.patch_size
         for name, size in {"crop": recipe.crop, **({"coarse_size": recipe.coarse_size} if recipe.coarse else {})}.items():
@@ -322,50 +335,17 @@ def draw_curve(log: list[dict[str, float]], path: Path, title: str) -> None:
     os.replace(temporary, path)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="the model to train; a carried model's own recipe is the default for all below")
-    parser.add_argument("--data", required=True, type=Path, help="folder with train/ and val/, each images/ beside depth/ or labels/")
-    parser.add_argument("-o", "--out", required=True, type=Path, help="folder of the run; an unfinished run of the same recipe goes on")
-    for name, kind in (
-        ("steps", int),
-        ("batch-size", int),
-        ("learning-rate", float),
-        ("seed", int),
-        ("validate-every", int),
-        ("checkpoint-every", int),
-    ):
-        parser.add_argument(f"--{name}", type=kind)
-    parser.add_argument("--crop", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what the network sees (default: the recipe's)")
-    datasets.add_arguments(parser)
-    parser.add_argument("--coarse", type=float, metavar="SHARE", help="this share of the steps, the first, sees smaller pictures")
-    parser.add_argument("--sky", action=argparse.BooleanOptionalAction, help="learn that the sky is infinitely far (default: the recipe's)")
-    parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype")
-    parser.add_argument("--start-from", metavar="FILE", help="model or checkpoint that gives the encoder, and a decoder and head like ours")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read pictures")
-
-
 def run(args: argparse.Namespace) -> int:
-    fields = (
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "seed",
-        "coarse",
-        "validate_every",
-        "checkpoint_every",
-        "start_from",
-        "max_depth",
-        "sky",
-    )
-    changes = {name: value for name in fields if (value := getattr(args, name)) is not None}
+    changes = {item.name: value for item in fields(Recipe) if (value := getattr(args, item.name, None)) is not None}
     if args.crop is not None:
         changes["crop"] = tuple(args.crop)
-    if args.amp is not None:
-        changes["amp"] = None if args.amp == "none" else args.amp
-    recipe = replace(Recipe.of(args.model), **changes)
+    if args.amp == "none":
+        changes["amp"] = None
+    device, recipe = running.device_of(args.device), replace(Recipe.of(args.model), **changes)
     head, reading = config_of(recipe.model).head, datasets.options(args)
     train, validation = (FolderDataset(args.data / split, head, **reading) for split in ("train", "val"))
-    metrics = Training(recipe, train, validation, args.out, args.device, args.workers).run()
-    print(json.dumps(metrics))
+    training = Training(recipe, train, validation, args.out, device, args.workers, running.is_fast(args.fast, device))
+    if args.verbose:
+        running.report(training.model)
+    print(json.dumps(training.run()))
     return 0

@@ -58,7 +58,7 @@ def folder_of(name: str) -> Path:
         commit = fetch(MODEL_FILE, "main").parent.name  # the cache's folder of a commit: the other files are to be of the same
         fetch_if_there(INPUT_FILE)
         if missing and isinstance(missing[-1], LocalEntryNotFoundError):  # it may well have one, and other means than the default
-            raise EntryNotFoundError(f"{INPUT_FILE} is not in the cache and cannot be downloaded now")
+            raise EntryNotFoundError(f"{INPUT_FILE} is not in the cache and cannot be downloaded now: {_reason(missing[-1])}")
         weights = next((path for file in WEIGHTS if (path := fetch_if_there(file)) is not None), None)
         if weights is None:
             raise next((error for error in missing if isinstance(error, LocalEntryNotFoundError)), missing[-1])
@@ -68,9 +68,18 @@ def folder_of(name: str) -> Path:
     except CheckpointError:
         raise
     except Exception as error:  # the package and its HTTP client raise errors of many families
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{name}: no such file or folder here, and the hub's model could not be had ({type(error).__name__}: {reason}); by hand: "
-            f"download {MODEL_FILE}, {INPUT_FILE} and the weights from https://huggingface.co/{name}/tree/main into a folder, and give that"
+            f"{name}: no such file or folder here, and the hub's model could not be had ({_reason(error)}); by hand: download "
+            f"{MODEL_FILE}, {INPUT_FILE} and the weights from https://huggingface.co/{name}/tree/main into a folder, and give that "
+            "(--weights FOLDER)"
         ) from error
     return weights.parent
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and its first line; of a file that is not in the cache, why the hub could not be asked for it."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the network's error, or that HF_HUB_OFFLINE is set; the other advises to check the connection
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import logging
 import os
 import re
 import stat
@@ -173,10 +174,27 @@ def test_what_does_not_pass_is_said(server, target, script, reason, requests):
     """Blind spot: an error without the address, the reason or the place for the file; a wrong file that stays; endless attempts."""
     server.script = script
     with pytest.raises(DownloadError, match=reason) as caught:
-        get(server, target, timeout=0.1)
+        get(server, target, timeout=0.1 if "stall" in script else 10)
     message = str(caught.value)
     assert server.url in message and f"put it at {target}" in message and "\n" not in message
     assert len(server.asked) == requests and not target.exists()
+
+
+def test_waits_are_told(server, target, monkeypatch, capsys):
+    """Blind spot: fifteen seconds of silence, or a line without the address, the reason, the attempt or the wait."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's: what a program says that has set up no logging
+    server.script = [503, "drop"]
+    get(server, target, timeout=10)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "attempt" in line]
+    dropped = f"the connection ended after {len(CONTENT) // 2} of {len(CONTENT)} bytes"
+    assert lines == [
+        f"{server.url}: the server answers 503 Service Unavailable; attempt 2 of 5 follows in 0.01 s",
+        f"{server.url}: {dropped}; attempt 3 of 5 follows in 0.02 s",
+    ]
+    server.script = [404]
+    with pytest.raises(DownloadError, match="or give its path as the weights"):
+        fetch(server.url, target.with_name("other"))
+    assert "attempt" not in capsys.readouterr().err
 
 
 def test_nobody_answers(target):
