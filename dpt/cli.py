@@ -7,16 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import NoReturn
 
-USAGE, INTERRUPTED = 2, 130  # exit codes; a subcommand's own are 0, all done, and 1, something failed
+from . import endings
+from .endings import USAGE, CommandError
 
-
-class CommandError(Exception):
-    """Ends a subcommand with a message, no traceback, and an exit code."""
-
-    def __init__(self, message: str, code: int = USAGE):
-        super().__init__(message)
-        self.code = code
+__all__ = ["COMMANDS", "Command", "CommandError", "main"]
 
 
 @dataclass(frozen=True)
@@ -37,16 +33,27 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Shows arguments, which a shell's pattern may have made of any file name, as it shows names."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(endings.printable(message))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dpt` with `argv` (default: the process's own); returns the exit code. argparse exits by itself on --help and bad usage.
 
-    ValueError and OSError, whose messages name the value and the rule, end a subcommand like CommandError.
+    ValueError and OSError, whose messages name the value and the rule, end a subcommand like CommandError; `dpt.endings` has the rest.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="dpt", description="Dense Prediction Transformers: depth and segmentation from one picture.")
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    return endings.run(f"dpt {name}" if name else "dpt", lambda: _run(name, arguments), restore=argv is not None)
+
+
+def _run(name: str | None, argv: list[str]) -> int:
+    parser = _Parser(prog="dpt", description="Dense Prediction Transformers: depth and segmentation from one picture.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {name: subparsers.add_parser(name, help=command.summary) for name, command in COMMANDS.items()}
-    name = argv[0] if argv and argv[0] in COMMANDS else None
     if name is None:
         parser.parse_args(argv)  # only ends the program: --help, or the names there are
         return USAGE
@@ -54,12 +61,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsers[name].description = module.__doc__
     parsers[name].formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_arguments(parsers[name])
-    args = parser.parse_args(argv)
-    try:
-        return module.run(args)
-    except (CommandError, ValueError, OSError) as error:
-        print(f"dpt {name}: {error}", file=sys.stderr)
-        return error.code if isinstance(error, CommandError) else USAGE
-    except KeyboardInterrupt:
-        print(f"dpt {name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return module.run(parser.parse_args(argv))

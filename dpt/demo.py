@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from pathlib import Path
 
 from PIL import Image
 
+from .endings import printable
 from .factory import build
+from .files import write_whole
 from .images import load_image
 from .outputs import overlay, side_by_side, write
 
@@ -37,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
         seconds = statistics.median(_seconds(model, image) for image in images.values() for _ in range(REPEATS))
         print(f"{name}: {1000 * seconds:.0f} ms a picture of {image.shape[1]}x{image.shape[0]} (median of {REPEATS * len(images)})")
     sheet = args.out / "demo.png"
-    _stack([_row(row) for row in views.values()]).save(sheet)
-    print(f"the pictures, their depth and their labels: {sheet}")
-    print(f"one file each, and the maps themselves (16-bit depth, .npy, labels): {args.out}")
+    write_whole(sheet, functools.partial(_stack([_row(row) for row in views.values()]).save, format="PNG"))
+    print(f"the pictures, their depth and their labels: {printable(sheet)}")
+    print(f"one file each, and the maps themselves (16-bit depth, .npy, labels): {printable(args.out)}")
     return 0
 
 

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from . import datasets
 from .datasets import FolderDataset
+from .endings import printable
 from .factory import build, load
+from .files import must_be_replaceable, prepare, write_whole
 from .images import load_image
 from .metrics import DepthMetrics, SegmentationMetrics, depth_limit
-from .outputs import write_whole
 from .predict import predict_iter
 from .targets import IGNORE
 
@@ -106,6 +107,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.weights is None and args.model is None:
         raise ValueError("evaluate needs --model NAME or --weights FILE")
+    if args.json:
+        must_be_replaceable(args.json)
+        prepare(args.json.parent)
     if args.weights is not None:
         model = load(args.weights, args.model, device=args.device)
     else:
@@ -117,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     for name, predictor in trivial_predictors(dataset, train).items():
         figures[name] = evaluate(predictor, dataset, max_depth=args.max_depth, progress=False)
     for name, metrics in figures.items():
-        print(f"{name:24}" + "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
+        print(f"{printable(name):24}" + "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
     if args.json:
         text = json.dumps({"pictures": len(dataset), "figures": figures}, indent=1) + "\n"
         write_whole(args.json, lambda file: file.write(text.encode()))

@@ -9,6 +9,7 @@ import torch
 
 from . import checkpoints
 from .config import CONFIGS
+from .endings import printable
 from .factory import load
 from .model import DPT
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.file is not None:
         checkpoint = checkpoints.find(args.file)
         layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
-        print(f"{args.file}: {layout.name} layout, {describe(load(checkpoint))}")
+        print(printable(f"{args.file}: {layout.name} layout, {describe(load(checkpoint))}"))
         return 0
     for config in CONFIGS.values():
         with torch.device("meta"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .endings import printable
 from .scenes import write_dataset
 
 COUNTS = {"val": 300, "test": 500, "train": 9000}
@@ -21,5 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     for split in args.split or COUNTS:
         write_dataset(args.out / split, split, COUNTS[split] if args.count is None else args.count, args.size, args.workers)
-        print(f"dpt render: {args.out / split} is complete")
+        print(f"dpt render: {printable(args.out / split)} is complete")
     return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,8 +20,10 @@ from tqdm import tqdm
 
 from . import checkpoints, datasets
 from .datasets import Augmentation, Crops, FolderDataset
+from .endings import leaving_signals_to_us
 from .evaluate import evaluate
 from .factory import build, config_of, load, models
+from .files import must_be_replaceable, open_regular, prepare, write_whole
 from .losses import scale_invariant_log_loss, scale_shift_invariant_loss
 from .metrics import depth_limit
 from .model import DPT
@@ -94,6 +95,9 @@ RECIPES = {
 }
 
 
+FILES = ("checkpoint.pt", "log.json", "curve.png", "model.safetensors")
+
+
 class Training:
     """A training run in a folder: `checkpoint.pt` (all that resuming needs), `log.json`, `curve.png`, `model.safetensors`.
 
@@ -101,8 +105,8 @@ class Training:
     heads' configurations are the same as well, the head.
 
     Raises:
-        ValueError: the folder holds a run of another recipe; the crop does not fit the model; the data sets are not for its head, or hold
-            a target that cannot be used: all of them are read first.
+        ValueError: the folder holds a run of another recipe, a checkpoint.pt that is none, or a folder where a file is to be; the crop
+            does not fit the model; the data sets are not for its head, or hold a target that cannot be used: all of them are read first.
     """
 
     def __init__(
@@ -129,13 +133,14 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.step, self.seconds = 0, 0.0
         self.log: list[dict[str, float]] = []
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if self.checkpoint.is_file():
+        must_be_replaceable(*(self.directory / name for name in FILES))
+        prepare(self.directory)
+        if self.checkpoint.exists():
             self._resume()
 
     @property
     def checkpoint(self) -> Path:
-        return self.directory / "checkpoint.pt"
+        return self.directory / FILES[0]
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine to zero."""
@@ -154,14 +159,36 @@ class Training:
             getattr(self.model, part).load_state_dict(getattr(source, part).state_dict())
 
     def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
+        try:
+            with open_regular(self.checkpoint) as file:
+                state = torch.load(file, map_location=self.device, weights_only=True)
+            another = state["recipe"] != asdict(self.recipe)
+            if not another:
+                self._take_up(state)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # bytes that are no checkpoint lead their reader to any error there is, and so do wrong values
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            rule = "it is what a training of the same recipe wrote: remove it, or give another folder"
+            raise ValueError(f"{self.checkpoint}: not a checkpoint ({reason}): {rule}") from error
+        if another:
             raise ValueError(f"{self.directory} holds a run of another recipe ({state['recipe']}): give another folder")
+
+    def _take_up(self, state: dict) -> None:
+        """Go on from what `_save` wrote; any error there is where it is something else."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():  # which are not compared with the parameters'
+            for key, value in values.items():
+                if value.shape not in ((), parameter.shape):
+                    raise ValueError(f"the optimizer's {key} is {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
+        if state["schedule"].keys() != self.schedule.state_dict().keys() or state["schedule"]["last_epoch"] != state["step"]:
+            raise ValueError("the schedule is not that of its step")
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"].cpu())
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.step, self.seconds, self.log = int(state["step"]), float(state["seconds"]), state["log"]
+        if not 0 <= self.step <= self.recipe.steps or not all(row.keys() == self.log[0].keys() >= {"step", "loss"} for row in self.log):
+            raise ValueError(f"step {self.step} of {self.recipe.steps}, or a log that is none")
 
     def _save(self) -> None:
         state = {
@@ -174,9 +201,7 @@ class Training:
             "seconds": self.seconds,
             "log": self.log,
         }
-        temporary = self.checkpoint.with_suffix(".partial")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        write_whole(self.checkpoint, lambda file: torch.save(state, file))
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         enabled = self.recipe.amp is not None
@@ -220,7 +245,9 @@ class Training:
         bar = tqdm(total=recipe.steps, initial=self.step, desc=recipe.model, unit="step", mininterval=5)
         started, loss_sum, loss_count = time.monotonic() - self.seconds, 0.0, 0
         self.model.train()
-        for images, targets in self._batches():
+        with leaving_signals_to_us():
+            batches = iter(self._batches())
+        for images, targets in batches:
             loss = self._loss(images.to(self.device, memory_format=torch.channels_last), targets.to(self.device))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -257,9 +284,7 @@ class Training:
         text = json.dumps(
             {"recipe": asdict(self.recipe), "pictures": len(self.train), "torch": torch.__version__, "log": self.log}, indent=1
         )
-        temporary = self.directory / "log.json.partial"
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self.directory / "log.json")
+        write_whole(self.directory / "log.json", lambda file: file.write(f"{text}\n".encode()))
         draw_curve(self.log, self.directory / "curve.png", self.recipe.model)
 
 
@@ -314,9 +339,7 @@ def draw_curve(log: list[dict[str, float]], path: Path, title: str) -> None:
             right.plot(steps, [row[name] for row in log], marker=".", label=name)
     right.set(xlabel="step", title="validation")
     right.legend()
-    temporary = path.with_suffix(".partial.png")
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, path)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
