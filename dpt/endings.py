@@ -5,6 +5,7 @@ prints.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ SIGNALS = {
 
 _GO_ON = "the same command then goes on with what is missing"
 _FREE_MEMORY = "end other programs, raise the limit (ulimit -v), or use a smaller model, batch or picture"
-REMEDIES = {  # what is no fault of one file: it would go wrong with the next one too
+REMEDIES = {
     errno.ENOSPC: f"free some space on that disk, or choose another folder; {_GO_ON}",
     errno.EDQUOT: f"free some of your quota, or choose another folder; {_GO_ON}",
     errno.EROFS: "choose another folder",
@@ -34,7 +35,11 @@ REMEDIES = {  # what is no fault of one file: it would go wrong with the next on
     errno.EMFILE: f"raise this process's limit of open files (ulimit -n); {_GO_ON}",
     errno.ENFILE: f"end programs that hold files open; {_GO_ON}",
     errno.ENOMEM: f"{_FREE_MEMORY}; {_GO_ON}",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.ENAMETOOLONG: "choose a folder with a shorter path",
 }
+_OF_ONE_FILE = {errno.EFBIG, errno.ENAMETOOLONG}  # the others would go wrong with the next file too
+_IN_READING = {errno.EMFILE, errno.ENFILE}
 _NO_MEMORY = (  # what PyTorch, oneDNN and the dynamic linker say, in lower case
     "can't allocate memory",
     "cannot allocate memory",
@@ -44,7 +49,11 @@ _NO_MEMORY = (  # what PyTorch, oneDNN and the dynamic linker say, in lower case
     "could not create a memory",
     "failed to map segment",
 )
-_NO_THREAD = "can't start new thread"
+_OTHERS = {  # errors of PyTorch and Python that are known by their words alone
+    "can't start new thread": "no more threads can be started: raise the limit (ulimit -u), or that of memory (ulimit -v)",
+    "Too many open files": f"too many open files: {REMEDIES[errno.EMFILE]}",
+    "DataLoader worker (pid": "a process that reads pictures was ended, perhaps for want of memory: take fewer --workers",
+}
 
 
 class CommandError(Exception):
@@ -80,20 +89,23 @@ def out_of_memory(error: BaseException) -> bool:
 def explained(error: BaseException) -> str:
     """An error's message, with the remedy where there is one and the message does not give it."""
     if isinstance(error, OSError):
-        name = getattr(error, "filename", None)
-        named = error.strerror is not None and name is not None
-        message = f"{os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else name}: {error.strerror}" if named else str(error)
+        name, message = error.filename, error.strerror or str(error)
+        if error.strerror and isinstance(name, str | bytes | os.PathLike):
+            message = f"{os.fsdecode(name)}: {message}"
         return f"{message}: {REMEDIES[error.errno]}" if error.errno in REMEDIES else message
     if out_of_memory(error):
         return f"memory ran out: {_FREE_MEMORY}"
-    if _NO_THREAD in str(error):
-        return "no more threads can be started: raise the limit (ulimit -u), or that of memory (ulimit -v)"
-    return str(error) or type(error).__name__
+    message = _of_others(error) or str(error) or type(error).__name__
+    return message.strip().splitlines()[-1] if message.startswith("Caught ") else message  # a worker's, behind its traceback
+
+
+def _of_others(error: BaseException) -> str | None:
+    return next((what for words, what in _OTHERS.items() if isinstance(error, RuntimeError) and words in str(error)), None)
 
 
 def of_the_machine(error: BaseException | None, reading: bool = False) -> bool:
     """Whether an error of a file is not that file's, so that the next one would only meet it too; a disk's faults in reading are."""
-    return isinstance(error, OSError) and error.errno in ((errno.EMFILE, errno.ENFILE) if reading else REMEDIES)
+    return isinstance(error, OSError) and error.errno in (_IN_READING if reading else REMEDIES.keys() - _OF_ONE_FILE)
 
 
 def run(name: str, command: Callable[[], int], *, restore: bool) -> int:
@@ -122,11 +134,14 @@ def run(name: str, command: Callable[[], int], *, restore: bool) -> int:
             message, code = explained(error), _code(error)
             if code is None and not received.number:
                 raise
+            sys.unraisablehook = lambda _: None  # objects that were only half made complain as they go
         finally:
             _drop_what_cannot_be_written()
         if received.number:  # also where a library has made another error of it
             files.discard_unfinished()
             message, code = SIGNALS[received.number], 128 + received.number
+        if message is not None:
+            gc.collect()  # what the error held: progress bars and pools end before the line, though tracebacks are cycles
         received.reported = True
         _report(name, message)
     return code
@@ -136,7 +151,7 @@ def _code(error: Exception) -> int | None:
     """The exit code of an error that its message explains; None for one that only a traceback does."""
     if isinstance(error, CommandError):
         return error.code
-    if of_the_machine(error) or out_of_memory(error) or isinstance(error, FloatingPointError) or _NO_THREAD in str(error):
+    if of_the_machine(error) or out_of_memory(error) or isinstance(error, FloatingPointError) or _of_others(error):
         return FAILED
     return USAGE if isinstance(error, ValueError | OSError | ImportError) else None
 
@@ -201,7 +216,7 @@ def end_with_clean_up() -> None:
 def _plain_output(name: str, restore: bool) -> Iterator[None]:
     """Warnings are lines like those of errors, and letters that the terminal has not are written as escapes."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
-    errors, form = [stream.errors for stream in streams], warnings.formatwarning
+    errors, form, hook = [stream.errors for stream in streams], warnings.formatwarning, sys.unraisablehook
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"{name}: {printable(message)}\n"
@@ -209,7 +224,7 @@ def _plain_output(name: str, restore: bool) -> Iterator[None]:
         yield
     finally:
         if restore:
-            warnings.formatwarning = form
+            warnings.formatwarning, sys.unraisablehook = form, hook
             for stream, former in zip(streams, errors, strict=True):
                 if not stream.closed:
                     stream.reconfigure(errors=former)

@@ -242,36 +242,35 @@ class Training:
     def run(self) -> dict[str, float]:
         """Train to the end; returns the validation metrics."""
         recipe = self.recipe
-        bar = tqdm(total=recipe.steps, initial=self.step, desc=recipe.model, unit="step", mininterval=5)
         started, loss_sum, loss_count = time.monotonic() - self.seconds, 0.0, 0
         self.model.train()
         with leaving_signals_to_us():
             batches = iter(self._batches())
-        for images, targets in batches:
-            loss = self._loss(images.to(self.device, memory_format=torch.channels_last), targets.to(self.device))
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-            self.optimizer.step()
-            self.schedule.step()
-            self.step += 1
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {self.step}; the last whole checkpoint is {self.checkpoint}")
-            loss_sum, loss_count = loss_sum + value, loss_count + 1
-            bar.update()
-            bar.set_postfix(loss=f"{loss_sum / loss_count:.4f}", refresh=False)
-            last = self.step == recipe.steps
-            if self.step % recipe.validate_every == 0 or last:
-                metrics = self.validate()
-                self.seconds = time.monotonic() - started
-                self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": loss_sum / loss_count, **metrics})
-                loss_sum, loss_count = 0.0, 0
-                self._write_log()
-            if self.step % recipe.checkpoint_every == 0 or last:
-                self.seconds = time.monotonic() - started
-                self._save()
-        bar.close()
+        with tqdm(total=recipe.steps, initial=self.step, desc=recipe.model, unit="step", mininterval=5) as bar:
+            for images, targets in batches:
+                loss = self._loss(images.to(self.device, memory_format=torch.channels_last), targets.to(self.device))
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+                self.optimizer.step()
+                self.schedule.step()
+                self.step += 1
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"the loss is {value} at step {self.step}; the last whole checkpoint is {self.checkpoint}")
+                loss_sum, loss_count = loss_sum + value, loss_count + 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss_sum / loss_count:.4f}", refresh=False)
+                last = self.step == recipe.steps
+                if self.step % recipe.validate_every == 0 or last:
+                    metrics = self.validate()
+                    self.seconds = time.monotonic() - started
+                    self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": loss_sum / loss_count, **metrics})
+                    loss_sum, loss_count = 0.0, 0
+                    self._write_log()
+                if self.step % recipe.checkpoint_every == 0 or last:
+                    self.seconds = time.monotonic() - started
+                    self._save()
         checkpoints.save(self.model.eval(), self.directory / "model.safetensors", torch.float16)
         self._write_log()
         return self.log[-1]
