@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,7 +85,12 @@ def _create(folder: Path) -> tuple[Path, BinaryIO]:
         path = folder / f".dpt-{os.urandom(8).hex()}.part"
         _unfinished.add(path)
         try:
-            file = open(os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, 0o666), "wb")
+            descriptor = os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError:  # what is there, if anything, is not ours
+            _unfinished.discard(path)
+            raise
+        try:
+            file = open(descriptor, "wb")
             if _lock(file) is not False and os.path.exists(path):  # else `prepare` came between, and has removed it
                 return path, file
             file.close()
@@ -108,18 +114,16 @@ def _lock(file: BinaryIO) -> bool | None:
 
 
 def _discard(path: Path | None) -> None:
-    if path is not None and path in _unfinished:
-        path.unlink(missing_ok=True)
+    if path in _unfinished:
+        with suppress(OSError):  # it has been renamed, or its disk is gone
+            path.unlink()
         _unfinished.discard(path)
 
 
 def discard_unfinished() -> None:
     """Remove the temporary files of this process, whose threads may still be writing them: it is about to end."""
     for path in list(_unfinished):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:
-            pass
+        _discard(path)
 
 
 def prepare(folder: str | Path) -> None:
@@ -140,12 +144,10 @@ def remove_leftovers(folder: str | Path) -> None:
     except OSError:  # what is to be written there will say why
         return
     for path in left:
-        try:
+        with suppress(OSError):  # another user's, a link, or gone by now
             with open(os.open(path, _WRITE | getattr(os, "O_NONBLOCK", 0)), "wb") as file:
                 if _lock(file):
                     os.unlink(path)
-        except OSError:  # another user's, a link, or gone by now
-            pass
 
 
 def must_be_replaceable(*paths: Path) -> None:
