@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .config import CONFIGS, config_of, nearest
+from .endings import USAGE, printable
 
 CARRIED = tuple(name for name, config in CONFIGS.items() if config.carried)
 DTYPES = ("float32", "float16", "bfloat16")  # names in `torch`
 SCENES = {"val": 300, "test": 500, "train": 9000}  # rendered for each split
-USAGE = 2  # exit code
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> None:
-        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(USAGE, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def _number(kind: type, words: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
@@ -122,8 +122,9 @@ def predict(parser: Parser) -> None:
       a_MODEL_overlay.jpg  the picture tinted by class, with a legend of the classes present
     Pictures of the same name get longer names instead of overwriting each other. A picture whose files are there, made from
     the same content by the same model with the same options, is skipped; with other options it is done again; files that were
-    made from another picture, or by something else, are only replaced with --overwrite. Exit code: 0 done, 1 some pictures
-    failed (each named on stderr, the others finished), 2 nothing could be done, 130 interrupted.
+    made from another picture, or by something else, are only replaced with --overwrite. Names too long for a file are cut, and
+    a hash put behind them. Exit code: 0 done, 1 some pictures failed (each named on stderr, the others finished) or the disk or
+    memory gave out (the same command goes on), 2 nothing could be done, 130 interrupted, 143 terminated, 129 hung up.
     """
     many = "--weights is of one model: give --model at most once with it"
     parser.rules = [(lambda args: args.weights is not None and len(args.model or ()) > 1, many)]

@@ -8,19 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from . import __version__, arguments
-from .arguments import USAGE, Parser
+from . import __version__, arguments, endings
+from .arguments import Parser
 from .config import nearest
-
-INTERRUPTED = 130  # exit codes: USAGE, this, and a subcommand's own: 0, all done, and 1, something failed
-
-
-class CommandError(Exception):
-    """Ends a subcommand with a message, no traceback, and an exit code."""
-
-    def __init__(self, message: str, code: int = USAGE):
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -63,9 +53,14 @@ def parser_of(name: str) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dpt` with `argv` (default: the process's own); returns the exit code. argparse exits by itself on --help and bad usage.
 
-    ValueError and OSError, whose messages name the value and the rule, end a subcommand like CommandError.
+    ValueError and OSError, whose messages name the value and the rule, end a subcommand like CommandError; `dpt.endings` has the rest.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    given, argv = argv is not None, sys.argv[1:] if argv is None else list(argv)
+    name = argv[0] if argv and argv[0] in COMMANDS else None
+    return endings.run(f"dpt {name}" if name else "dpt", lambda: _run(argv), restore=given)
+
+
+def _run(argv: list[str]) -> int:
     name = argv[0] if argv else None
     if name not in COMMANDS:
         parser = overview()
@@ -74,11 +69,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(argv)  # ends the program
         parser.error(f"the command comes first, not {name}")
     args = parser_of(name).parse_args(argv[1:])
-    try:
-        return import_module(f".{COMMANDS[name].module}", __package__).run(args)
-    except (CommandError, ValueError, OSError) as error:
-        print(f"dpt {name}: {error}", file=sys.stderr)
-        return error.code if isinstance(error, CommandError) else USAGE
-    except KeyboardInterrupt:
-        print(f"dpt {name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return import_module(f".{COMMANDS[name].module}", __package__).run(args)

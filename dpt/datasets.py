@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import re
+import reprlib
+import sys
 import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .config import HeadConfig, InputConfig
+from .endings import printable
+from .files import read_object
 from .images import EXTENSIONS, load_image
 from .targets import DEPTH_READERS, DEPTH_SCALE, LABEL_READERS, MAX_CLASSES, TargetError, class_labels, read_depth, read_labels
 
@@ -101,7 +105,7 @@ class FolderDataset:
         pool = ThreadPoolExecutor(CHECKERS)
         try:
             checks = pool.map(lambda index: self.target(index) is None, range(len(self)))
-            for _ in tqdm(checks, f"check {self.root}", len(self), unit="file", disable=not progress, delay=2):
+            for _ in tqdm(checks, printable(f"check {self.root}"), len(self), unit="file", disable=not progress, delay=2):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
@@ -114,23 +118,21 @@ def options(args: argparse.Namespace) -> dict:
 
 def _description(path: Path) -> dict:
     """What a dataset.json states, checked; {} if there is none."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    stated = read_object(path)
     rules = {
         "classes": (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of names"),
-        "depth_scale": (lambda value: type(value) in (int, float), "a number, of units a metre"),
+        "depth_scale": (
+            lambda value: type(value) in (int, float) and 0 < value <= sys.float_info.max,
+            "a positive number, of units a metre",
+        ),
         "sky": (lambda value: type(value) in (int, float), "a number, the value in depth files that stands for the sky"),
         "reduce_zero_label": (lambda value: isinstance(value, bool), "true or false"),
     }
-    if not isinstance(stated, dict):
-        raise ValueError(f"{path}: holds {type(stated).__name__}: it is an object with {', '.join(rules)}, all optional")
     for key, (holds, what) in rules.items():
         if key in stated and not holds(stated[key]):
-            raise ValueError(f"{path}: {key} is {stated[key]!r}: it is {what}")
+            raise ValueError(f"{path}: {key} is {reprlib.repr(stated[key])}: it is {what}")
     return stated
 
 

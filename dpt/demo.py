@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from PIL import Image
 
 from . import running
 from .arguments import CARRIED
+from .endings import printable
 from .factory import build
+from .files import write_whole
 from .images import load_image
 from .outputs import colored, depth_scale, tinted, with_legend, write
 
@@ -42,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
         seconds = statistics.median(_seconds(model, image) for image in images.values() for _ in range(REPEATS))
         print(f"{name}: {1000 * seconds:.0f} ms a picture of {image.shape[1]}x{image.shape[0]} (median of {REPEATS * len(images)})")
     sheet = args.out / "demo.png"
-    with_legend(_stack([_row(row) for row in zip(*columns, strict=True)]), entries).save(sheet)
-    print(f"the pictures, their depth and their labels: {sheet}")
-    print(f"one file each, and the maps themselves (16-bit depth, .npy, labels): {args.out}")
+    rows = [_row(row) for row in zip(*columns, strict=True)]
+    write_whole(sheet, functools.partial(with_legend(_stack(rows), entries).save, format="PNG"))
+    print(f"the pictures, their depth and their labels: {printable(sheet)}")
+    print(f"one file each, and the maps themselves (16-bit depth, .npy, labels): {printable(args.out)}")
     return 0
 
 

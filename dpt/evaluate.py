@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from . import datasets, running
 from .datasets import FolderDataset
+from .endings import printable
+from .files import must_be_replaceable, prepare, write_whole
 from .images import load_image
 from .metrics import DepthMetrics, SegmentationMetrics, depth_limit
-from .outputs import write_whole
 from .predict import predict_iter
 from .targets import IGNORE
 
@@ -91,6 +92,9 @@ def _constant(value: np.generic) -> Predictor:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.json:
+        must_be_replaceable(args.json)
+        prepare(args.json.parent)
     model = running.model_of(args, args.model, running.device_of(args.device))
     config, reading = model.config, datasets.options(args)
     dataset = FolderDataset(args.data, config.head, **reading)
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     for name, predictor in trivial_predictors(dataset, train).items():
         figures[name] = evaluate(predictor, dataset, max_depth=args.max_depth, progress=False)
     for name, metrics in figures.items():
-        print(f"{name:24}" + "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
+        print(f"{printable(name):24}" + "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
     if args.json:
         text = json.dumps({"pictures": len(dataset), "figures": figures}, indent=1) + "\n"
         write_whole(args.json, lambda file: file.write(text.encode()))

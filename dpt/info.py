@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .config import CONFIGS, DPTConfig
+from .endings import printable
 
 PARAMETERS = {  # of the named models, which are not built to be listed; a test counts
     "dpt-base-ade20k": 109_705_046,
@@ -25,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = checkpoints.find(args.file)
     layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
     model = factory.load(checkpoint)
-    print(f"{args.file}: {layout.name} layout, {describe(model.config, sum(parameter.numel() for parameter in model.parameters()))}")
+    described = describe(model.config, sum(parameter.numel() for parameter in model.parameters()))
+    print(printable(f"{args.file}: {layout.name} layout, {described}"))
     return 0
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import DPTConfig, InputConfig
+from .endings import out_of_memory
 from .images import ImageError, load_image, network_size, pad_to_multiple, postprocess, resize_and_normalise, resized_strips
 
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
@@ -201,7 +202,9 @@ def _predict_group(model: nn.Module, loaded: list[Result], options: Options) -> 
     try:
         with _evaluating(model), torch.inference_mode():
             maps = _depths(model, images, options) if model.config.head.task == "depth" else _labels(model, images, options)
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         advice = "memory ran out; a smaller batch size, smaller scales or windows need less"
         return [Result(result.source, error=MemoryError(f"{result.source}: {advice}")) for result in loaded]
     names = [str(result.source) if _is_path(result.source) else None for result in loaded]

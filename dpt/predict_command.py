@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 import zlib
@@ -18,8 +17,9 @@ from tqdm import tqdm
 
 from . import __version__, checkpoints, inputs, outputs, running
 from .arguments import CARRIED
-from .cli import CommandError
 from .config import config_of
+from .endings import FAILED, CommandError, explained, of_the_machine, printable
+from .files import open_regular, prepare, remove_leftovers
 from .images import ImageError
 from .predict import Result, predict_iter
 
@@ -37,7 +37,7 @@ class _Tally:
     def fail(self, path: Path, reason: str) -> None:
         self.failed += 1
         with tqdm.external_write_mode(file=sys.stderr):
-            print(f"dpt predict: {reason if str(path) in reason else f'{path}: {reason}'}", file=sys.stderr)
+            print(f"dpt predict: {printable(reason if str(path) in reason else f'{path}: {reason}')}", file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("no pictures found")
     _check_writable(args.out)
     stems = {picture.path: args.out / name for picture, name in zip(pictures, inputs.unique_names(pictures), strict=True)}
+    for folder in {stem.parent for stem in stems.values()}:
+        remove_leftovers(folder)
     names = args.model or ([None] if args.weights else CARRIED)
     caution = None if args.weights else running.scenes_only(map(config_of, names))
     if caution:
@@ -62,9 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_writable(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        outputs.write_whole(folder / f".dpt-{os.getpid()}", lambda file: None)
-        (folder / f".dpt-{os.getpid()}").unlink()
+        prepare(folder)
     except OSError as error:
         raise CommandError(f"cannot write to {folder}: {error.strerror}") from error
 
@@ -81,7 +81,7 @@ def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Names
     for path, stem in stems.items():
         if path in tally.unreadable:
             continue
-        stem = stem.with_name(f"{stem.name}_{config.name}")
+        stem = stem.with_name(outputs.result_name(stem.name, config.name))
         paths = outputs.result_paths(stem, config.head, args.pfm)
         obstacle = None if args.overwrite else _obstacle(path, paths, made_with)
         if obstacle == DONE:
@@ -91,18 +91,23 @@ def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Names
         else:
             jobs[path] = stem
     results = predict_iter(model, jobs, batch_size=args.batch_size, **_options(args))
-    for result in _timed(tqdm(results, config.name, len(jobs), unit="picture", disable=len(jobs) < 2), tally):
+    for result in _timed(tqdm(results, printable(config.name), len(jobs), unit="picture", disable=len(jobs) < 2), tally):
         if isinstance(result.error, ImageError):
             tally.unreadable.add(result.source)
         if result.error is not None:
+            if of_the_machine(result.error.__cause__, reading=True):
+                raise CommandError(explained(result.error.__cause__), FAILED) from result.error
             tally.fail(result.source, str(result.error))
             continue
         stem = jobs[result.source]
         try:
             record = {"source": _identity(result.source), **made_with}
             outputs.write(stem, result.image, result.prediction, config.head, pfm=args.pfm, record=record)
-        except OSError as error:
-            raise CommandError(f"cannot write {stem}*: {error}", code=1) from error
+        except (OSError, MemoryError) as error:
+            if of_the_machine(error):
+                raise CommandError(explained(error), FAILED) from error
+            tally.fail(result.source, explained(error))
+            continue
         tally.done += 1
 
 
@@ -115,7 +120,7 @@ def _identity(path: str | Path, files: Sequence[Path] | None = None) -> list:
     """The name, bytes and checksum of a file, or of several under one name, as JSON gives them back."""
     size = checksum = 0
     for part in files or (path,):
-        with open(part, "rb") as file:
+        with open_regular(part) as file:
             while block := file.read(1 << 20):
                 size, checksum = size + len(block), zlib.crc32(block, checksum)
     return [Path(path).name, size, checksum]
@@ -124,20 +129,19 @@ def _identity(path: str | Path, files: Sequence[Path] | None = None) -> list:
 def _obstacle(source: Path, paths: list[Path], made_with: dict[str, Any]) -> str | None:
     """None if the results may be written, DONE if they are there already, or else why they must not be written."""
     png = paths[-1]  # written last: without it the others are the rest of an interrupted run
-    if not png.exists():
-        return None
-    record = outputs.read_record(png)
-    if not record or "source" not in record:
-        return f"{png} was not made by dpt predict; --overwrite replaces it"
-    name, *content = record["source"]
-    try:
-        changed = content != _identity(source)[1:]
-    except OSError:
-        return None  # reading the picture will fail too, and say why
-    if changed:
-        return f"{png} was made from another picture, or another version of it ({name}); --overwrite replaces it"
-    same = {key: value for key, value in record.items() if key != "source"} == made_with
-    return DONE if same and all(path.exists() for path in paths) else None
+    record = outputs.read_record(png) or {}
+    if "source" in record:
+        name, *content = record["source"]
+        try:
+            changed = content != _identity(source)[1:]
+        except OSError:
+            return None  # reading the picture will fail too, and say why
+        if changed:
+            return f"{png} was made from another picture, or another version of it ({name}); --overwrite replaces it"
+        if outputs.is_done(paths, {"source": record["source"], **made_with}):
+            return DONE
+    taken = outputs.of_others(paths)
+    return None if taken is None else f"{taken} was not made by dpt predict; --overwrite replaces it"
 
 
 def _timed(results: Iterator[Result], tally: _Tally) -> Iterator[Result]:
@@ -155,4 +159,4 @@ def _report(tally: _Tally, folder: Path) -> None:
         parts[0] += f" ({tally.seconds / tally.done:.2f} s each to predict)"
     parts += [f"{tally.skipped} done before"] if tally.skipped else []
     parts += [f"{tally.failed} failed"] if tally.failed else []
-    print(f"dpt predict: {', '.join(parts)}; results in {folder}")
+    print(f"dpt predict: {', '.join(parts)}; results in {printable(folder)}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 
 from .arguments import SCENES
+from .endings import printable
 from .scenes import write_dataset
 
 
 def run(args: argparse.Namespace) -> int:
     for split in args.split or SCENES:
         write_dataset(args.out / split, split, SCENES[split] if args.count is None else args.count, args.size, args.workers)
-        print(f"dpt render: {args.out / split} is complete")
+        print(f"dpt render: {printable(args.out / split)} is complete")
     return 0

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from . import factory
-from .cli import CommandError
 from .config import CONFIGS, DPTConfig
+from .endings import CommandError
 
 
 def device_of(name: str) -> torch.device:

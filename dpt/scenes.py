@@ -9,11 +9,13 @@ A scene depends on its seed alone. The seeds of the three splits are disjoint, a
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import math
 import multiprocessing
 import os
+import reprlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +23,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from .endings import end_with_clean_up, leaving_signals_to_us
+from .files import prepare, read_object, write_whole
 from .scene_classes import CLASSES, PALETTE
 from .scene_surfaces import noise, random_colour, random_surface
 from .scene_world import (
@@ -215,8 +219,8 @@ def write_dataset(directory: str | Path, split: str, count: int, size: int = 256
     _check_size(size)
     seeds, root = split_seeds(split, count), Path(directory)
     load_pybullet()
-    for folder in ("images", "depth", "labels"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    for folder in (root, *(root / name for name in ("images", "depth", "labels"))):
+        prepare(folder)
     _write_description(root, split, count, size)
     tasks = [(root, number, seed, size) for number, seed in enumerate(seeds) if not _is_whole(root, number)]
     with tqdm(total=count, initial=count - len(tasks), desc=f"{split} scenes", unit="scene", smoothing=0.02) as progress:
@@ -225,7 +229,9 @@ def write_dataset(directory: str | Path, split: str, count: int, size: int = 256
                 _write_scene(task)
                 progress.update()
         else:
-            with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            with leaving_signals_to_us():
+                pool = multiprocessing.get_context("spawn").Pool(workers, end_with_clean_up)
+            with pool:
                 for _ in pool.imap_unordered(_write_scene, tasks, chunksize=4):
                     progress.update()
 
@@ -244,9 +250,7 @@ def _write_scene(task: tuple[Path, int, int, int]) -> None:
     scene = render(seed, size)
     millimetres = np.where(np.isinf(scene.depth), SKY_DEPTH, np.minimum(np.round(1000.0 * scene.depth), SKY_DEPTH - 1)).astype(np.uint16)
     for path, pixels in zip(_paths(root, number), (scene.labels, millimetres, scene.image), strict=True):
-        partial = path.with_name(f".{path.name}.part")
-        Image.fromarray(pixels).save(partial, format="PNG", compress_level=1)
-        os.replace(partial, path)
+        write_whole(path, functools.partial(Image.fromarray(pixels).save, format="PNG", compress_level=1))
 
 
 def _write_description(root: Path, split: str, count: int, size: int) -> None:
@@ -254,13 +258,14 @@ def _write_description(root: Path, split: str, count: int, size: int) -> None:
     palette = [list(colour) for colour in PALETTE]  # as JSON gives it back
     fixed = {"classes": list(CLASSES), "palette": palette, "sky": SKY_DEPTH}
     fixed |= {"split": split, "size": size, "first_seed": SPLITS[split]}
-    if path.is_file():
-        found = json.loads(path.read_text())
+    if os.path.lexists(path):
+        found = read_object(path)
         for key, value in fixed.items():
             if found.get(key) != value:
-                raise ValueError(f"{path}: {key} is {found.get(key)!r}, not {value!r}: choose another directory")
+                raise ValueError(f"{path}: {key} is {reprlib.repr(found.get(key))}, not {value!r}: choose another directory")
+        if type(found.get("count")) is not int:
+            raise ValueError(f"{path}: count is {reprlib.repr(found.get('count'))}: it is a number of scenes: choose another directory")
         count = max(count, found["count"])
     versions = {package: importlib.metadata.version(package) for package in ("pybullet", "numpy", "pillow")}
-    partial = path.with_name(".dataset.json.part")
-    partial.write_text(json.dumps({**fixed, "count": count, "versions": versions}, indent=1) + "\n")
-    os.replace(partial, path)
+    text = json.dumps({**fixed, "count": count, "versions": versions}, indent=1) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))

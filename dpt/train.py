@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -22,8 +21,10 @@ from tqdm import tqdm
 from . import checkpoints, datasets, running
 from .config import config_of, models
 from .datasets import Augmentation, Crops, FolderDataset
+from .endings import leaving_signals_to_us
 from .evaluate import evaluate
 from .factory import build, load
+from .files import must_be_replaceable, open_regular, prepare, write_whole
 from .losses import scale_invariant_log_loss, scale_shift_invariant_loss
 from .metrics import depth_limit
 from .model import DPT
@@ -96,6 +97,9 @@ RECIPES = {
 }
 
 
+FILES = ("checkpoint.pt", "log.json", "curve.png", "model.safetensors")
+
+
 class Training:
     """A training run in a folder: `checkpoint.pt` (all that resuming needs), `log.json`, `curve.png`, `model.safetensors`.
 
@@ -104,8 +108,8 @@ class Training:
     on with others.
 
     Raises:
-        ValueError: the folder holds a run of another recipe; the crop does not fit the model; the data sets are not for its head, or hold
-            a target that cannot be used: all of them are read first.
+        ValueError: the folder holds a run of another recipe, a checkpoint.pt that is none, or a folder where a file is to be; the crop
+            does not fit the model; the data sets are not for its head, or hold a target that cannot be used: all of them are read first.
     """
 
     def __init__(
@@ -143,13 +147,14 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.step, self.seconds = 0, 0.0
         self.log: list[dict[str, float]] = []
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if self.checkpoint.is_file():
+        must_be_replaceable(*(self.directory / name for name in FILES))
+        prepare(self.directory)
+        if self.checkpoint.exists():
             self._resume()
 
     @property
     def checkpoint(self) -> Path:
-        return self.directory / "checkpoint.pt"
+        return self.directory / FILES[0]
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine to zero."""
@@ -168,14 +173,36 @@ class Training:
             getattr(self.model, part).load_state_dict(getattr(source, part).state_dict())
 
     def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
+        try:
+            with open_regular(self.checkpoint) as file:
+                state = torch.load(file, map_location=self.device, weights_only=True)
+            another = state["recipe"] != asdict(self.recipe)
+            if not another:
+                self._take_up(state)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # bytes that are no checkpoint lead their reader to any error there is, and so do wrong values
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            rule = "it is what a training of the same recipe wrote: remove it, or give another folder"
+            raise ValueError(f"{self.checkpoint}: not a checkpoint ({reason}): {rule}") from error
+        if another:
             raise ValueError(f"{self.directory} holds a run of another recipe ({state['recipe']}): give another folder")
+
+    def _take_up(self, state: dict) -> None:
+        """Go on from what `_save` wrote; any error there is where it is something else."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():  # which are not compared with the parameters'
+            for key, value in values.items():
+                if value.shape not in ((), parameter.shape):
+                    raise ValueError(f"the optimizer's {key} is {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
+        if state["schedule"].keys() != self.schedule.state_dict().keys() or state["schedule"]["last_epoch"] != state["step"]:
+            raise ValueError("the schedule is not that of its step")
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"].cpu())
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.step, self.seconds, self.log = int(state["step"]), float(state["seconds"]), state["log"]
+        if not 0 <= self.step <= self.recipe.steps or not all(row.keys() == self.log[0].keys() >= {"step", "loss"} for row in self.log):
+            raise ValueError(f"step {self.step} of {self.recipe.steps}, or a log that is none")
 
     def _save(self) -> None:
         state = {
@@ -188,9 +215,7 @@ class Training:
             "seconds": self.seconds,
             "log": self.log,
         }
-        temporary = self.checkpoint.with_suffix(".partial")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        write_whole(self.checkpoint, lambda file: torch.save(state, file))
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         enabled = self.recipe.amp is not None
@@ -233,34 +258,35 @@ class Training:
     def run(self) -> dict[str, float]:
         """Train to the end; returns the validation metrics."""
         recipe = self.recipe
-        bar = tqdm(total=recipe.steps, initial=self.step, desc=recipe.model, unit="step", mininterval=5)
         started, loss_sum, loss_count = time.monotonic() - self.seconds, 0.0, 0
         self.model.train()
-        for images, targets in self._batches():
-            loss = self._loss(images.to(self.device, memory_format=torch.channels_last), targets.to(self.device))
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-            self.optimizer.step()
-            self.schedule.step()
-            self.step += 1
-            value = loss.item()
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {self.step}; the last whole checkpoint is {self.checkpoint}")
-            loss_sum, loss_count = loss_sum + value, loss_count + 1
-            bar.update()
-            bar.set_postfix(loss=f"{loss_sum / loss_count:.4f}", refresh=False)
-            last = self.step == recipe.steps
-            if self.step % recipe.validate_every == 0 or last:
-                metrics = self.validate()
-                self.seconds = time.monotonic() - started
-                self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": loss_sum / loss_count, **metrics})
-                loss_sum, loss_count = 0.0, 0
-                self._write_log()
-            if self.step % recipe.checkpoint_every == 0 or last:
-                self.seconds = time.monotonic() - started
-                self._save()
-        bar.close()
+        with leaving_signals_to_us():
+            batches = iter(self._batches())
+        with tqdm(total=recipe.steps, initial=self.step, desc=recipe.model, unit="step", mininterval=5) as bar:
+            for images, targets in batches:
+                loss = self._loss(images.to(self.device, memory_format=torch.channels_last), targets.to(self.device))
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+                self.optimizer.step()
+                self.schedule.step()
+                self.step += 1
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"the loss is {value} at step {self.step}; the last whole checkpoint is {self.checkpoint}")
+                loss_sum, loss_count = loss_sum + value, loss_count + 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss_sum / loss_count:.4f}", refresh=False)
+                last = self.step == recipe.steps
+                if self.step % recipe.validate_every == 0 or last:
+                    metrics = self.validate()
+                    self.seconds = time.monotonic() - started
+                    self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": loss_sum / loss_count, **metrics})
+                    loss_sum, loss_count = 0.0, 0
+                    self._write_log()
+                if self.step % recipe.checkpoint_every == 0 or last:
+                    self.seconds = time.monotonic() - started
+                    self._save()
         checkpoints.save(self.model.eval(), self.directory / "model.safetensors", torch.float16)
         self._write_log()
         return self.log[-1]
@@ -273,9 +299,7 @@ class Training:
         text = json.dumps(
             {"recipe": asdict(self.recipe), "pictures": len(self.train), "torch": torch.__version__, "log": self.log}, indent=1
         )
-        temporary = self.directory / "log.json.partial"
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self.directory / "log.json")
+        write_whole(self.directory / "log.json", lambda file: file.write(f"{text}\n".encode()))
         draw_curve(self.log, self.directory / "curve.png", self.recipe.model)
 
 
@@ -330,9 +354,7 @@ def draw_curve(log: list[dict[str, float]], path: Path, title: str) -> None:
             right.plot(steps, [row[name] for row in log], marker=".", label=name)
     right.set(xlabel="step", title="validation")
     right.legend()
-    temporary = path.with_suffix(".partial.png")
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, path)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,17 +12,17 @@ import math
 import os
 import re
 import reprlib
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from ..files import read_object, write_whole
 from .pickles import Global, unpickle
 from .stored import CheckpointError, Opaque, Storage, Stored, contiguous_stride
 
@@ -121,12 +121,9 @@ def _read_file(file: Path, path: Path, name: str) -> Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError if it is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not a JSON object")
-    return values
+        return read_object(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def shards_of(index: Path) -> dict[str, str]:
@@ -374,10 +371,5 @@ def save(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -
         for key, value in model.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        whole = Path(folder) / path.name
-        whole.touch()
-        mode = whole.stat().st_mode  # what the umask lets new files have; safetensors makes its own for nobody else to read
-        save_file(state, whole, metadata={"format": "pt", "dpt": json.dumps(asdict(model.config))})
-        whole.chmod(mode)
-        os.replace(whole, path)
+    content = safetensors.torch.save(state, metadata={"format": "pt", "dpt": json.dumps(asdict(model.config))})
+    write_whole(path, lambda file: file.write(content))

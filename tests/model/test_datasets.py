@@ -25,10 +25,15 @@ METRES = np.array([[0.5, 1.25, 0], [40, 7.75, 60.5]], dtype=np.float32)  # exact
 
 
 def write(root: Path, **folders: dict) -> Path:
-    """A data set: images={"a.png": writer or array}, depth=..., labels=..., and description={...} for its dataset.json."""
+    """A data set: images={"a.png": writer or array}, depth=..., labels=..., and description={...} for its dataset.json,
+    which may also be text, bytes, or None for a folder of that name."""
     for folder, files in folders.items():
         if folder == "description":
-            (root / "dataset.json").write_text(files if isinstance(files, str) else json.dumps(files))
+            if files is None:
+                (root / "dataset.json").mkdir()
+                continue
+            content = files if isinstance(files, str | bytes) else json.dumps(files)
+            (root / "dataset.json").write_bytes(content if isinstance(content, bytes) else content.encode())
             continue
         (root / folder).mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -332,11 +337,18 @@ def test_a_target_of_another_size(tmp_path, task):
     ("description", "message"),
     [
         ("{", r"dataset\.json: not JSON"),
-        ("[1]", r"dataset\.json: holds list"),
+        ("[1]", r"dataset\.json: holds a list, not a JSON object"),
+        ("", r"dataset\.json: not JSON"),
+        ('{"a":' + "[" * 30_000, r"dataset\.json: not JSON"),
+        (b'{"classes": ["\xff"]}', r"dataset\.json: not JSON .*utf-8"),
+        (None, r"not a regular file: '.*dataset\.json'"),  # a folder
         ({"classes": "abc"}, r"classes is 'abc': it is a list of names"),
         ({"classes": [1, 2]}, r"classes is \[1, 2\]: it is a list of names"),
-        ({"depth_scale": "1000"}, r"depth_scale is '1000': it is a number"),
-        ({"depth_scale": True}, r"depth_scale is True: it is a number"),
+        ({"depth_scale": "1000"}, r"depth_scale is '1000': it is a positive number"),
+        ({"depth_scale": True}, r"depth_scale is True: it is a positive number"),
+        ({"depth_scale": 0}, r"depth_scale is 0: it is a positive number"),
+        ('{"depth_scale": NaN}', r"depth_scale is nan: it is a positive number"),
+        ('{"depth_scale": 1' + "0" * 400 + "}", r"depth_scale is 10*\.\.\.0*: it is a positive number"),
         ({"sky": "far"}, r"sky is 'far': it is a number"),
         ({"reduce_zero_label": 1}, r"reduce_zero_label is 1: it is true or false"),
         ({"classes": ["cat", "dog"]}, r"has 2 classes, the model 9: they must be the same"),
@@ -347,7 +359,7 @@ def test_a_target_of_another_size(tmp_path, task):
 def test_a_description_that_does_not_fit(tmp_path, description, message):
     """Blind spot: labels that mean something else, in number or by name."""
     root = write(tmp_path, images={"a.png": colour()}, labels={"a.png": grey()}, description=description)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         FolderDataset(root, SCENES.head)
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -36,18 +41,20 @@ def test_depth_files(tmp_path):
     stem = tmp_path / "new" / "a.b_model"
     paths = outputs.write(stem, pictures.scene(), Prediction(depth=DEPTH), RELATIVE, pfm=True, record=record)
     assert paths == outputs.result_paths(stem, RELATIVE, pfm=True) and all(path.is_file() for path in paths)
-    assert [path.name for path in paths] == ["a.b_model.npy", "a.b_model.pfm", "a.b_model_color.jpg", "a.b_model.png"]
+    assert [path.name for path in paths] == ["a.b_model_color.jpg", "a.b_model.npy", "a.b_model.pfm", "a.b_model.png"]
     assert {path.name for path in stem.parent.iterdir()} == {path.name for path in paths}  # nothing else, no temporary file
-    np.testing.assert_array_equal(np.load(paths[0]), DEPTH)
+    np.testing.assert_array_equal(np.load(paths[1]), DEPTH)
     with Image.open(paths[3]) as image:
         values = np.array(image)
     assert values.dtype == np.uint16 and values[0, 0] == 0 and values[-1, -1] == 65535
     np.testing.assert_allclose(values / 65535 * 4 + 3, DEPTH, atol=4 / 65535)
-    with Image.open(paths[2]) as image:
+    with Image.open(paths[0]) as image:
         assert image.size == (128, 48)
         left = np.array(image)[:, :64]
     assert np.abs(np.subtract(pictures.quarters(left), pictures.quarters(pictures.scene()))).max() <= 12
-    assert outputs.read_record(paths[3]) == outputs.read_record(paths[2]) == record
+    contents = {path.suffix: path.read_bytes() for path in paths[1:3]}
+    record["files"] = {suffix: [len(content), zlib.crc32(content)] for suffix, content in contents.items()}
+    assert outputs.read_record(paths[3]) == outputs.read_record(paths[0]) == record
 
 
 def test_pfm_layout(tmp_path):
@@ -192,41 +199,170 @@ def test_very_wide_pictures(tmp_path):
     """Blind spot: JPEG's limit of 65535 pixels a side, which two pictures side by side reach sooner."""
     depth = np.zeros((2, 40_000), np.float32)
     paths = outputs.write(tmp_path / "a", np.zeros((2, 40_000, 3), np.uint8), Prediction(depth=depth), RELATIVE)
-    with Image.open(paths[1]) as view, Image.open(paths[2]) as data:
+    with Image.open(paths[0]) as view, Image.open(paths[2]) as data:
         assert view.width == outputs.MAX_VIEW_SIDE and data.width == 40_000
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
-def test_whole_or_not_at_all(tmp_path, failure):
-    """Blind spot: an interrupted write leaves half a file, its temporary file, or destroys the previous one."""
-    path = tmp_path / "a.npy"
-    path.write_bytes(b"before")
-
-    def writer(file):
-        file.write(b"half")
-        assert path.read_bytes() == b"before"
-        raise failure
-
-    with pytest.raises(failure):
-        outputs.write_whole(path, writer)
-    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
-    outputs.write_whole(path, lambda file: file.write(b"after"))
-    assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+SOURCE = {"source": ["a.jpg", 3, 4]}
 
 
-def test_png_comes_last(tmp_path, monkeypatch):
-    """Blind spot: the PNG, which says that a picture is done, written before the rest."""
+def _write(stem, record=SOURCE, **options):
+    return outputs.write(stem, pictures.scene(), Prediction(depth=DEPTH), METRIC, record=record, **options)
+
+
+def test_what_a_run_left_at_any_moment_is_known_as_ours(tmp_path, monkeypatch):
+    """Blind spot: the rest of a run that was killed taken for the user's own, so that it is never completed; or for a result."""
+    whole, earlier = outputs.write_whole, SOURCE | {"flip": True}
+    for count, over in itertools.product(range(5), (False, True)):  # files written before the end; over what other options gave
+        stem, calls = tmp_path / f"{count}{over}", itertools.count()
+        paths = _write(stem, earlier, pfm=True) if over else outputs.result_paths(stem, METRIC, pfm=True)
+
+        def write_some(*arguments, calls=calls, count=count, **options):
+            if next(calls) == count:
+                raise KeyboardInterrupt
+            whole(*arguments, **options)
+
+        monkeypatch.setattr(outputs, "write_whole", write_some)
+        if count < 4:
+            with pytest.raises(KeyboardInterrupt):
+                _write(stem, pfm=True)
+        else:
+            _write(stem, pfm=True)
+        monkeypatch.setattr(outputs, "write_whole", whole)
+        assert outputs.of_others(paths) is None
+        assert outputs.is_done(paths, SOURCE) == (count == 4)
+        assert outputs.is_done(paths, earlier) == (over and count == 0)
+
+
+@pytest.mark.parametrize("suffix", ["_color.jpg", ".npy", ".pfm", ".png"])
+def test_what_is_the_users_is_known_as_such(tmp_path, suffix):
+    """Blind spot: only the PNG looked at; a user's array of the same size, a link, a folder or a pipe at a result's name."""
+    stem = tmp_path / "a"
+    paths = outputs.result_paths(stem, METRIC, pfm=True)
+    path = tmp_path / f"a{suffix}"
+    ways = {
+        "alone": lambda: path.write_bytes(b"mine"),
+        "changed": lambda: (_write(stem, pfm=True), path.write_bytes(path.read_bytes()[::-1])),
+        "emptied": lambda: (_write(stem, pfm=True), path.write_bytes(b"")),
+        "folder": lambda: (_write(stem, pfm=True), path.unlink(), path.mkdir()),
+        "pipe": lambda: (_write(stem, pfm=True), path.unlink(), os.mkfifo(path)),
+        "dangling link": lambda: path.symlink_to(tmp_path / "nowhere"),
+    }
+    for way, make in ways.items():
+        for other in paths:
+            other.rmdir() if other.is_dir() else other.unlink(missing_ok=True)
+        make()
+        assert outputs.of_others(paths) == path and not (way == "emptied" and outputs.is_done(paths, SOURCE)), way
+
+
+def test_a_result_that_is_not_whole_is_not_done(tmp_path):
+    """Blind spot: a .npy that a loss of power has left empty, one that is gone, a JPEG of another run."""
+    for spoil in (
+        lambda paths: os.truncate(paths[1], 100),
+        lambda paths: paths[1].unlink(),
+        lambda paths: paths[0].unlink(),
+        lambda paths: paths[2].write_bytes(b""),
+        lambda paths: paths[0].write_bytes(_write(tmp_path / "b", SOURCE | {"flip": True})[0].read_bytes()),
+    ):
+        paths = _write(tmp_path / "a")
+        assert outputs.is_done(paths, SOURCE) and not outputs.is_done(paths, {"source": ["a.jpg", 3, 5]})
+        spoil(paths)
+        assert not outputs.is_done(paths, SOURCE)
+    assert not outputs.is_done(outputs.result_paths(tmp_path / "a", METRIC, pfm=True), SOURCE)
+
+
+def test_the_record_comes_first_and_last(tmp_path, monkeypatch):
+    """Blind spot: the PNG, which says that a picture is done, written before the rest; a file before the record that knows it."""
     order = []
     whole = outputs.write_whole
-    monkeypatch.setattr(outputs, "write_whole", lambda path, writer: (order.append(path.suffix), whole(path, writer)))
-    outputs.write(tmp_path / "a", pictures.scene(), Prediction(depth=DEPTH), METRIC, pfm=True)
-    assert order == [".npy", ".pfm", ".jpg", ".png"]
+    monkeypatch.setattr(outputs, "write_whole", lambda path, *rest, **options: (order.append(path.suffix), whole(path, *rest, **options)))
+    _write(tmp_path / "a", pfm=True)
+    assert order == [".jpg", ".npy", ".pfm", ".png"]
+
+
+def _png_with(*chunks: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + pictures.chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)) + b"".join(chunks)
+
+
+def _comment(text: bytes) -> bytes:
+    return _png_with(pictures.chunk(b"tEXt", b"comment\0" + text))
+
+
+BOMB = b"comment\0\0" + zlib.compress(b"dpt {" + bytes(1 << 26))
+RECORDS_OF_OTHERS = {
+    "text.png": b"dpt {}",
+    "empty.png": b"",
+    "not_json.png": _comment(b"dpt {not json"),
+    "not_json.jpg": b"\xff\xd8\xff\xfe" + struct.pack(">H", 15) + b"dpt {not json",
+    "nested.png": _comment(b'dpt {"a":' + b"[" * 30_000),
+    "digits.png": _comment(b'dpt {"a":' + b"1" * 9_000 + b"}"),
+    "latin.png": _comment(b'dpt {"a":"\xe9"}'),
+    "long.png": _comment(b'dpt {"a":"' + b"x" * (1 << 17) + b'"}'),
+    "compressed.png": _png_with(pictures.chunk(b"zTXt", BOMB)),
+    "international.png": _png_with(pictures.chunk(b"iTXt", b"comment\0\1\0\0\0" + BOMB[9:])),
+    "other_key.png": _png_with(pictures.chunk(b"tEXt", b"Comment\0dpt {}")),
+    "claims.png": _png_with(struct.pack(">I", (1 << 32) - 1) + b"tEXt"),
+    "chunks.png": _png_with(pictures.chunk(b"teSt", b"") * 1000, pictures.chunk(b"tEXt", b"comment\0dpt {}")),
+    "after_pixels.png": _png_with(pictures.chunk(b"IDAT", b""), pictures.chunk(b"tEXt", b"comment\0dpt {}")),
+    "segments.jpg": b"\xff\xd8" + b"\xff\xe5\x00\x02" * 1000 + b"\xff\xfe\x00\x08dpt {}",
+    "short.jpg": b"\xff\xd8\xff\xfe\xff\xffdpt {",
+    "negative.jpg": b"\xff\xd8\xff\xfe\x00\x01dpt {}",
+    **{
+        f"types{index}.png": _comment(b"dpt " + json.dumps(record).encode())
+        for index, record in enumerate(
+            [
+                {"source": "abc"},
+                {"source": 3},
+                {"source": []},
+                {"source": ["a", 1]},
+                {"source": ["a", 1, 2, 3]},
+                {"source": [None, 1, 2]},
+                {"source": ["a", "1", 2]},
+                {"source": ["a", True, 2]},
+                {"source": None},
+                {"files": []},
+                {"files": {".npy": 3}},
+                {"files": {".npy": [1, 2.0]}},
+                {"files": {".npy": None}},
+            ]
+        )
+    },
+}
 
 
 def test_records_of_others(tmp_path):
-    """Blind spot: a stranger's comment, a damaged or missing file taken for ours, or raising."""
+    """Blind spot: a stranger's comment, a damaged or missing file taken for ours, or raising; a pipe that is waited for."""
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "comment.jpg", comment="dpt of nothing")
-    (tmp_path / "text.png").write_text("dpt {}")
-    for name in ("plain.png", "comment.jpg", "text.png", "missing.png", "."):
-        assert outputs.read_record(tmp_path / name) is None
+    for name, content in RECORDS_OF_OTHERS.items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    names = ("plain.png", "comment.jpg", "missing.png", ".", "pipe.png", "loop.png", "a\0b", "x" * 300, *RECORDS_OF_OTHERS)
+    assert {name: record for name in names if (record := outputs.read_record(tmp_path / name)) is not None} == {}
+    (tmp_path / "good.png").write_bytes(_comment(b'dpt {"source": ["a", 1, 2], "else": [[]]}'))
+    assert outputs.read_record(tmp_path / "good.png") == {"source": ["a", 1, 2], "else": [[]]}
+
+
+def test_long_names(tmp_path):
+    """Blind spot: names of more bytes than letters; letters cut in two; two names that become one; another name in every run."""
+    names = [
+        "x" * 225,
+        "x" * 226,
+        "x" * 250 + "1",
+        "x" * 250 + "2",
+        "写" * 75,
+        "写" * 83,
+        "a" + "写" * 83,
+        "ß" * 120,
+        "é" * 118 + "\udcff" * 9,
+    ]
+    for model in ("dpt-tiny-depth", "m" * 250, "写" * 80):
+        made = [outputs.result_name(name, model) for name in names]
+        assert len(set(made)) == len(names) and made == [outputs.result_name(name, model) for name in names]
+        for name in made:
+            name.encode("utf-8")
+            for path in _write(tmp_path / name, pfm=True)[-1:]:
+                assert path.is_file()
+    assert outputs.result_name("x" * 225, "m") == "x" * 225 + "_m" and outputs.result_name("a", "dpt-tiny-depth") == "a_dpt-tiny-depth"
+    assert outputs.result_name("x" * 250 + "1", "dpt-tiny-depth").endswith("_dpt-tiny-depth")

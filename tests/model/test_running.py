@@ -18,8 +18,8 @@ from small import config, randomise
 
 import dpt
 from dpt import cli, running
-from dpt.cli import CommandError
 from dpt.config import CONFIGS
+from dpt.endings import CommandError
 
 from . import pictures
 
