@@ -180,6 +180,9 @@ def test_a_reader_that_goes_away(tmp_path):
             process = light(code % lines, stdout=full)
             errors = process.stderr.read()
         assert process.wait(30) == 1 and "No space left on device" in errors and errors.count("\n") == 1
+    process = light("endings.run('dpt test', lambda: print('help') or sys.exit(0), restore=False)")  # as argparse ends
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(30)) == ("", 0)
 
 
 def test_a_terminal_of_few_letters():
