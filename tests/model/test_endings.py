@@ -33,7 +33,9 @@ def light(code: str, **options) -> subprocess.Popen:
         for number in endings.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    environment = {**os.environ, **options.pop("env", {})}
+    environment.pop("PYTHONUNBUFFERED", None)  # what is in the buffer at the end is what these tests are about
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
     return subprocess.Popen([sys.executable, "-c", LIGHT + code], text=True, preexec_fn=as_in_a_terminal, **pipes)
 
 
@@ -196,7 +198,7 @@ def command():
 sys.exit(endings.run("dpt test", command, restore=False))
 """
     for encoding, letter in (("ascii", r"\u5199"), ("utf-8", "写")):
-        process = light(code, env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}, encoding="utf-8")
+        process = light(code, env={"PYTHONIOENCODING": encoding, "LC_ALL": "C"}, encoding="utf-8")
         output, errors = process.communicate(timeout=30)
         assert process.returncode == 2 and output == f"{letter}\\udcff\n"
         assert errors == f"dpt test: {letter}\\x1b[2J\\udcff: 3 files are left out\ndpt test: {letter}\\udcff\n"
