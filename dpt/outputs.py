@@ -116,7 +116,7 @@ def of_others(paths: Sequence[Path]) -> Path | None:
     records = {path: record for path in paths if _has_record(path) and "source" in (record := read_record(path) or {})}
     sums = [record.get("files", {}) for record in records.values()]
     for path in taken:
-        if path not in records and (_has_record(path) or _sum(path) not in [of.get(path.suffix) for of in sums]):
+        if path not in records and _sum(path) not in [of.get(path.suffix) for of in sums]:
             return path
     return None
 

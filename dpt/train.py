@@ -176,6 +176,8 @@ class Training:
         try:
             with open_regular(self.checkpoint) as file:
                 state = torch.load(file, map_location=self.device, weights_only=True)
+            if not isinstance(state, dict):
+                raise TypeError(f"it holds a {type(state).__name__}")
             another = state["recipe"] != asdict(self.recipe)
             if not another:
                 self._take_up(state)
@@ -200,7 +202,7 @@ class Training:
             raise ValueError("the schedule is not that of its step")
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"].cpu())
-        self.step, self.seconds, self.log = int(state["step"]), float(state["seconds"]), state["log"]
+        self.step, self.seconds, self.log = int(state["step"]), float(state["seconds"]), list(state["log"])
         if not 0 <= self.step <= self.recipe.steps or not all(row.keys() == self.log[0].keys() >= {"step", "loss"} for row in self.log):
             raise ValueError(f"step {self.step} of {self.recipe.steps}, or a log that is none")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -102,12 +105,13 @@ def test_every_command_can_be_asked_for_help(capsys):
         assert caught.value.code == 0 and f"dpt {name}" in capsys.readouterr().out
 
 
-def test_interrupt_leaves_nothing_half_written(weights, tmp_path):
-    """Blind spot: Ctrl-C. One signal to one process, somewhere in the middle of two hundred pictures."""
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_leaves_nothing_half_written(weights, tmp_path, number, word):
+    """Blind spot: Ctrl-C, and the end of a batch job. One signal to one process, somewhere in the middle of two hundred pictures."""
     folder, out = tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
-    for number in range(200):
-        Image.fromarray(pictures.scene()).save(folder / f"{number:03}.png")
+    for index in range(200):
+        Image.fromarray(pictures.scene()).save(folder / f"{index:03}.png")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "dpt", "predict", str(folder), "-o", str(out), "--weights", str(weights["dpt-tiny-depth"])]
     process = subprocess.Popen(
@@ -121,9 +125,9 @@ def test_interrupt_leaves_nothing_half_written(weights, tmp_path):
     deadline = time.monotonic() + 120
     while not list(out.glob("002_*.png")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert process.returncode == 128 + number and errors.endswith(f"\ndpt predict: {word}\n") and "Traceback" not in errors
     assert not list(out.glob(".*"))
     finished = list(out.glob("*.png"))
     assert 3 <= len(finished) < 200
@@ -270,9 +274,170 @@ def test_output_that_cannot_be_written(run, photos, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outputs.np, "save", full)
+    monkeypatch.setattr(outputs, "_write_bytes", full)
     code, _, errors = run(photos)
-    assert code == 1 and "No space left" in errors and not _names(tmp_path / "out")
+    assert code == 1 and "a_dpt-tiny-depth.npy: No space left on device: free some space" in errors and errors.count("dpt predict:") == 1
+    assert _names(tmp_path / "out") == {"a_dpt-tiny-depth_color.jpg"}  # whole
+    monkeypatch.undo()
+    code, output, _ = run(photos)
+    assert code == 0 and "2 done" in output  # the next run goes on
+
+
+@pytest.mark.parametrize("end", [".npy", ".pfm", "_color.jpg", ".png"])
+def test_a_users_own_file_is_not_replaced(run, photos, tmp_path, end):
+    """Blind spot: an array or a picture of the user's own, without our PNG beside it, that has the name of a result."""
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = out / f"a_dpt-tiny-depth{end}"
+    mine.write_bytes(b"mine")
+    code, output, errors = run(photos, "--pfm")
+    assert code == 1 and "1 done" in output and f"{mine} was not made by dpt predict; --overwrite replaces it" in errors
+    assert mine.read_bytes() == b"mine" and {name for name in _names(out) if name.startswith("a_")} == {mine.name}
+    code, output, _ = run(photos, "--pfm", "--overwrite")
+    assert code == 0 and "2 done" in output and mine.read_bytes() != b"mine"
+    assert run(photos, "--pfm")[0] == 0
+
+
+def test_a_folder_or_a_link_in_the_way_is_one_pictures_failure(run, photos, tmp_path):
+    """Blind spot: one name that cannot be written ends the run of all; a link followed to what it points to."""
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    (out / "a_dpt-tiny-depth.npy" / "mine").mkdir(parents=True)
+    victim.write_bytes(b"precious")
+    (out / "b_dpt-tiny-depth.png").symlink_to(victim)
+    code, output, errors = run(photos)
+    assert code == 1 and "0 done" in output and "2 failed" in output and errors.count("was not made by dpt predict") == 2
+    code, output, errors = run(photos, "--overwrite")
+    assert code == 1 and "1 done" in output and f"{photos / 'a.jpg'}: {out / 'a_dpt-tiny-depth.npy'}: Is a directory" in errors
+    assert victim.read_bytes() == b"precious" and not (out / "b_dpt-tiny-depth.png").is_symlink()
+    assert (out / "a_dpt-tiny-depth.npy" / "mine").is_dir() and not list(out.glob(".*"))
+
+
+def test_names_and_paths_that_are_too_long(run, photos, tmp_path):
+    """Blind spot: 75 letters of Japanese, whose results have no name; a path beyond what the system takes ends the run."""
+    for name in ("x" * 225, "x" * 251, "写" * 75, "写" * 83):
+        Image.fromarray(pictures.scene()).save(photos / f"{name}.png")
+    code, output, _ = run(photos)
+    assert code == 0 and "6 done" in output and len(_names(tmp_path / "out")) == 18
+    code, output, _ = run(photos)
+    assert code == 0 and "0 done, 6 done before" in output
+    below = tmp_path / "deep"
+    while len(str(below)) < 3900:
+        below /= "d" * 100
+    below /= "d" * (4030 - len(str(below)))  # room for short names up to 4095
+    below.mkdir(parents=True)
+    code, output, errors = run(photos, out=below)
+    assert code == 1 and "2 done" in output and errors.count(": File name too long: choose a folder with a shorter path") == 4
+
+
+def test_a_picture_that_goes_away_meanwhile(run, photos, monkeypatch):
+    """Blind spot: a picture that is deleted between its prediction and its record ends the run."""
+    identity = predict_command._identity
+
+    def gone(path, *rest):
+        if Path(path).name == "a.jpg":
+            (photos / "a.jpg").unlink()
+        return identity(path, *rest)
+
+    monkeypatch.setattr(predict_command, "_identity", gone)
+    code, output, errors = run(photos)
+    assert code == 1 and "1 done" in output and "a.jpg: No such file or directory" in errors
+
+
+def test_a_picture_too_large_for_memory(run, photos, monkeypatch):
+    """Blind spot: a MemoryError of NumPy while results are drawn, or PyTorch's RuntimeError, end the run of all pictures."""
+    full, calls = (
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        iter("ab"),
+    )
+
+    def colored(depth, inverse, drawn=outputs.colored):
+        if next(calls, None) == "a":
+            raise MemoryError
+        return drawn(depth, inverse)
+
+    monkeypatch.setattr(outputs, "colored", colored)
+    code, output, errors = run(photos)
+    assert code == 1 and "1 done" in output and "a.jpg: memory ran out" in errors
+    forward, first = dpt.DPT.forward, iter("a")
+
+    def failing(self, x):
+        if next(first, None):
+            raise RuntimeError(full)
+        return forward(self, x)
+
+    monkeypatch.setattr(dpt.DPT, "forward", failing)
+    code, output, errors = run(photos, "--overwrite")
+    assert code == 1 and "1 done" in output and "a.jpg: memory ran out" in errors and "alloc_cpu" not in errors
+
+    def broken(self, x):
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(dpt.DPT, "forward", broken)
+    with pytest.raises(RuntimeError, match="size mismatch"):  # no fault of a picture
+        run(photos, "--overwrite")
+
+
+def test_too_many_open_files_is_no_pictures_fault(run, photos):
+    """Blind spot: a million pictures named as unreadable for want of a descriptor."""
+    held, before = [], resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        assert run(photos / "a.jpg")[0] == 0
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 3, before[1]))
+
+        def stems(*arguments, make=outputs.result_paths):  # the first thing after the model was read
+            while not held or held[-1] is not None:
+                try:
+                    held.append(open(os.devnull))
+                except OSError:
+                    held.append(None)
+            return make(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(outputs, "result_paths", stems)
+            code, _, errors = run(photos, "--overwrite")
+    finally:
+        for file in filter(None, held):
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert code == 1 and errors.count("dpt predict:") == 1 and "Too many open files: raise" in errors
+
+
+def test_two_runs_at_once(weights, photos, tmp_path, monkeypatch):
+    """Blind spot: two processes, here two threads, that write the same files and clear each other's away; main outside the main thread."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    for number in range(8):
+        Image.fromarray(pictures.scene()).save(photos / f"{number}.png")
+    out, codes = tmp_path / "out", []
+    arguments = ["predict", str(photos), "-o", str(out), "--weights", str(weights["dpt-tiny-depth"])]
+    threads = [threading.Thread(target=lambda: codes.append(cli.main(arguments))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [0, 0] and len(_names(out)) == 30 and not list(out.glob(".*"))
+    for path in out.glob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+        assert np.load(path.with_suffix(".npy")).shape == (48, 64)
+
+
+def test_what_a_killed_run_left_is_cleared_up(run, photos, tmp_path):
+    """Blind spot: temporary files that pile up, in the folder of results and in those below it."""
+    (photos / "sub").mkdir()
+    Image.fromarray(pictures.scene()).save(photos / "sub" / "c.png")
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    for folder in (tmp_path / "out", tmp_path / "out" / "sub"):
+        (folder / ".dpt-0123456789abcdef.part").write_bytes(b"half")
+    assert run(photos, "--recursive")[0] == 0
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_names_are_shown_and_not_obeyed(run, photos):
+    """Blind spot: a file name that clears the screen or is no UTF-8, in a line of its own or in the options' errors."""
+    for name in (b"\xff\x1b[2J.png", b"e\nf.png"):
+        (photos / os.fsdecode(name)).write_bytes(b"x")
+    code, _, errors = run(photos)
+    assert code == 1 and r"\udcff\x1b[2J.png" in errors and r"e\nf.png" in errors and "\x1b[2J" not in errors
 
 
 def test_clashing_names(run, photos, tmp_path):

@@ -18,22 +18,22 @@ import torch
 from dpt import endings
 
 ROOT = Path(__file__).parents[2]
-LIGHT = f"""
-import os, signal, sys, types
-package = sys.modules["dpt"] = types.ModuleType("dpt")  # without PyTorch, which these tests need not wait for
-package.__path__ = [{str(ROOT / "dpt")!r}]
-from dpt import cli, endings, files
+LIGHT = """
+import os, signal, sys
+from dpt import cli, endings, files  # without PyTorch, which these tests need not wait for
 """
 
 
 def light(code: str, **options) -> subprocess.Popen:
-    """A Python process that has this package without PyTorch, and what a terminal's processes do with signals."""
+    """A Python process that has the light part of this package, and what a terminal's processes do with signals."""
 
     def as_in_a_terminal():
         for number in endings.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
 
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    environment = {**os.environ, **options.pop("env", {})}
+    environment.pop("PYTHONUNBUFFERED", None)  # what is in the buffer at the end is what these tests are about
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
     return subprocess.Popen([sys.executable, "-c", LIGHT + code], text=True, preexec_fn=as_in_a_terminal, **pipes)
 
 
@@ -180,6 +180,9 @@ def test_a_reader_that_goes_away(tmp_path):
             process = light(code % lines, stdout=full)
             errors = process.stderr.read()
         assert process.wait(30) == 1 and "No space left on device" in errors and errors.count("\n") == 1
+    process = light("endings.run('dpt test', lambda: print('help') or sys.exit(0), restore=False)")  # as argparse ends
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(30)) == ("", 0)
 
 
 def test_a_terminal_of_few_letters():
@@ -193,7 +196,7 @@ def command():
 sys.exit(endings.run("dpt test", command, restore=False))
 """
     for encoding, letter in (("ascii", r"\u5199"), ("utf-8", "写")):
-        process = light(code, env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}, encoding="utf-8")
+        process = light(code, env={"PYTHONIOENCODING": encoding, "LC_ALL": "C"}, encoding="utf-8")
         output, errors = process.communicate(timeout=30)
         assert process.returncode == 2 and output == f"{letter}\\udcff\n"
         assert errors == f"dpt test: {letter}\\x1b[2J\\udcff: 3 files are left out\ndpt test: {letter}\\udcff\n"

@@ -181,3 +181,14 @@ def test_the_command_says_what_is_wrong(folder, weights, tmp_path, capsys, spoil
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert re.search(message, errors)
+
+
+def test_a_file_of_figures_that_cannot_be_written_is_told_first(folder, weights, tmp_path, capsys, monkeypatch):
+    """Blind spot: hours of evaluation whose figures are then lost; a file that was there half written over."""
+    monkeypatch.setattr("dpt.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    (tmp_path / "a.json").mkdir()
+    (tmp_path / "file").write_text("")
+    for name, rule in (("a.json", "is a folder"), ("file/a.json", "file")):
+        assert cli.main(["evaluate", "--weights", str(weights), "--data", str(folder), "--json", str(tmp_path / name)]) == 2
+        errors = capsys.readouterr().err
+        assert str(tmp_path / name.removesuffix("/a.json")) in errors and rule in errors and errors.count("\n") == 1

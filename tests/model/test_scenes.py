@@ -226,7 +226,7 @@ def test_dataset_renders_only_what_is_missing(tmp_path, monkeypatch):
     scenes.write_dataset(tmp_path, "val", 3, size=SMALL)
     whole = files(tmp_path)
     (tmp_path / "depth" / "000001.png").unlink()
-    (tmp_path / "depth" / ".000001.png.part").write_bytes(b"half")
+    (tmp_path / "depth" / ".dpt-0123456789abcdef.part").write_bytes(b"half")  # of a run that was killed
     rendered, render = [], scenes.render
     monkeypatch.setattr(scenes, "render", lambda seed, size: rendered.append(seed) or render(seed, size))
     scenes.write_dataset(tmp_path, "val", 3, size=SMALL)
@@ -238,13 +238,13 @@ def test_dataset_renders_only_what_is_missing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("failing", ["labels", "depth", "images"])
 def test_a_failed_write_leaves_nothing_under_a_final_name(failing, tmp_path, monkeypatch):
     """A full disk or a kill in the middle of a file; an image, which marks the scene as there, before its depth and labels."""
-    save = Image.Image.save
+    save, folders = Image.Image.save, iter(("labels", "depth", "images"))
 
     def save_half(self, path, **options):
-        save(self, path, **options)
-        if Path(path).parent.name == failing:
-            os.truncate(path, os.path.getsize(path) // 2)
+        if next(folders) == failing:
+            path.write(b"half")
             raise OSError("no space left on device")
+        save(self, path, **options)
 
     monkeypatch.setattr(Image.Image, "save", save_half)
     with pytest.raises(OSError, match="no space"):
@@ -281,6 +281,45 @@ def test_dataset_survives_a_kill(tmp_path):
         for folder, pixels in (("images", scene.image), ("labels", scene.labels)):
             assert (np.asarray(Image.open(root / folder / f"{number:06d}.png")) == pixels).all()
         assert np.asarray(Image.open(root / "depth" / f"{number:06d}.png")).shape == (SMALL, SMALL)
+
+
+def test_terminated_with_its_workers(tmp_path):
+    """Blind spot: SIGTERM in the middle of rendering: processes that go on without end, half a picture, a traceback of each."""
+    command = [sys.executable, "-m", "dpt", "render", "-o", str(tmp_path), "--split", "val", "--size", "32", "--count", "400"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("val/images/*.png"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and errors.endswith("\ndpt render: terminated\n") and "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):  # soon nobody is left of its session, multiprocessing's own tracker included
+        for _ in range(500):
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+    assert len(list(tmp_path.glob("val/images/*.png"))) < 400 and not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "{", "not JSON"),
+        (lambda text: "[]", "holds a list, not a JSON object"),
+        (lambda text: "{}", "classes is None, not "),
+        (lambda text: text.replace('"count"', '"cuont"'), "count is None: it is a number of scenes"),
+        (lambda text: text.replace('"count": 0', '"count": "0"'), "count is '0': it is a number of scenes"),
+        (lambda text: text.replace('"val"', "1" * 3000), r"split is 1+\.\.\.1+, not 'val'"),
+    ],
+)
+def test_a_description_that_is_none(tmp_path, change, message):
+    """Blind spot: a KeyError, or a traceback, of a dataset.json that somebody has edited."""
+    scenes.write_dataset(tmp_path, "val", 0, size=SMALL)
+    path = tmp_path / "dataset.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=f"^{path}: {message}"):
+        scenes.write_dataset(tmp_path, "val", 0, size=SMALL)
 
 
 def test_dataset_of_another_kind_is_not_mixed_in(tmp_path):

@@ -3,15 +3,17 @@
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -147,6 +149,104 @@ def test_killed_for_real(data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert at_kill >= 2 and f"{at_kill}/6" in done.stderr  # the bar starts where the checkpoint was
     assert json.loads(done.stdout)["step"] == 6
+
+
+def test_terminated_with_workers(data, tmp_path):
+    """Blind spot: the end of a batch job in the middle of a training: its workers, half a checkpoint, a traceback of each process."""
+    command = [sys.executable, "-m", "dpt", "train", "--model", "dpt-tiny-scenes", "--data", str(data), "-o", str(tmp_path / "run")]
+    command += ["--steps", "9999", "--batch-size", "2", "--crop", "64", "64", "--checkpoint-every", "1", "--workers", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    while not (tmp_path / "run" / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143 and errors.endswith("\ndpt train: terminated\n") and "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):  # nobody is left of its session
+        os.killpg(process.pid, 0)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] >= 1
+
+
+@pytest.fixture(scope="module")
+def resumed(data, tmp_path_factory):
+    """A training, and the checkpoint after one of its four steps. Made once: a training for each checkpoint takes a second."""
+    run = training(data, tmp_path_factory.mktemp("run"))
+    run.recipe = replace(run.recipe, steps=1)
+    run.run()
+    run.recipe = replace(run.recipe, steps=4)
+    state = torch.load(run.checkpoint, weights_only=True) | {"recipe": asdict(run.recipe)}
+    torch.save(state, run.checkpoint)
+    run.step = 0
+    run._resume()
+    assert run.step == 1
+    return run, state
+
+
+KEYS = ("recipe", "model", "optimizer", "schedule", "random", "step", "seconds", "log")
+
+
+def without(state, removed):
+    return {key: value for key, value in state.items() if key != removed}
+
+
+def other_shapes(state):
+    """The optimiser's averages of another model's parameters."""
+    optimizer = state["optimizer"]
+    moved = {index: values | {"exp_avg": torch.zeros(3)} for index, values in optimizer["state"].items()}
+    return state | {"optimizer": optimizer | {"state": moved}}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state, path: path.write_bytes(b""),
+        lambda state, path: path.write_bytes(b"these are words"),
+        lambda state, path: (torch.save(state, path), os.truncate(path, path.stat().st_size // 2)),
+        lambda state, path: path.write_bytes(pickle.dumps(print)),
+        lambda state, path: torch.save({"recipe": print}, path),
+        lambda state, path: torch.save([1, 2], path),
+        lambda state, path: torch.save(torch.zeros(3), path),
+        lambda state, path: torch.save({}, path),
+        *(
+            lambda state, path, key=key: torch.save(without(state, key), path)
+            for key in ("recipe", "model", "optimizer", "schedule", "random")
+        ),
+        *(lambda state, path, key=key: torch.save(without(state, key), path) for key in KEYS),
+        *(lambda state, path, key=key: torch.save(state | {key: "x"}, path) for key in KEYS if key != "recipe"),
+        *(lambda state, path, key=key: torch.save(state | {key: [1]}, path) for key in KEYS if key != "recipe"),
+        lambda state, path: torch.save(state | {"step": 9}, path),
+        lambda state, path: torch.save(state | {"step": 9, "schedule": state["schedule"] | {"last_epoch": 9}}, path),
+        lambda state, path: torch.save(state | {"log": [{}]}, path),
+        lambda state, path: torch.save(state | {"model": {key: value[None] for key, value in state["model"].items()}}, path),
+        lambda state, path: torch.save(other_shapes(state), path),
+        lambda state, path: path.write_bytes(safetensors.torch.save({"a": torch.zeros(3)})),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_checkpoint_that_is_none(resumed, spoil):
+    """Blind spot: a traceback from anywhere in PyTorch, or a training that goes on from nonsense; the file changed."""
+    run, state = resumed
+    path = run.checkpoint
+    spoil(state, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"^{path}: not a checkpoint \([^\n]{{,200}}\): [^\n]*remove it, or give another folder$"):
+        run._resume()
+    assert path.read_bytes() == before
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_trained(data, tmp_path):
+    """Blind spot: a log that cannot be written, hours later; a checkpoint that is none and is written over."""
+    (tmp_path / "a" / "log.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"a/log\.json is a folder: a file is to be written there"):
+        training(data, tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "checkpoint.pt").write_bytes(b"words")
+    with pytest.raises(ValueError, match=r"b/checkpoint\.pt: not a checkpoint"):
+        training(data, tmp_path / "b")
+    (tmp_path / "c").write_bytes(b"a file")
+    with pytest.raises(OSError, match="/c"):
+        training(data, tmp_path / "c")
 
 
 def test_another_recipe_is_refused(data, tmp_path):
