@@ -47,6 +47,7 @@ VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 WARNED_PIXELS = 1024**3 // 12  # Pillow warns of larger pictures
 MAX_PIXELS = 2 * WARNED_PIXELS  # and refuses those: 179 megapixels
+LIFTED = "--max-pixels (or max_pixels=) lifts it"
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the values of a PNG of 2 and of 4 bits by
 TURNS = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -119,6 +120,8 @@ def reason(error: Exception) -> str:
     """Why a file cannot be used, from what its decoder raised."""
     if isinstance(error, ImageError):
         return str(error)
+    if isinstance(error, Image.DecompressionBombError):  # a decoder's own question
+        return f"{error} {LIFTED}"
     if isinstance(error, MemoryError):
         return "too large for this machine's memory"
     system = isinstance(error, OSError) and error.strerror  # decoders raise OSError too, without an error number
@@ -173,7 +176,7 @@ def open_picture(file: BinaryIO, max_pixels: int = MAX_PIXELS, formats: Iterable
         raise failure or ImageError(_not_a_picture(start, str(getattr(file, "name", "")), formats))
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height} pixels, {image.width * image.height / 1e6:.1f} million"
-        raise ImageError(f"{size}: more than the limit of {max_pixels / 1e6:.1f} million; --max-pixels (or max_pixels=) lifts it")
+        raise ImageError(f"{size}: more than the limit of {max_pixels / 1e6:.1f} million. {LIFTED}")
     return image
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from . import __version__, checkpoints, factory, inputs, outputs
 from .cli import CommandError
 from .config import CONFIGS
-from .images import ImageError
+from .images import MAX_PIXELS, ImageError
 from .predict import Result, predict_iter
 
 CARRIED = ("dpt-tiny-depth", "dpt-tiny-scenes")
@@ -60,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: %(default)s)")
     parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="pictures of more pixels are refused (default: %(default)s); a larger one needs some 16 bytes of memory for each of them",
+    )
 
 
 @dataclass
@@ -85,8 +92,12 @@ def run(args: argparse.Namespace) -> int:
             raise CommandError(f"no model is named {name!r}; the names are {', '.join(CONFIGS)}")
     if args.batch_size < 1:
         raise CommandError(f"--batch-size is a positive number, not {args.batch_size}")
+    if args.max_pixels < 1:
+        raise CommandError(f"--max-pixels is a positive number, not {args.max_pixels}")
     device, tally = _device(args.device), _Tally()
-    pictures, missing = inputs.find(args.inputs, args.recursive)
+    pictures, missing, notes = inputs.find(args.inputs, args.recursive)
+    for note in notes:
+        print(f"dpt predict: {note}", file=sys.stderr)
     for argument in missing:
         tally.fail(Path(argument), "no such file, folder or match, or a folder without pictures")
     if not pictures:
@@ -147,7 +158,7 @@ def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Names
             tally.fail(path, obstacle)
         else:
             jobs[path] = stem
-    results = predict_iter(model, jobs, batch_size=args.batch_size, **_options(args))
+    results = predict_iter(model, jobs, batch_size=args.batch_size, max_pixels=args.max_pixels, **_options(args))
     for result in _timed(tqdm(results, config.name, len(jobs), unit="picture", disable=len(jobs) < 2), tally):
         if isinstance(result.error, ImageError):
             tally.unreadable.add(result.source)

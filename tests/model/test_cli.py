@@ -74,7 +74,7 @@ def test_a_users_run(weights, photos, tmp_path):
     first = _process("predict", photos, "-o", out, "--weights", weights["dpt-tiny-scenes"], "--device", "cpu")
     assert first.returncode == 1, first.stderr
     assert _names(out) == {f"{name}_dpt-tiny-scenes{end}" for name in "ab" for end in (".png", "_overlay.jpg")}
-    assert "broken.jpg" in first.stderr and "notes.txt" not in first.stderr and "Traceback" not in first.stderr
+    assert "broken.jpg" in first.stderr and "1 file that is no picture (notes.txt)" in first.stderr and "Traceback" not in first.stderr
     assert "2 done" in first.stdout and "1 failed" in first.stdout and str(out) in first.stdout
     (photos / "broken.jpg").unlink()
     second = _process("predict", photos, "-o", out, "--weights", weights["dpt-tiny-scenes"], "--device", "cpu")
@@ -301,7 +301,7 @@ def test_finding(photos, tmp_path):
     (photos / "notes.txt").write_text("")
 
     def found(*arguments, **options):
-        pictures_found, missing = inputs.find([str(argument) for argument in arguments], **options)
+        pictures_found, missing, _ = inputs.find([str(argument) for argument in arguments], **options)
         return sorted(picture.place.as_posix() for picture in pictures_found), missing
 
     assert found(photos) == (["a.jpg", "b.png", "d[1].jpg"], [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -202,7 +203,15 @@ BAD_DEPTH = {
     "long.pfm": (raw(b"Pf\n1 1\n-1\n" + bytes(5)), "bytes after the header"),
     "header.pfm": (raw(b"Pf\n1\n-1\n" + bytes(4)), "cannot be decoded"),
     "zero.pfm": (raw(b"Pf\n1 1\n0\n" + bytes(4)), "scale"),
-    "folder.npy": (Path.mkdir, "."),
+    "endless.pfm": (raw(b"Pf\n" + b"1" * 1000 + b" 1\n-1\n"), "cannot be decoded"),
+    "huge.npy": (
+        lambda path: np.lib.format.write_array_header_1_0(
+            path.open("wb"), {"descr": "<f8", "fortran_order": False, "shape": (1 << 30, 1 << 30)}
+        ),
+        ".",
+    ),
+    "folder.npy": (Path.mkdir, "a folder"),
+    **{f"pipe{extension}": (os.mkfifo, "a pipe") for extension in (".npy", ".pfm", ".png", ".tif")},
     "missing.png": (lambda path: None, "No such file"),
 }
 
