@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsers[name].formatter_class = argparse.RawDescriptionHelpFormatter
     module.add_arguments(parsers[name])
     args = parser.parse_args(argv)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged metadata, without the picture's name
     try:
         return module.run(args)
     except (CommandError, ValueError, OSError) as error:

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=MAX_PIXELS,
         metavar="N",
-        help="pictures of more pixels are refused (default: %(default)s); a larger one needs some 16 bytes of memory for each of them",
+        help="pictures of more pixels are refused (default: %(default)s); each takes some 20 bytes of memory while a file is decoded",
     )
 
 

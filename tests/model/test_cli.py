@@ -312,6 +312,22 @@ def test_finding(photos, tmp_path):
     assert found(photos / "**" / "*.JPG") == (["c.JPG"], [])
 
 
+def test_pillow_does_not_warn(run, tmp_path, recwarn):
+    """Blind spot: warnings about EXIF data, with a line of Pillow's source and without the picture, among a run's output."""
+    pictures.damaged_exif(tmp_path / "a.jpg")
+    assert run(tmp_path / "a.jpg")[0] == 0
+    assert not [warning for warning in recwarn if "EXIF" in str(warning.message)]
+
+
+def test_max_pixels(run, photos, tmp_path):
+    """Blind spot: the option that does not reach the decoder, a limit that is not a number of pixels."""
+    code, output, errors = run(photos, "--max-pixels", 3071)
+    assert code == 1 and "2 failed" in output and "a.jpg: 64x48 pixels" in errors and "--max-pixels" in errors
+    assert run(photos, "--max-pixels", 3072)[0] == 0
+    code, _, errors = run(photos, "--max-pixels", 0)
+    assert code == 2 and "--max-pixels is a positive number, not 0" in errors
+
+
 def test_own_results_are_not_inputs(run, photos, tmp_path):
     """Blind spot: results written into the folder of the pictures become the next run's pictures."""
     assert run(photos, out=photos)[0] == 0
