@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -69,4 +70,5 @@ def _run(argv: list[str]) -> int:
         parser.parse_args(argv)  # ends the program
         parser.error(f"the command comes first, not {name}")
     args = parser_of(name).parse_args(argv[1:])
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged metadata, without the picture's name
     return import_module(f".{COMMANDS[name].module}", __package__).run(args)

@@ -158,12 +158,21 @@ def must_be_replaceable(*paths: Path) -> None:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading, or a link to one; a pipe or a device is an OSError, and nobody waits for it."""
-    descriptor = os.open(path, _READ)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return open(descriptor, "rb")
+    """Open a regular file for reading, or a link to one; anything else is an OSError at once: a pipe would wait for its writer."""
+    _check_regular(os.stat(path), path)  # before it is opened, which alone makes some devices act
+    file = open(path, "rb", opener=lambda name, _: os.open(name, _READ))
+    try:
+        _check_regular(os.fstat(file.fileno()), path)  # and now that nobody can put another in its place
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, path: str | Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise OSError(errno.EINVAL, f"{kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a regular file", str(path))
 
 
 def read_object(path: str | Path) -> dict[str, Any]:

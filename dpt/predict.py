@@ -9,7 +9,6 @@ are. Windows of depth, relative or in metres, are aligned to the map of the whol
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 
 from .config import DPTConfig, InputConfig
 from .endings import out_of_memory
-from .images import ImageError, load_image, network_size, pad_to_multiple, postprocess, resize_and_normalise, resized_strips
+from .images import MAX_PIXELS, ImageError, load_image, network_size, pad_to_multiple, postprocess, resize_and_normalise, resized_strips
 
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
 MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabilities at their own size
-READERS = min(4, os.cpu_count() or 1)  # threads that decode pictures ahead
+READERS = 4  # threads, at most, that decode pictures ahead
 
 _evaluating_now: dict[nn.Module, int] = {}  # modules that predictions took out of training mode, and how many of these still run
 _evaluating_lock = threading.Lock()
@@ -122,6 +121,7 @@ def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) ->
             predict with one model.
         images: what `dpt.images.load_image` takes, or an iterable of such.
         batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
+        max_pixels: a file whose picture has more is refused; of memory, several times as many bytes are needed.
         tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
         scales, flip: either of them chosen freely; network sizes are multiplied by the scales.
         slide: run in overlapping windows of the resized picture, and merge the overlaps (depth runs on the whole, too); implied by
@@ -143,7 +143,7 @@ def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) ->
     return predictions
 
 
-def predict_iter(model: nn.Module, images: Iterable, *, batch_size: int = 1, **options) -> Iterator[Result]:
+def predict_iter(model: nn.Module, images: Iterable, *, batch_size: int = 1, max_pixels: int = MAX_PIXELS, **options) -> Iterator[Result]:
     """As `predict`, one `Result` at a time, in order; a bad picture, or memory running out, is its `error`.
 
     Pictures are read ahead in threads, at most two batches, so a list of any length needs no more memory.
@@ -151,11 +151,11 @@ def predict_iter(model: nn.Module, images: Iterable, *, batch_size: int = 1, **o
     chosen = Options.of(model.config, **options)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is a positive integer, not {batch_size!r}")
-    return _results(model, images, batch_size, chosen)
+    return _results(model, images, batch_size, max_pixels, chosen)
 
 
-def _results(model: nn.Module, images: Iterable, batch_size: int, options: Options) -> Iterator[Result]:
-    for batch in _batches(images, batch_size):
+def _results(model: nn.Module, images: Iterable, batch_size: int, max_pixels: int, options: Options) -> Iterator[Result]:
+    for batch in _batches(images, batch_size, max_pixels):
         groups: dict[tuple, list[int]] = {}
         for index, result in enumerate(batch):
             if result.error is None:
@@ -171,14 +171,14 @@ def _results(model: nn.Module, images: Iterable, batch_size: int, options: Optio
         yield from batch
 
 
-def _batches(images: Iterable, batch_size: int) -> Iterator[list[Result]]:
+def _batches(images: Iterable, batch_size: int, max_pixels: int) -> Iterator[list[Result]]:
     """Lists of `batch_size` loaded pictures, those of the next two being read meanwhile."""
-    pool = ThreadPoolExecutor(READERS, thread_name_prefix="dpt-load")
+    pool = ThreadPoolExecutor(min(READERS, torch.get_num_threads()), thread_name_prefix="dpt-load")
     sources = iter(images)
     pending: list[Future] = []
     try:
         while True:
-            pending += [pool.submit(_load, source) for source in islice(sources, 2 * batch_size - len(pending))]
+            pending += [pool.submit(_load, source, max_pixels) for source in islice(sources, 2 * batch_size - len(pending))]
             if not pending:
                 return
             batch, pending = pending[:batch_size], pending[batch_size:]
@@ -187,13 +187,11 @@ def _batches(images: Iterable, batch_size: int) -> Iterator[list[Result]]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(source: Any) -> Result:
+def _load(source: Any, max_pixels: int) -> Result:
     try:
-        return Result(source, image=load_image(source))
+        return Result(source, image=load_image(source, max_pixels))
     except (ImageError, TypeError) as error:
         return Result(source, error=error)
-    except MemoryError:
-        return Result(source, error=ImageError(f"{source}: too large for this machine's memory"))
 
 
 def _predict_group(model: nn.Module, loaded: list[Result], options: Options) -> list[Result]:

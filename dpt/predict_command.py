@@ -6,7 +6,8 @@ import argparse
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,20 @@ from .arguments import CARRIED
 from .config import config_of
 from .endings import FAILED, CommandError, explained, of_the_machine, printable
 from .files import open_regular, prepare, remove_leftovers
-from .images import ImageError
+from .images import MAX_PIXELS, ImageError
+from .pipeline import Stopwatch, in_threads
 from .predict import Result, predict_iter
 
 DONE = "done"
+WRITERS = 8  # threads, at most, that write results
 
 
 @dataclass
 class _Tally:
     done: int = 0
     skipped: int = 0
-    seconds: float = 0.0
     failed: int = 0
+    rates: list[tuple[str, int, float, float]] = field(default_factory=list)  # model, its pictures, their seconds, those of the network
     unreadable: set[Path] = field(default_factory=set)  # not tried with the next model
 
     def fail(self, path: Path, reason: str) -> None:
@@ -43,7 +46,9 @@ class _Tally:
 def run(args: argparse.Namespace) -> int:
     """Run `dpt predict`; returns the exit code. CommandError where nothing can be done."""
     device, tally = running.device_of(args.device), _Tally()
-    pictures, missing = inputs.find(args.inputs, args.recursive)
+    pictures, missing, notes = inputs.find(args.inputs, args.recursive)
+    for note in notes:
+        print(f"dpt predict: {printable(note)}", file=sys.stderr)
     for argument in missing:
         tally.fail(Path(argument), "no such file, folder or match, or a folder without pictures")
     if not pictures:
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"dpt predict: {caution}", file=sys.stderr)
     for name in names:
         _predict_all(running.model_of(args, name, device, getattr(torch, args.dtype)), stems, args, tally)
-    _report(tally, args.out)
+    _report(tally, len(pictures), len(names), args.out)
     return 1 if tally.failed else 0
 
 
@@ -90,25 +95,38 @@ def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Names
             tally.fail(path, obstacle)
         else:
             jobs[path] = stem
-    results = predict_iter(model, jobs, batch_size=args.batch_size, **_options(args))
-    for result in _timed(tqdm(results, printable(config.name), len(jobs), unit="picture", disable=len(jobs) < 2), tally):
-        if isinstance(result.error, ImageError):
-            tally.unreadable.add(result.source)
-        if result.error is not None:
-            if of_the_machine(result.error.__cause__, reading=True):
-                raise CommandError(explained(result.error.__cause__), FAILED) from result.error
-            tally.fail(result.source, str(result.error))
-            continue
-        stem = jobs[result.source]
-        try:
+    if not jobs:
+        return
+
+    def write(result: Result) -> None:
+        if result.error is None:
             record = {"source": _identity(result.source), **made_with}
-            outputs.write(stem, result.image, result.prediction, config.head, pfm=args.pfm, record=record)
-        except (OSError, MemoryError) as error:
-            if of_the_machine(error):
-                raise CommandError(explained(error), FAILED) from error
-            tally.fail(result.source, explained(error))
-            continue
-        tally.done += 1
+            outputs.write(jobs[result.source], result.image, result.prediction, config.head, pfm=args.pfm, record=record)
+
+    done, start, watch = tally.done, time.perf_counter(), Stopwatch(model)
+    results = predict_iter(model, jobs, batch_size=args.batch_size, max_pixels=args.max_pixels or MAX_PIXELS, **_options(args))
+    written = in_threads(write, results, min(WRITERS, torch.get_num_threads()))
+    bar = tqdm(desc=printable(config.name), total=len(jobs), unit="picture", disable=len(jobs) < 2)
+    with closing(results), closing(written), bar:
+        for result, error in written:
+            bar.update()
+            if result.error is None and error is None:
+                tally.done += 1
+            else:
+                _fail(result, error, tally)
+    tally.rates.append((config.name, tally.done - done, time.perf_counter() - start, watch.seconds))
+
+
+def _fail(result: Result, error: Exception | None, tally: _Tally) -> None:
+    """Count a picture that could not be predicted, or whose results could not be written; CommandError where the next could not either."""
+    if isinstance(result.error, ImageError):
+        tally.unreadable.add(result.source)
+    cause = error if result.error is None else result.error.__cause__
+    if of_the_machine(cause, reading=error is None):
+        raise CommandError(explained(cause), FAILED) from cause
+    if error is not None and not isinstance(error, OSError | MemoryError):
+        raise error
+    tally.fail(result.source, str(result.error) if error is None else explained(error))
 
 
 def _weights_identity(weights: str | None) -> list | None:
@@ -144,19 +162,17 @@ def _obstacle(source: Path, paths: list[Path], made_with: dict[str, Any]) -> str
     return None if taken is None else f"{taken} was not made by dpt predict; --overwrite replaces it"
 
 
-def _timed(results: Iterator[Result], tally: _Tally) -> Iterator[Result]:
-    """The results, the seconds spent waiting for them added up."""
-    start = time.perf_counter()
-    for result in results:
-        tally.seconds += time.perf_counter() - start
-        yield result
-        start = time.perf_counter()
-
-
-def _report(tally: _Tally, folder: Path) -> None:
+def _report(tally: _Tally, pictures: int, models: int, folder: Path) -> None:
+    for name, done, seconds, network in tally.rates:
+        if done:
+            speed = f"{done / seconds:.3g} a second end to end, {done / network:.3g} of the network alone"
+            print(f"{printable(name)}: {_count(done, 'picture')}, {speed}")
     parts = [f"{tally.done} done"]
-    if tally.done:
-        parts[0] += f" ({tally.seconds / tally.done:.2f} s each to predict)"
     parts += [f"{tally.skipped} done before"] if tally.skipped else []
     parts += [f"{tally.failed} failed"] if tally.failed else []
-    print(f"dpt predict: {', '.join(parts)}; results in {printable(folder)}")
+    counted = f", of {_count(pictures, 'picture')} by {_count(models, 'model')}" if models > 1 else ""
+    print(f"dpt predict: {', '.join(parts)}{counted}; results in {printable(folder)}")
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}{'s' * (number != 1)}"

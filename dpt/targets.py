@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from .images import GREY_STEPS
+from .files import open_regular
+from .images import GREY_STEPS, open_picture, reason
 
 IGNORE = 255  # the label of a pixel without a class
 DEPTH_SCALE = 1000.0  # of integer depth: units a metre
 MAX_CLASSES = 255  # labels are bytes, and one of them is IGNORE
+PFM_LINE = 100  # bytes, at most, of a line of a PFM's header
 
 
 class TargetError(ValueError):
@@ -79,17 +81,15 @@ def _read(path: Path, readers: dict[str, Callable[[Path], np.ndarray]]) -> np.nd
         values = readers[path.suffix.lower()](path)
     except TargetError:
         raise
-    except OSError as error:
-        raise TargetError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # decoders raise what their bytes lead them to
-        raise TargetError(f"{path}: cannot be decoded: {error}") from error
+        raise TargetError(f"{path}: {reason(error)}") from error
     if values.ndim != 2 or 0 in values.shape:
         raise TargetError(f"{path}: has the shape {values.shape}: ground truth is (height, width), both at least 1")
     return values
 
 
 def _read_grey(path: Path) -> np.ndarray:
-    with Image.open(path, formats=("PNG", "TIFF")) as image:
+    with open_regular(path) as file, open_picture(file, formats=("PNG", "TIFF")) as image:
         step = GREY_STEPS.get(image.tile[0].args if image.tile else None, 1)
         image.load()
         if image.mode not in ("1", "L", "P", "I", "F") and not image.mode.startswith("I;16"):
@@ -99,7 +99,8 @@ def _read_grey(path: Path) -> np.ndarray:
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    values = np.load(path, allow_pickle=False)
+    with open_regular(path) as file:
+        values = np.load(file, allow_pickle=False)
     if not isinstance(values, np.ndarray):
         raise TargetError(f"{path}: an archive of arrays: depth is one array")
     return values
@@ -107,15 +108,17 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _read_pfm(path: Path) -> np.ndarray:
     """A Portable Float Map: "Pf", width and height, a scale whose sign is the byte order; rows from the bottom up."""
-    with open(path, "rb") as file:
-        kind, (width, height), scale = file.readline().strip(), map(int, file.readline().split()), float(file.readline())
+    with open_regular(path) as file:
+        lines = [file.readline(PFM_LINE) for _ in range(3)]
+        kind, (width, height), scale = lines[0].strip(), map(int, lines[1].split()), float(lines[2])
         if kind != b"Pf":
             raise TargetError(f"{path}: starts with {kind!r}: a grey float map starts with Pf")
         if not (math.isfinite(scale) and scale):
             raise TargetError(f"{path}: has the scale {scale}: it is a number, not 0, negative for little-endian")
-        content = file.read()
-    if width < 1 or height < 1 or len(content) != 4 * width * height:
-        raise TargetError(f"{path}: {len(content)} bytes after the header, which announces {width}x{height} floats")
+        size = os.fstat(file.fileno()).st_size - file.tell()
+        if width < 1 or height < 1 or size != 4 * width * height:
+            raise TargetError(f"{path}: {size} bytes after the header, which announces {width}x{height} floats")
+        content = file.read(size)
     values = np.frombuffer(content, "<f4" if scale < 0 else ">f4").reshape(height, width)[::-1]
     return values.astype(np.float32) * np.float32(abs(scale))
 

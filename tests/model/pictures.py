@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +63,7 @@ def png(width: int, height: int, depth: int, color_type: int, rows: bytes, trans
     """A PNG file of filtered `rows`, for what Pillow does not write; `transparent` is the content of its tRNS chunk."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0))
     header += chunk(b"tRNS", transparent) if transparent else b""
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return SIGNATURE + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def _with_alpha(mode: str) -> Image.Image:
@@ -129,6 +132,9 @@ COLOR: dict[str, Callable[[Path], None]] = {
     "cmyk.jpg": saved("CMYK", quality=95),
     "cmyk.tif": saved("CMYK"),
     "rgb16.png": rgb16,
+    "several.jpg": lambda path: Image.fromarray(scene()).save(
+        path, "MPO", quality=95, save_all=True, append_images=[Image.new("RGB", (64, 48))]
+    ),
     "damaged_exif.jpg": damaged_exif,
     **{f"orientation{number}.jpg": turned(number) for number in range(1, 9)},
 }
@@ -168,6 +174,35 @@ def flipped_bytes(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def _with_chunk(kind: bytes, content: bytes) -> Callable[[Path], None]:
+    """A good PNG with another chunk behind its header."""
+    good = png(1, 1, 8, 0, bytes(2))
+    return lambda path: path.write_bytes(good[:33] + chunk(kind, content) + good[33:])
+
+
+def _corrupt_avif(path: Path) -> None:
+    Image.fromarray(scene()).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"av1C", b"none"))
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, chdir(path.parent):  # an address is short
+        server.bind(path.name)
+
+
+@contextmanager
+def chdir(folder: Path) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 9 9 rectfill\nshowpage\n%%EOF\n"
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {  # what the error must say, beside the name
     "truncated.jpg": (truncated("jpg"), "truncated"),
     "truncated.png": (truncated("png"), "truncated"),
@@ -179,7 +214,32 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {  # what the error must sa
     "zeros.png": (lambda path: path.write_bytes(bytes(4096)), "not a picture"),
     "zero_width.png": (lambda path: path.write_bytes(png(0, 5, 8, 2, b"")), "."),
     "zero_height.gif": (lambda path: path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", 8, 0, 0, 0, 0) + b";"), "."),
-    "bomb.png": (lambda path: path.write_bytes(png(100_000, 100_000, 8, 0, b"")), "decompression bomb"),
+    "bomb.png": (lambda path: path.write_bytes(png(100_000, 100_000, 8, 0, b"")), "10000.0 million: more than the limit"),
+    "header_0.ppm": (lambda path: path.write_bytes(b"P6 0 5 255\n" + bytes(99)), "cannot be decoded"),
+    "header_2x.ppm": (lambda path: path.write_bytes(b"P6 2x 5 255\n" + bytes(99)), "2x"),
+    "depth_0.ppm": (lambda path: path.write_bytes(b"P6 5 5 0\n" + bytes(99)), "cannot be decoded"),
+    "depth.pnm": (lambda path: path.write_bytes(b"P2 2 2 9\n1 2 3 99\n"), "cannot be decoded"),
+    "profile_bomb.png": (_with_chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(1 << 24))), "cannot be decoded"),
+    "text_bomb.png": (_with_chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(1 << 24))), "cannot be decoded"),
+    "international_bomb.png": (_with_chunk(b"iTXt", b"c\0\1\0\0\0" + zlib.compress(bytes(1 << 24))), "cannot be decoded"),
+    "short_header.png": (lambda path: path.write_bytes(SIGNATURE + chunk(b"IHDR", bytes(5)) + chunk(b"IEND", b"")), "cannot be decoded"),
+    "no_header.png": (lambda path: path.write_bytes(SIGNATURE + chunk(b"IDAT", bytes(5))), "cannot be decoded"),
+    "sgi.png": (lambda path: Image.fromarray(scene()).save(path, "SGI"), "not a picture in a format"),
+    "postscript.png": (lambda path: path.write_bytes(POSTSCRIPT), "not a picture in a format"),
+    "metafile.bmp": (lambda path: path.write_bytes(b"\xd7\xcd\xc6\x9a" + bytes(99)), "not a picture in a format"),
+    "document.jpg": (lambda path: Image.fromarray(scene()).save(path, "PDF"), "not a picture in a format"),
+    "icon.png": (lambda path: Image.fromarray(scene()).save(path, "ICO"), "not a picture in a format"),
+    "corrupt.avif": (_corrupt_avif, "cannot be decoded"),
+    "film.mp4": (lambda path: path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(99)), "a video"),
+    "film.MKV": (lambda path: path.write_bytes(b"\x1aE\xdf\xa3" + bytes(99)), "a video"),
+    "empty.mov": (lambda path: path.write_bytes(b""), "empty"),
+    "missing.mov": (lambda path: None, "[Nn]o such file"),
+    "pipe.png": (os.mkfifo, "a pipe"),
+    "socket.jpg": (_socket, "a socket"),
+    "null.png": (lambda path: path.symlink_to("/dev/null"), "a device"),
+    "endless.gif": (lambda path: path.symlink_to("/dev/zero"), "a device"),
+    "circle.jpg": (lambda path: path.symlink_to(path), "[Tt]oo many"),
+    "dangling.jpg": (lambda path: path.symlink_to("nowhere"), "[Nn]o such file"),
     "wide_range.tif": (lambda path: Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(path), "int32"),
     "folder.jpg": (lambda path: path.mkdir(), "."),
     "missing.jpg": (lambda path: None, "[Nn]o such file"),

@@ -77,7 +77,7 @@ def test_a_users_run(weights, photos, tmp_path):
     first = _process("predict", photos, "-o", out, "--weights", weights["dpt-tiny-scenes"], "--device", "cpu")
     assert first.returncode == 1, first.stderr
     assert _names(out) == {f"{name}_dpt-tiny-scenes{end}" for name in "ab" for end in (".png", "_overlay.jpg")}
-    assert "broken.jpg" in first.stderr and "notes.txt" not in first.stderr and "Traceback" not in first.stderr
+    assert "broken.jpg" in first.stderr and "1 file that is no picture (notes.txt)" in first.stderr and "Traceback" not in first.stderr
     assert "2 done" in first.stdout and "1 failed" in first.stdout and str(out) in first.stdout
     (photos / "broken.jpg").unlink()
     second = _process("predict", photos, "-o", out, "--weights", weights["dpt-tiny-scenes"], "--device", "cpu")
@@ -470,7 +470,7 @@ def test_finding(photos, tmp_path):
     (photos / "notes.txt").write_text("")
 
     def found(*arguments, **options):
-        pictures_found, missing = inputs.find([str(argument) for argument in arguments], **options)
+        pictures_found, missing, _ = inputs.find([str(argument) for argument in arguments], **options)
         return sorted(picture.place.as_posix() for picture in pictures_found), missing
 
     assert found(photos) == (["a.jpg", "b.png", "d[1].jpg"], [])
@@ -479,6 +479,23 @@ def test_finding(photos, tmp_path):
     assert found(photos / "d[1].jpg") == (["d[1].jpg"], [])  # a name before a pattern
     assert found(photos / "notes.txt", photos / "*.gif") == (["notes.txt"], [str(photos / "*.gif")])
     assert found(photos / "**" / "*.JPG") == (["c.JPG"], [])
+
+
+def test_pillow_does_not_warn(run, tmp_path, recwarn):
+    """Blind spot: warnings about EXIF data, with a line of Pillow's source and without the picture, among a run's output."""
+    pictures.damaged_exif(tmp_path / "a.jpg")
+    assert run(tmp_path / "a.jpg")[0] == 0
+    assert not [warning for warning in recwarn if "EXIF" in str(warning.message)]
+
+
+def test_max_pixels(run, photos, tmp_path):
+    """Blind spot: the option that does not reach the decoder, a limit that is not a number of pixels."""
+    code, output, errors = run(photos, "--max-pixels", 3071)
+    assert code == 1 and "2 failed" in output and "a.jpg: 64x48 pixels" in errors and "--max-pixels" in errors
+    assert run(photos, "--max-pixels", 3072)[0] == 0
+    with pytest.raises(SystemExit):
+        run(photos, "--max-pixels", 0)
+    assert images.MAX_PIXELS == 178956970  # as the help says
 
 
 def test_own_results_are_not_inputs(run, photos, tmp_path):

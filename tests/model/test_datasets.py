@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -113,9 +114,9 @@ def test_two_targets_for_one_picture(tmp_path):
 def test_what_lies_beside_the_pictures(tmp_path):
     """Blind spot: another program's hidden files taken for pictures; a format that is not known left out in silence; dots in names."""
     hidden = {".DS_Store.png": lambda path: path.write_bytes(b"x"), "._a.b.png": lambda path: path.write_bytes(b"x")}
-    files = {"a.b.png": colour(), "C.JPG": colour(), "b.heic": lambda path: path.write_bytes(b"x"), **hidden}
+    files = {"a.b.png": colour(), "C.JPG": colour(), "b.psd": lambda path: path.write_bytes(b"x"), **hidden}
     root = write(tmp_path, images=files, labels={"a.b.png": grey(), "C.png": grey()})
-    with pytest.warns(UserWarning, match=r"images: 1 files are left out, the first b\.heic"):
+    with pytest.warns(UserWarning, match=r"images: 1 files are left out, the first b\.psd"):
         data = FolderDataset(root, SCENES.head)
     assert data.names == ["C", "a.b"]
 
@@ -211,8 +212,8 @@ BAD_DEPTH = {
     "alpha.png": (lambda path: Image.new("LA", (3, 2)).save(path), "mode LA"),
     "cut.png": (cut(pictures.GREY_FILES["grey16.png"]), "."),
     "cut.tif": (cut(picture("f4")), "."),
-    "jpeg.png": (lambda path: Image.new("L", (3, 2)).save(path, "JPEG"), "cannot identify"),
-    "empty.tif": (raw(b""), "cannot identify"),
+    "jpeg.png": (lambda path: Image.new("L", (3, 2)).save(path, "JPEG"), "not a picture"),
+    "empty.tif": (raw(b""), "empty"),
     "cut.npy": (cut(npy("f8")), "."),
     "empty.npy": (raw(b""), "."),
     "complex.npy": (npy("c8"), "complex64"),
@@ -225,7 +226,15 @@ BAD_DEPTH = {
     "long.pfm": (raw(b"Pf\n1 1\n-1\n" + bytes(5)), "bytes after the header"),
     "header.pfm": (raw(b"Pf\n1\n-1\n" + bytes(4)), "cannot be decoded"),
     "zero.pfm": (raw(b"Pf\n1 1\n0\n" + bytes(4)), "scale"),
-    "folder.npy": (Path.mkdir, "."),
+    "endless.pfm": (raw(b"Pf\n" + b"1" * 1000 + b" 1\n-1\n"), "cannot be decoded"),
+    "huge.npy": (
+        lambda path: np.lib.format.write_array_header_1_0(
+            path.open("wb"), {"descr": "<f8", "fortran_order": False, "shape": (1 << 30, 1 << 30)}
+        ),
+        ".",
+    ),
+    "folder.npy": (Path.mkdir, "a folder"),
+    **{f"pipe{extension}": (os.mkfifo, "a pipe") for extension in (".npy", ".pfm", ".png", ".tif")},
     "missing.png": (lambda path: None, "No such file"),
 }
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import struct
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dpt import ade20k
+from dpt import ade20k, images
 from dpt.config import CONFIGS, HALF, InputConfig
 from dpt.images import ImageError, load_image, network_size, pad_to_multiple, postprocess, preprocess, resize_and_normalise
 
@@ -289,3 +294,140 @@ def test_ade20k():
     assert [ade20k.PALETTE[index] for index in (0, 2, 12, 149)] == [(120, 120, 120), (6, 230, 230), (150, 5, 61), (92, 0, 255)]
     twice = [index for index, color in enumerate(ade20k.PALETTE) if ade20k.PALETTE.count(color) > 1]
     assert [ade20k.CLASSES[index] for index in twice] == ["road", "skyscraper"]  # so in the customary palette
+
+
+def test_a_pipe_in_a_files_place(tmp_path, monkeypatch):
+    """Blind spot: a pipe that takes a file's place between the look at it and its opening, which then waits for a writer."""
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
+    status = os.stat(tmp_path / "b.png")
+    monkeypatch.setattr(os, "stat", lambda path, **options: status)
+    with pytest.raises(ImageError, match=r"a\.png: a pipe, not a regular file"):
+        load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("extension", [".tif", ".webp", ".gif", ".png", ".jpg"])
+def test_max_pixels(tmp_path, monkeypatch, recwarn, extension):
+    """Blind spot: Pillow's own limits, which some decoders ask again; a limit changed for everybody, or for good. The limits are made
+    small for the test."""
+    path = tmp_path / f"a{extension}"
+    Image.fromarray(pictures.scene()).save(path)  # 3072 pixels
+    monkeypatch.setattr(images, "WARNED_PIXELS", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match=r"64x48 pixels|3072 pixels"):
+        load_image(path, 2000)
+    with pytest.raises(ImageError, match=r"limit.*--max-pixels"):
+        load_image(path, 3071)
+    assert load_image(path, 3072).shape == (48, 64, 3)
+    assert Image.MAX_IMAGE_PIXELS == 1000 and not recwarn
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+    meanwhile = []
+    monkeypatch.setattr(images, "_scale_transparent_colour", lambda image: meanwhile.append(Image.MAX_IMAGE_PIXELS))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert load_image(path, 3072).shape == (48, 64, 3) and meanwhile == [None] and Image.MAX_IMAGE_PIXELS is None
+    with pytest.raises(ImageError):
+        load_image(path, 3071)
+
+
+def test_max_pixels_in_threads(tmp_path, monkeypatch):
+    """Blind spot: two threads that lift Pillow's limit, of which the second puts back what the first had made of it."""
+    monkeypatch.setattr(images, "WARNED_PIXELS", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "_scale_transparent_colour", lambda image: time.sleep(0.001))  # so that they meet
+    Image.fromarray(pictures.scene()).save(tmp_path / "a.tif")
+    with ThreadPoolExecutor(8) as pool:
+        shapes = {picture.shape for picture in pool.map(lambda _: load_image(tmp_path / "a.tif", 3072), range(100))}
+    assert shapes == {(48, 64, 3)} and Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_heic(tmp_path, monkeypatch):
+    """Blind spot: pillow-heif that is installed and not asked; without it, an error that does not say what is missing."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.fromarray(pictures.scene())).save(tmp_path / "a.heic", quality=95)
+    _close(load_image(tmp_path / "a.heic"), pictures.scene(), "a.heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images._openers.cache_clear()
+    try:
+        with pytest.raises(ImageError, match=r"a\.heic: a HEIC picture.*pip install 'dense-prediction-transformers\[heic\]'"):
+            load_image(tmp_path / "a.heic")
+    finally:
+        images._openers.cache_clear()
+
+
+class _Stream(io.BytesIO):
+    """A file object that cannot seek, or that fails."""
+
+    def __init__(self, content: bytes, failure: Exception | None = None) -> None:
+        super().__init__(content)
+        self.failure = failure
+
+    def seek(self, *place):
+        raise self.failure or io.UnsupportedOperation("seek")
+
+
+def test_a_stream_that_cannot_seek():
+    """Blind spot: a picture that is piped to a program."""
+    file = io.BytesIO()
+    Image.fromarray(pictures.scene()).save(file, "PNG")
+    np.testing.assert_array_equal(load_image(_Stream(file.getvalue())), pictures.scene())
+
+
+def _closed() -> io.BytesIO:
+    file = io.BytesIO(b"x")
+    file.close()
+    return file
+
+
+class _Path:
+    def __init__(self, path: str | bytes) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str | bytes:
+        return self.path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        _closed(),
+        io.StringIO("words"),
+        _Stream(b"x", ZeroDivisionError()),
+        "nul\0byte.png",
+        "\ud800.png",
+        "a" * 5000,
+        _Path(b"/nowhere/\xff.png"),
+        torch.zeros(3, 4, 4, device="meta"),
+        torch.zeros(3, 4, 4, dtype=torch.complex64),
+        np.array([[None]]),
+        np.array([["a"]]),
+        np.zeros((4, 4), "m8[s]"),
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_nothing_but_image_errors(source):
+    """Blind spot: an exception of the file object's, the path's or the array's own."""
+    with pytest.raises(ImageError) as caught:
+        load_image(source)
+    assert caught.value.__context__ is None  # which would keep the pixels in memory for as long as the error
+
+
+def test_memory_that_runs_out(tmp_path, monkeypatch):
+    """Blind spot: a MemoryError of one picture that ends the run, or, while it is turned upright, leaves it lying. Simulated."""
+    pictures.turned(6)(tmp_path / "a.jpg")
+
+    def fail(*arguments):
+        raise MemoryError
+
+    for method in ("transpose", "convert"):
+        with monkeypatch.context() as patch, pytest.raises(ImageError, match=r"a\.jpg: too large for this machine's memory"):
+            patch.setattr(Image.Image, method, fail)
+            load_image(tmp_path / "a.jpg")
+
+
+def test_the_user_may_interrupt(tmp_path, monkeypatch):
+    """Blind spot: Ctrl-C taken for a fault of the picture."""
+    monkeypatch.setattr(images, "_decode", lambda image: signal.raise_signal(signal.SIGINT))
+    Image.fromarray(pictures.scene()).save(tmp_path / "a.png")
+    with pytest.raises(KeyboardInterrupt):
+        load_image(tmp_path / "a.png")
