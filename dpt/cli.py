@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 
 from . import __version__, arguments, endings
@@ -16,15 +17,21 @@ from .config import nearest
 
 @dataclass(frozen=True)
 class Command:
-    """`module`, beside this one, has `run(args) -> int`, the exit code."""
+    """`module`, beside this one, has `run(args) -> int`, the exit code. `environment` is set, where it is not, before PyTorch is loaded."""
 
     module: str
     arguments: Callable[[Parser], None]
     summary: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
-    "predict": Command("predict_command", arguments.predict, "depth and label maps of pictures"),
+    "predict": Command(
+        "predict_command",
+        arguments.predict,
+        "depth and label maps of pictures",
+        {"OMP_WAIT_POLICY": "PASSIVE"},  # PyTorch's threads sleep while they wait, and those that decode and write have the cores
+    ),
     "demo": Command("demo", arguments.demo, "the same for the pictures that come with the package"),
     "info": Command("info", arguments.info, "the named models, or what a checkpoint file holds"),
     "render": Command("render_command", arguments.render, "the scenes that the carried models learn from"),
@@ -71,4 +78,6 @@ def _run(argv: list[str]) -> int:
         parser.error(f"the command comes first, not {name}")
     args = parser_of(name).parse_args(argv[1:])
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged metadata, without the picture's name
+    if "torch" not in sys.modules:
+        os.environ.update({key: value for key, value in COMMANDS[name].environment.items() if key not in os.environ})
     return import_module(f".{COMMANDS[name].module}", __package__).run(args)

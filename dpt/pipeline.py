@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 Item = TypeVar("Item")
+MALLOC = {-3: 1 << 30, -1: (1 << 31) - 1, -8: 2}  # of glibc's malloc.h: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes, M_ARENA_MAX
 
 
 def in_threads(work: Callable[[Item], object], items: Iterable[Item], threads: int) -> Iterator[tuple[Item, Exception | None]]:
@@ -40,6 +42,18 @@ def in_threads(work: Callable[[Item], object], items: Iterable[Item], threads: i
             yield settled()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep the memory of freed pictures for the next ones, of all threads; False where there is no glibc.
+
+    Otherwise each array of megabytes is mapped anew and its pages cleared: a fifth of the processor's time, of pictures of 12 megapixels.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all([mallopt(option, value) for option, value in MALLOC.items()])
 
 
 class Stopwatch:

@@ -22,7 +22,7 @@ from .config import config_of
 from .endings import FAILED, CommandError, explained, of_the_machine, printable
 from .files import open_regular, prepare, remove_leftovers
 from .images import MAX_PIXELS, ImageError
-from .pipeline import Stopwatch, in_threads
+from .pipeline import Stopwatch, in_threads, keep_freed_memory
 from .predict import Result, predict_iter
 
 DONE = "done"
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     caution = None if args.weights else running.scenes_only(map(config_of, names))
     if caution:
         print(f"dpt predict: {caution}", file=sys.stderr)
+    keep_freed_memory()
     for name in names:
         _predict_all(running.model_of(args, name, device, getattr(torch, args.dtype)), stems, args, tally)
     _report(tally, len(pictures), len(names), args.out)

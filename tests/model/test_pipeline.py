@@ -1,5 +1,6 @@
 """Work in threads: order, errors, bounds, ends. Blind spot: an accelerator, whose clock has never been read here."""
 
+import platform
 import threading
 import time
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dpt import pipeline
 from dpt.pipeline import Stopwatch, in_threads
 
 
@@ -113,3 +115,11 @@ def test_the_networks_time():
     assert watch.seconds >= 0.15
     watch.remove()
     assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_freed_memory_is_kept(monkeypatch):
+    """Blind spot: options that glibc does not take; a system without glibc. What it gains is measured, not tested."""
+    if platform.libc_ver()[0] == "glibc":
+        assert pipeline.keep_freed_memory()
+    monkeypatch.setattr(pipeline.ctypes, "CDLL", lambda name: object())
+    assert not pipeline.keep_freed_memory()

@@ -98,3 +98,21 @@ import dpt.predict
 print(dpt.kernels.attention is attention, DPT.__name__, accelerate is dpt.fast.accelerate)
 """
     assert fresh(code).split() == "read True True False True DPT True".split()
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_predictions_threads_sleep_while_they_wait(given, wanted):
+    """Blind spot: a setting that comes after PyTorch, which reads it once, or that overrules the user's. PyTorch itself is not asked."""
+    code = f"""
+import os, sys, types
+from dpt import cli
+os.environ.pop("OMP_WAIT_POLICY", None)
+if {given!r}: os.environ["OMP_WAIT_POLICY"] = {given!r}
+def stub(name, package):
+    assert "torch" not in sys.modules
+    return types.SimpleNamespace(run=lambda args: print(os.environ.get("OMP_WAIT_POLICY")) or 0)
+cli.import_module = stub
+cli.main(["info"])
+cli.main(["predict", "a.png", "-o", "out"])
+"""
+    assert fresh(code).split() == [str(given), wanted]
