@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 Item = TypeVar("Item")
-MALLOC = {-3: 1 << 30, -1: (1 << 31) - 1, -8: 2}  # of glibc's malloc.h: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes, M_ARENA_MAX
+# Of glibc's malloc.h: M_MMAP_THRESHOLD, above which memory is mapped anew, as what a damaged file announces and never fills should be;
+# M_TRIM_THRESHOLD, beyond which it is given back, both in bytes; and M_ARENA_MAX.
+MALLOC = {-3: 1 << 27, -1: (1 << 31) - 1, -8: 2}
 
 
 def in_threads(work: Callable[[Item], object], items: Iterable[Item], threads: int) -> Iterator[tuple[Item, Exception | None]]:

@@ -372,4 +372,4 @@ def test_predict_takes_a_folder_and_notices_its_change(copied, tmp_path, capsys)
     assert main(arguments) == 0 and (tmp_path / "out" / "a_copied.npy").is_file()
     assert main(arguments) == 0 and "1 done before" in capsys.readouterr().out
     edit(copied, "config.json", backbone_out_indices=[1, 2, 3, 4])
-    assert main(arguments) == 0 and "1 done (" in capsys.readouterr().out
+    assert main(arguments) == 0 and "1 done;" in capsys.readouterr().out
