@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import struct
 import sys
 import time
@@ -427,7 +426,11 @@ def test_memory_that_runs_out(tmp_path, monkeypatch):
 
 def test_the_user_may_interrupt(tmp_path, monkeypatch):
     """Blind spot: Ctrl-C taken for a fault of the picture."""
-    monkeypatch.setattr(images, "_decode", lambda image: signal.raise_signal(signal.SIGINT))
+
+    def interrupted(image):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "_decode", interrupted)
     Image.fromarray(pictures.scene()).save(tmp_path / "a.png")
     with pytest.raises(KeyboardInterrupt):
         load_image(tmp_path / "a.png")
