@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small import config, randomise, small, upstream
+from small import TRANSFORMERS_FIELDS, config, randomise, small, upstream
 
 import dpt
 from dpt.checkpoints import TRANSFORMERS, CheckpointError
@@ -15,16 +15,7 @@ from dpt.cli import main
 from dpt.images import preprocess
 
 transformers = pytest.importorskip("transformers")
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 2,
-    "intermediate_size": 100,
-    "image_size": 64,
-    "backbone_out_indices": [0, 1, 3, 4],
-    "neck_hidden_sizes": [8, 12, 16, 16],
-    "fusion_hidden_size": 16,
-}
+SMALL = {**TRANSFORMERS_FIELDS, "num_hidden_layers": 5, "intermediate_size": 100, "backbone_out_indices": [0, 1, 3, 4]}
 CLASSES = {"depth": transformers.DPTForDepthEstimation, "segmentation": transformers.DPTForSemanticSegmentation}
 
 
