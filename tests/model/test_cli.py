@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -149,10 +150,14 @@ def test_both_models_by_default(weights, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(running.factory, "build", build)
     (photos / "c.jpg").write_bytes(b"")
     assert cli.main(["predict", str(photos), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert "4 done, 1 failed, of 3 pictures by 2 models" in said.out
+    rate = r"(?m)^dpt-tiny-(depth|scenes): 2 pictures, [\d.e+]+ a second end to end, [\d.e+]+ of the network alone$"
+    assert re.findall(rate, said.out) == ["depth", "scenes"]
     assert asked == [(name, "pretrained", "cpu", torch.float32, False) for name in predict_command.CARRIED]
     ends = ("dpt-tiny-depth.png", "dpt-tiny-depth.npy", "dpt-tiny-depth_color.jpg", "dpt-tiny-scenes.png", "dpt-tiny-scenes_overlay.jpg")
     assert _names(tmp_path / "out") == {f"{name}_{end}" for name in "ab" for end in ends}
-    assert capsys.readouterr().err.count("c.jpg: the file is empty") == 1
+    assert said.err.count("c.jpg: the file is empty") == 1
 
 
 def test_results_are_the_predictions(run, weights, photos, tmp_path):
