@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
@@ -125,7 +126,8 @@ def run(name: str, command: Callable[[], int], *, restore: bool) -> int:
                 _flush_stdout()
             finally:
                 received.ending = True
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            _let_go(error)
             code = 128 + signal.SIGINT
             received.number = received.number or signal.SIGINT
         except BrokenPipeError:
@@ -135,16 +137,25 @@ def run(name: str, command: Callable[[], int], *, restore: bool) -> int:
             if code is None and not received.number:
                 raise
             sys.unraisablehook = lambda _: None  # objects that were only half made complain as they go
+            _let_go(error)
         finally:
             _drop_what_cannot_be_written()
         if received.number:  # also where a library has made another error of it
             files.discard_unfinished()
             message, code = SIGNALS[received.number], 128 + received.number
         if message is not None:
-            gc.collect()  # what the error held: progress bars and pools end before the line, though tracebacks are cycles
+            gc.collect()  # progress bars and pools end before the line
         received.reported = True
         _report(name, message)
     return code
+
+
+def _let_go(error: BaseException | None) -> None:
+    """End what the frames of an error's traceback hold, each object before its parts. Left to the garbage collector, which ends the parts
+    first, a DataLoader could no longer tell its processes to stop and would wait five seconds for each."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _code(error: Exception) -> int | None:
@@ -210,6 +221,12 @@ def leaving_signals_to_us() -> Iterator[None]:
 def end_with_clean_up() -> None:
     """In a process of a pool: SIGTERM, by which a pool ends it, unwinds it, so that it removes what it was writing."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def leave_words_to_the_main_process(_: int = 0) -> None:
+    """In a process of a DataLoader: its errors reach the main process with the batch. What is left for it to print is that the main
+    process, ending, cut off a connection."""
+    sys.excepthook = lambda *_: None
 
 
 @contextmanager

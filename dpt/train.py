@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import checkpoints, datasets, running
 from .config import config_of, models
 from .datasets import Augmentation, Crops, FolderDataset
-from .endings import leaving_signals_to_us
+from .endings import leave_words_to_the_main_process, leaving_signals_to_us
 from .evaluate import evaluate
 from .factory import build, load
 from .files import must_be_replaceable, open_regular, prepare, write_whole
@@ -255,7 +255,8 @@ class Training:
         own = torch.Generator()  # a loader without one draws from the global state, and once more when a run is resumed
         ahead = 4 if self.workers else None
         crops = Crops(self.train, self.config.input, self.recipe.augmentation, self.recipe.seed)
-        return DataLoader(crops, batch_sampler=_Keys(keys), num_workers=self.workers, prefetch_factor=ahead, generator=own)
+        options = {"prefetch_factor": ahead, "worker_init_fn": leave_words_to_the_main_process}
+        return DataLoader(crops, batch_sampler=_Keys(keys), num_workers=self.workers, generator=own, **options)
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the validation metrics."""

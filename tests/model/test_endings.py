@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -167,6 +168,27 @@ endings.run("dpt test", command, restore=False)
         process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 143 and errors == "dpt test: terminated\n" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("error", "chained"), [(KeyboardInterrupt, False), (ValueError, False), (OSError, True)])
+def test_a_loaders_processes_are_told_to_stop(error, chained):
+    """Blind spot: an iterator that its error's traceback holds in a cycle: the garbage collector ends its queues first, nobody can tell
+    the processes anything, and each is waited for for five seconds."""
+
+    def command():
+        batches = iter(torch.utils.data.DataLoader(range(1000), num_workers=2))
+        try:
+            next(batches)
+            raise error("x")
+        except BaseException as caught:
+            kept = caught  # in a local of a frame that the error's own traceback holds
+            if chained:
+                raise ValueError("of another") from kept
+            raise
+
+    started = time.monotonic()
+    assert endings.run("dpt test", command, restore=True) in (2, 130)
+    assert time.monotonic() - started < 5
 
 
 def test_a_reader_that_goes_away(tmp_path):

@@ -168,6 +168,27 @@ def test_terminated_with_workers(data, tmp_path):
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] >= 1
 
 
+def test_terminated_between_two_words_of_a_worker(data, tmp_path):
+    """Blind spot: a signal while a batch is handed over: the worker's thread that shares it prints a traceback of the cut connection."""
+    code = """
+import multiprocessing.connection, os, signal, sys
+from dpt import cli
+process, answer, answers = os.getpid(), multiprocessing.connection.answer_challenge, []
+def interrupted(*arguments):
+    answers.append(1)
+    if os.getpid() == process and len(answers) == 3:
+        os.kill(process, signal.SIGTERM)
+    return answer(*arguments)
+multiprocessing.connection.answer_challenge = interrupted
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    command = ["train", "--model", "dpt-tiny-scenes", "--data", str(data), "-o", str(tmp_path / "run"), "--crop", "64", "64"]
+    command += ["--steps", "9999", "--batch-size", "2", "--workers", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment, timeout=120)
+    assert ended.returncode == 143 and ended.stderr.endswith("\ndpt train: terminated\n") and "Traceback" not in ended.stderr
+
+
 @pytest.fixture(scope="module")
 def resumed(data, tmp_path_factory):
     """A training, and the checkpoint after one of its four steps. Made once: a training for each checkpoint takes a second."""
