@@ -175,19 +175,21 @@ class _Received:
 
     def __call__(self, number: int, frame: object) -> None:
         if os.getpid() == self._process:
-            if self.number or self.ending:
-                self._end_at_once(self.number or number)
-            self.number = number
+            again, self.number = self.number is not None, self.number or number
+            if again or self.ending:
+                self.end_at_once()
         raise Ended  # in a process that was forked from this one too
 
-    def _end_at_once(self, number: int) -> None:
+    def end_at_once(self) -> None:
+        if os.getpid() != self._process:
+            os._exit(128 + signal.SIGINT)
         files.discard_unfinished()
         if not self.reported:
-            _report(self.name, SIGNALS[number])
+            _report(self.name, SIGNALS[self.number])
         if "multiprocessing" in sys.modules:
             for child in sys.modules["multiprocessing"].active_children():
                 child.terminate()
-        os._exit(128 + number)
+        os._exit(128 + self.number)
 
 
 @contextmanager
@@ -199,6 +201,8 @@ def _signals(name: str, restore: bool) -> Iterator[_Received]:
     try:
         for number in former:
             signal.signal(number, received)
+        if not restore:
+            sys.unraisablehook = _if_lost(Ended, received.end_at_once)
         yield received
     finally:
         for number, handler in former.items() if restore else ():
@@ -219,8 +223,27 @@ def leaving_signals_to_us() -> Iterator[None]:
 
 
 def end_with_clean_up() -> None:
-    """In a process of a pool: SIGTERM, by which a pool ends it, unwinds it, so that it removes what it was writing."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """In a process of a pool: SIGTERM, by which a pool ends it, removes what it was writing, and unwinds it, so that it lets go of the
+    pool's locks."""
+
+    def end(number: int, _: object) -> None:
+        files.discard_unfinished()
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    sys.unraisablehook = _if_lost(SystemExit, lambda: os._exit(128 + signal.SIGTERM))
+
+
+def _if_lost(raised: type[BaseException], end_at_once: Callable[[], object]) -> Callable[[sys.UnraisableHookArgs], None]:
+    """A `sys.unraisablehook`. What a signal's handler raises where nothing can be unwound, while an object is finalised or at the end of
+    a process, would be printed with a traceback and otherwise ignored: it ends the process."""
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, raised):
+            end_at_once()
+        sys.__unraisablehook__(lost)
+
+    return hook
 
 
 def leave_words_to_the_main_process(_: int = 0) -> None:

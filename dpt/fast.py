@@ -462,4 +462,5 @@ def _how(module: nn.Module) -> str:
     parameter = next(module.parameters())
     if launch.has_kernels(parameter):
         return "kernels"
-    return f"the same algebra in PyTorch: on {parameter.device} there are no kernels, they need an NVIDIA GPU of compute capability 8.0"
+    what = "there are no kernels, they need an NVIDIA GPU of compute capability 8.0 or newer"
+    return f"the same algebra in PyTorch: on {parameter.device} {what}"

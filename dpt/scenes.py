@@ -234,6 +234,8 @@ def write_dataset(directory: str | Path, split: str, count: int, size: int = 256
             with pool:
                 for _ in pool.imap_unordered(_write_scene, tasks, chunksize=4):
                     progress.update()
+                pool.close()
+                pool.join()  # the end of `with` would terminate processes that are ending by themselves
 
 
 def _paths(root: Path, number: int) -> tuple[Path, Path, Path]:

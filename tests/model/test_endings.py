@@ -170,6 +170,46 @@ endings.run("dpt test", command, restore=False)
     assert process.returncode == 143 and errors == "dpt test: terminated\n" and not list(tmp_path.iterdir())
 
 
+LAST = """
+import atexit
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):
+        pass
+class Last:
+    def __del__(self):
+        terminate()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "errors", "code"),
+    [
+        ("id(Last())", "", "dpt test: terminated\n", 143),
+        ("print(os.waitstatus_to_exitcode(os.wait()[1])) if os.fork() else id(Last())", "130\nwent on\n", "", 0),
+    ],
+)
+def test_a_signal_while_an_object_is_finalised(command, output, errors, code):
+    """Blind spot: what a handler raises there is printed and lost, and the command goes on. In a forked process, that process ends."""
+    process = light(f"{LAST}sys.exit(endings.run('dpt test', lambda: [{command}, print('went on', flush=True)] and 0, restore=False))")
+    assert process.communicate(timeout=30) == (output, errors) and process.returncode == code
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "files.write_whole('result', lambda file: Last())",
+        "atexit.register(terminate)",
+        "create = os.open; os.open = lambda *how: [create(*how), terminate()][0]; files.write_whole('result', lambda file: 1)",
+    ],
+)
+def test_a_pools_process_ends_wherever_it_is(tmp_path, last):
+    """Blind spot: an exception of the handler, which is printed and lost where an object is finalised or the process is ending by itself,
+    and leaves a file where it comes right after that was opened."""
+    process = light(f"{LAST}endings.end_with_clean_up()\n{last}", cwd=tmp_path)
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == 143 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("error", "chained"), [(KeyboardInterrupt, False), (ValueError, False), (OSError, True)])
 def test_a_loaders_processes_are_told_to_stop(error, chained):
     """Blind spot: an iterator that its error's traceback holds in a cycle: the garbage collector ends its queues first, nobody can tell
@@ -234,11 +274,11 @@ def test_what_main_changes_is_put_back(capsys):
 
 def test_processes_started_for_work_leave_a_terminals_signals_to_us():
     """Blind spot: a traceback of every worker at Ctrl-C, which goes to all of them."""
-    ask = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    ask = "import signal; print(*(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with endings.leaving_signals_to_us():
         masked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout
-    assert str(int(signal.SIGINT)) in masked and "SIGTERM" not in masked or "SIGINT" in masked
+    assert set(map(int, masked.split())) == {*before, signal.SIGINT, signal.SIGHUP}
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 

@@ -1,5 +1,7 @@
 """The metrics against values worked out by hand, and against torchmetrics."""
 
+import math
+
 import pytest
 import torch
 
@@ -59,7 +61,7 @@ def test_the_sky_by_hand(inverse):
     metrics = DepthMetrics(10.0, inverse)
     metrics.update(nearness if inverse else -nearness, truth)
     assert metrics.compute()["sky"] == pytest.approx(2 / 5) and len(metrics.rows) == 2
-    assert metrics.compute()["absrel"] >= 0
+    assert math.isfinite(metrics.compute()["absrel"])
     if inverse:
         alone = DepthMetrics(10.0)
         alone.update(nearness[:1], truth[:1])

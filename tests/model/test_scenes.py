@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -295,6 +296,14 @@ def test_dataset_survives_a_kill(tmp_path):
         for folder, pixels in (("images", scene.image), ("labels", scene.labels)):
             assert (np.asarray(Image.open(root / folder / f"{number:06d}.png")) == pixels).all()
         assert np.asarray(Image.open(root / "depth" / f"{number:06d}.png")).shape == (SMALL, SMALL)
+
+
+def test_workers_that_are_done_end_by_themselves(tmp_path, monkeypatch):
+    """Blind spot: SIGTERM to processes that are disconnecting from PyBullet, each of which then printed a traceback."""
+    terminated = []
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "terminate", terminated.append)
+    scenes.write_dataset(tmp_path, "val", 3, size=SMALL, workers=2)
+    assert len(list(tmp_path.glob("images/*.png"))) == 3 and not terminated
 
 
 def test_terminated_with_its_workers(tmp_path):
