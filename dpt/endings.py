@@ -136,7 +136,6 @@ def run(name: str, command: Callable[[], int], *, restore: bool) -> int:
             message, code = explained(error), _code(error)
             if code is None and not received.number:
                 raise
-            sys.unraisablehook = lambda _: None  # objects that were only half made complain as they go
             _let_go(error)
         finally:
             _drop_what_cannot_be_written()
@@ -153,6 +152,7 @@ def run(name: str, command: Callable[[], int], *, restore: bool) -> int:
 def _let_go(error: BaseException | None) -> None:
     """End what the frames of an error's traceback hold, each object before its parts. Left to the garbage collector, which ends the parts
     first, a DataLoader could no longer tell its processes to stop and would wait five seconds for each."""
+    sys.unraisablehook = lambda _: None  # objects that were half made, or whose processes are gone, complain as they go
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -31,15 +31,18 @@ _unfinished: set[Path] = set()  # the temporary files of this process
 
 class _Output(io.BufferedIOBase):
     """What a writer fills. It hands out no descriptor and keeps the operating system's error, for libraries that are given a descriptor
-    (Pillow, NumPy) or that write from C++ (PyTorch) raise another one without its number."""
+    (Pillow, NumPy) or that write from C++ (PyTorch) raise another one without its number. What is written once it is over goes nowhere:
+    PyTorch's writer, if it was interrupted, writes the end of its file when it is destroyed, where an error ends the process."""
 
     def __init__(self, file: BinaryIO):
-        self._file, self.error = file, None
+        self._file, self.error, self.over = file, None, False
 
     def writable(self) -> bool:
         return True
 
     def write(self, data) -> int:
+        if self.over:
+            return memoryview(data).nbytes
         try:
             return self._file.write(data)
         except OSError as error:
@@ -65,7 +68,10 @@ def write_whole(path: str | Path, writer: Callable[[BinaryIO], object], *, durab
         temporary, file = _create(path.parent)
         with file:
             output = _Output(file)
-            writer(output)
+            try:
+                writer(output)
+            finally:
+                output.over = True
             file.flush()
             if durable:
                 os.fsync(file.fileno())

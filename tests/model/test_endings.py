@@ -195,6 +195,38 @@ def test_a_signal_while_an_object_is_finalised(command, output, errors, code):
     assert process.communicate(timeout=30) == (output, errors) and process.returncode == code
 
 
+def test_what_complains_as_it_goes():
+    """Blind spot: a traceback of an object that the signal has left half made, or whose processes had the signal too."""
+    code = """
+class Complains:
+    def __del__(self):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+def command():
+    held = Complains()
+    held.itself = held if %s else None
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+sys.exit(endings.run("dpt test", command, restore=False))
+"""
+    for in_a_cycle in (False, True):
+        process = light(code % in_a_cycle)
+        assert process.communicate(timeout=30) == ("", "dpt test: terminated\n") and process.returncode == 143
+
+
+def test_pytorchs_writer_is_destroyed_late(tmp_path):
+    """Blind spot: a signal at the end of torch.save: its writer then writes to a file that is closed, and C++ ends the process."""
+    code = """
+import torch
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+torch.serialization._open_zipfile_writer_buffer.__exit__ = interrupted
+sys.exit(endings.run("dpt test", lambda: files.write_whole("a", lambda file: torch.save(torch.zeros(3), file)), restore=False))
+"""
+    process = light(code, cwd=tmp_path)
+    assert process.communicate(timeout=60) == ("", "dpt test: terminated\n") and process.returncode == 143 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "last",
     [

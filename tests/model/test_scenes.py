@@ -306,7 +306,8 @@ def test_workers_that_are_done_end_by_themselves(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("images/*.png"))) == 3 and not terminated
 
 
-def test_terminated_with_its_workers(tmp_path):
+@pytest.mark.parametrize("terminate", [os.kill, os.killpg])
+def test_terminated_with_its_workers(tmp_path, terminate):
     """Blind spot: SIGTERM in the middle of rendering: processes that go on without end, half a picture, a traceback of each."""
     command = [sys.executable, "-m", "dpt", "render", "-o", str(tmp_path), "--split", "val", "--size", "32", "--count", "400"]
     process = subprocess.Popen(
@@ -315,7 +316,7 @@ def test_terminated_with_its_workers(tmp_path):
     deadline = time.monotonic() + 300
     while len(list(tmp_path.glob("val/images/*.png"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
+    terminate(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and errors.endswith("\ndpt render: terminated\n") and "Traceback" not in errors
     with pytest.raises(ProcessLookupError):  # soon nobody is left of its session, multiprocessing's own tracker included

@@ -151,15 +151,17 @@ def test_killed_for_real(data, tmp_path):
     assert json.loads(done.stdout)["step"] == 6
 
 
-def test_terminated_with_workers(data, tmp_path):
-    """Blind spot: the end of a batch job in the middle of a training: its workers, half a checkpoint, a traceback of each process."""
+@pytest.mark.parametrize("terminate", [os.kill, os.killpg])
+def test_terminated_with_workers(data, tmp_path, terminate):
+    """Blind spot: the end of a batch job in the middle of a training: its workers, half a checkpoint, a traceback of each process. Some
+    systems tell the process, others all of its processes."""
     command = [sys.executable, "-m", "dpt", "train", "--model", "dpt-tiny-scenes", "--data", str(data), "-o", str(tmp_path / "run")]
     command += ["--steps", "9999", "--batch-size", "2", "--crop", "64", "64", "--checkpoint-every", "1", "--workers", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     while not (tmp_path / "run" / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
+    terminate(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143 and errors.endswith("\ndpt train: terminated\n") and "Traceback" not in errors
     with pytest.raises(ProcessLookupError):  # nobody is left of its session
