@@ -438,7 +438,7 @@ class KernelWorkload:
 
     def _xformers(self) -> Callable[..., Tensor]:
         peers.installed("xformers")
-        from dpt.encoder import xformers_attention
+        from dpt.nets.encoders.vit import xformers_attention
 
         return lambda shape, qkv: xformers_attention(qkv, shape.heads)
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 import dpt
-from dpt.config import CONFIGS, DPTConfig
+from dpt.config import DPTConfig
 from dpt.kernels import compiled, launch
 from dpt.kernels.workload import float32_products
+from dpt.zoo import CONFIGS
 
 from .hollow import Form, Hollow, implementation
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dpt
-from dpt.config import DPTConfig, config_of
+from dpt.config import DPTConfig
+from dpt.zoo import config_of
 
 from . import gate, measure, peers, tables
 from .runner import Case, Context, Prepared, Unavailable

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dpt import DPT, CheckpointError
-from dpt.checkpoints import MMSEG, TRANSFORMERS, Layout
+from dpt.checkpoints import Layout
+from dpt.zoo import mmsegmentation, transformers_dpt
 
 from .runner import Unavailable
 
@@ -62,10 +63,12 @@ def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
         raise Unavailable(f"transformers' DPT takes square pictures only, this is {size[0]}x{size[1]}")
     import transformers
 
-    state = their_state(model, TRANSFORMERS)
+    state = their_state(model, transformers_dpt.LAYOUT)
     patch = model.config.encoder.patch_size
     with torch.no_grad():
-        state[TRANSFORMERS.source("encoder.pos_embed")[0]] = model.encoder.position((size[0] // patch, size[1] // patch)).detach()
+        state[transformers_dpt.LAYOUT.source("encoder.pos_embed")[0]] = model.encoder.position(
+            (size[0] // patch, size[1] // patch)
+        ).detach()
     depth = model.config.head.task == "depth"
     kind = transformers.DPTForDepthEstimation if depth else transformers.DPTForSemanticSegmentation
     with torch.device("meta"):
@@ -133,7 +136,7 @@ class _Logits(nn.Module):
 def mmsegmentation_model(model: DPT) -> nn.Module:
     """mmsegmentation's DPT, built from its published configuration, with our parameters, which it shares."""
     installed("mmseg")
-    state = their_state(model, MMSEG)
+    state = their_state(model, mmsegmentation.LAYOUT)
     _stand_in_for_compiled_operators()
     import mmseg
     from mmseg.apis import init_model

@@ -10,10 +10,10 @@ from torch import nn
 import dpt
 from bench.hollow import Hollow
 from bench.launches import shortened
-from dpt import fast
-from dpt.config import CONFIGS
+from dpt.fast import acceleration
 from dpt.kernels import launch
 from dpt.model import DPT
+from dpt.zoo import CONFIGS
 
 COPIES = ("aten::clone", "aten::copy_", "aten::_to_copy", "aten::to", "aten::contiguous", "aten::reshape", "aten::flatten")
 
@@ -52,7 +52,7 @@ def test_no_weight_is_copied(name, before, monkeypatch):
     """Blind spot: a weight in another order than the kernels read, which is copied at every call. `before`: with weights as they were."""
     model = DPT(shortened(CONFIGS[name])).to(torch.bfloat16).eval()
     with monkeypatch.context() as as_it_was:
-        as_it_was.setattr(fast, "_lay_out", lambda model: None)
+        as_it_was.setattr(acceleration, "_lay_out", lambda model: None)
         unordered = dpt.accelerate(copy.deepcopy(model), strict=True)
     assert sum(copies(unordered, monkeypatch).values()) == before
     assert copies(dpt.accelerate(model, strict=True), monkeypatch) == {}

@@ -30,8 +30,8 @@ import torch  # noqa: E402
 
 from bench import launches  # noqa: E402
 from bench.hollow import Hollow  # noqa: E402
-from dpt.config import CONFIGS  # noqa: E402
 from dpt.kernels import launch  # noqa: E402
+from dpt.zoo import CONFIGS  # noqa: E402
 
 # Sides in patches, of small pictures and large ones: even and odd, and tokens that 16 and 64 divide with and without the class token.
 THIRTY = tuple(itertools.islice(itertools.product((2, 3, 5, 7, 15, 16), (3, 9, 12, 21, 32)), 30))

@@ -9,9 +9,9 @@ from parity import assert_parity, in_both
 from small import depth_anything, wide
 
 import dpt
-from dpt.config import CONFIGS
-from dpt.images import labels_from_logits
+from dpt.inference.resizing import labels_from_logits
 from dpt.kernels import launch
+from dpt.zoo import CONFIGS
 
 INPUT = (1, 3, 32, 48)
 DEPTH, SCENES = "dpt-tiny-depth", "dpt-tiny-scenes"
