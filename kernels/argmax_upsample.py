@@ -25,7 +25,7 @@ import triton.language as tl
 
 from . import launch
 from .upsample import SIDES, bilinear_source, check_map, check_size, gather_bilinear, upsample_bilinear_ref
-from .workload import FORWARD, RARE, Inputs, Workload, combinations
+from .tools.workload import FORWARD, RARE, Inputs, Workload, combinations
 
 MAX_CLASSES = 32767  # of int16
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)

@@ -30,7 +30,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import launch
-from .workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, combinations, tiles
+from .tools.workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, combinations, tiles
 
 LOG2_E = math.log2(math.e)
 SMALL_TAIL = 16  # the least width of a dot

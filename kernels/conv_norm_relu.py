@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
-from .conv3x3 import (
+from .parts.conv3x3 import (
     NormArguments,
     check_norm,
     check_tensor,

@@ -40,8 +40,8 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .conv3x3 import _relu, input_precision
-from .fused_linear import compiled_variants
+from .parts.conv3x3 import _relu, input_precision
+from .parts.products import compiled_variants
 from .upsample import (
     bilinear_source,
     channels_last,
@@ -52,7 +52,7 @@ from .upsample import (
     upsample_backward,
     upsample_bilinear,
 )
-from .workload import BACKWARD, Inputs, Workload, by_autograd, combinations, tiles
+from .tools.workload import BACKWARD, Inputs, Workload, by_autograd, combinations, tiles
 
 ACTIVATIONS = ("relu", "sigmoid")
 HIDDEN_CHANNELS = (16, 32)

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from . import fused_linear, launch
-from .fused_linear import Norm, Statistics, rows_of
-from .workload import BACKWARD, Inputs, Workload, by_autograd, combinations
+from . import launch
+from .parts import products
+from .parts.products import Norm, Statistics, rows_of
+from .tools.workload import BACKWARD, Inputs, Workload, by_autograd, combinations
 
 
 def layernorm_linear_ref(
@@ -64,15 +65,15 @@ def layernorm_linear(
     used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be copied in wide pieces.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
-    fused_linear.check_input("x", x)
+    products.check_input("x", x)
     x, weight = launch.autocast(x, weight)
-    fused_linear.check_norm(norm_weight, norm_bias, eps, x)
-    fused_linear.check_linear("the", weight, bias, x.shape[-1], x)
+    products.check_norm(norm_weight, norm_bias, eps, x)
+    products.check_linear("the", weight, bias, x.shape[-1], x)
     if activation not in (None, "gelu"):
         raise ValueError(f"activation={activation!r}: it must be None or 'gelu'")
     if not launch.runs_kernels(x, "layernorm_linear"):
         return layernorm_linear_ref(x, norm_weight, norm_bias, weight, bias, eps, activation)
-    save = fused_linear.needs_gradient(x, norm_weight, norm_bias, weight, bias)
+    save = products.needs_gradient(x, norm_weight, norm_bias, weight, bias)
     return torch.ops.dpt.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, activation == "gelu", save)[0]
 
 
@@ -211,7 +212,7 @@ def _layernorm_linear_op(
     save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, epilogue = rows_of(x), "gelu" if gelu else "none"
-    out, pre, statistics = fused_linear.linear(
+    out, pre, statistics = products.linear(
         "layernorm_linear",
         rows,
         weight.contiguous(),
@@ -265,7 +266,7 @@ def _backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, 
 _layernorm_linear_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-COMPILED = (  # see fused_linear.COMPILED_ROWS: ViT-B, -S and rows that no 16-byte copy fits
+COMPILED = (  # see products.COMPILED_ROWS: ViT-B, -S and rows that no 16-byte copy fits
     ("bfloat16", 768, 2304, ("none", "gelu", "gelu saved", "weight gradient", "norm gradient")),
     ("float16", 384, 1536, ("gelu saved", "weight gradient", "norm gradient")),
     ("float32", 384, 1536, ("none", "gelu saved", "weight gradient", "norm gradient")),
@@ -281,11 +282,11 @@ def compile_cases(family: str) -> Iterator[launch.CompileCase]:
 
 
 def _cases(family: str) -> Iterator[launch.CompileCase]:
-    for name, where, precision, shows, (x, weight, grad) in fused_linear.compiled_operands(COMPILED):
+    for name, where, precision, shows, (x, weight, grad) in products.compiled_operands(COMPILED):
         norm, statistics = Norm(x[0], x[0]), Statistics(*torch.empty((2, x.shape[0]), dtype=torch.float32, device="meta"))
         if name == "weight gradient":
             options = {"prologue": "layernorm", "norm": norm, "statistics": statistics}
-            yield from launch.record(family, where, fused_linear.weight_gradient, grad, x, precision, **options, **shows)
+            yield from launch.record(family, where, products.weight_gradient, grad, x, precision, **options, **shows)
         elif name == "norm gradient":
             arguments = (x, x, statistics, norm.weight, x, True, True)
             yield from launch.record(family, where, _layernorm_backward, *arguments, tensor_cores=False, async_copies=False)
@@ -293,7 +294,7 @@ def _cases(family: str) -> Iterator[launch.CompileCase]:
             options = {"epilogue": name.removesuffix(" saved"), "save_pre": name.endswith("saved")}
             arguments = ("layernorm_linear", x, weight, precision)
             options |= {"bias": grad[0], "norm": norm, "eps": 1e-6}
-            yield from launch.record(family, where, fused_linear.linear, *arguments, **options, **shows)
+            yield from launch.record(family, where, products.linear, *arguments, **options, **shows)
 
 
 EPS = 1e-6
@@ -348,21 +349,21 @@ def _norm_gradient_ref(grad, x, norm_weight, skip, **_) -> tuple[torch.Tensor, t
 def tuning_space() -> Iterator[Workload]:
     """qkv and fc1 of ViT-B at 512 pixels, -L at 384 and -S at 518, one picture and many; and the gradients of training with two."""
     small = {"rows": 19, "depth": 24, "columns": 40}
-    for kind, options in fused_linear.tuned_variants():
-        candidates = {"layernorm_linear": fused_linear.linear_candidates(kind, prologue=True)}
+    for kind, options in products.tuned_variants():
+        candidates = {"layernorm_linear": products.linear_candidates(kind, prologue=True)}
         half = kind == "bfloat16"
         shapes = ((1025, 768, 2304, False), (577, 1024, 4096, True), (1370, 384, 1152, False))
         shapes += ((16400, 768, 2304, False), (9232, 1024, 4096, True))
         for shape in shapes if half else shapes[:1]:
-            few = {"rows_max": fused_linear.FEW_ROWS} if half and shape[0] <= fused_linear.FEW_ROWS else {}
+            few = {"rows_max": products.FEW_ROWS} if half and shape[0] <= products.FEW_ROWS else {}
             yield Workload(
-                "layernorm linear", fused_linear.linear, _linear_arguments, _linear_ref, candidates,
+                "layernorm linear", products.linear, _linear_arguments, _linear_ref, candidates,
                 sizes=dict(zip(("rows", "depth", "columns", "gelu"), shape, strict=True)), small=small,
                 **{**options, "narrow": options["narrow"] | few},
             )  # fmt: skip
         yield Workload(
-            "layernorm linear's weight gradient", fused_linear.weight_gradient, _weight_gradient_arguments, _weight_gradient_ref,
-            {"weight_gradient": fused_linear.weight_gradient_candidates(kind)},
+            "layernorm linear's weight gradient", products.weight_gradient, _weight_gradient_arguments, _weight_gradient_ref,
+            {"weight_gradient": products.weight_gradient_candidates(kind)},
             sizes={"rows": 2050, "depth": 768, "columns": 3072}, small=small, stage=BACKWARD, **options,
         )  # fmt: skip
     for rows, depth in ((2740, 384), (2050, 768), (1154, 1024)):

@@ -31,11 +31,12 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .conv3x3 import add_bias
-from .conv3x3 import input_precision as conv_precision
-from .fused_linear import _gelu, _gelu_slope, check_input, check_operand, compiled_variants
+from .parts.conv3x3 import add_bias
+from .parts.conv3x3 import input_precision as conv_precision
+from .parts import products
+from .parts.products import _gelu, _gelu_slope, check_input, check_operand, compiled_variants
 from .upsample import channels_last, check_map, empty_channels_last
-from .workload import BACKWARD, Inputs, Workload, by_autograd, combinations, tiles
+from .tools.workload import BACKWARD, Inputs, Workload, by_autograd, combinations, tiles
 
 
 def readout_project_ref(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, combinations
+from .tools.workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, combinations
 
 MAX_SIDE = 32767  # 2 * side * side stays below 2^31, in which the kernels compute source coordinates
 

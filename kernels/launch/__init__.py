@@ -26,7 +26,7 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # The oldest compute capability of each family: a device belongs to the last family that is not newer than it.

@@ -1,11 +1,11 @@
 """Write the configuration table on a GPU.
 
-    python -m dpt.kernels.tune [--kernel attention] [--stage forward] [--dtype half] [--budget SECONDS] [--json FILE]
-    python -m dpt.kernels.tune --dry-run [--arch sm_90]
-    python -m dpt.kernels.tune --settle FILE
+    python -m dpt.kernels.tools.tune [--kernel attention] [--stage forward] [--dtype half] [--budget SECONDS] [--json FILE]
+    python -m dpt.kernels.tools.tune --dry-run [--arch sm_90]
+    python -m dpt.kernels.tools.tune --settle FILE
 
 The op modules' ``tuning_space()`` gives workloads (``workload.py``), and these the entries of the table and the candidates for each. A
-candidate is compiled and held to the gates of ``compiled.py`` (no spills, ...) in another process, ahead of the GPU; then it is run, held
+candidate is compiled and held to the gates of ``compiler.py`` (no spills, ...) in another process, ahead of the GPU; then it is run, held
 to the parity rule and timed; the fastest goes into ``configs/<family>.json`` with its provenance. A candidate that fails is told and left
 out; one whose gain over the shipped configuration is within the noise does not replace it. Each entry is written as soon as it is done, so
 that a run that is cut short loses nothing.
@@ -40,7 +40,8 @@ from typing import Any
 import torch
 import triton
 
-from . import compiled, launch
+from .. import launch
+from . import compiler
 from .workload import BACKWARD, FORWARD, RARE, Bucket, Config, Trial, Workload, buckets, float32_products
 
 # A candidate has to beat the shipped configuration by this much, or the table changes with the noise of each run.
@@ -363,7 +364,7 @@ def _prepare_compiler() -> None:
 def candidate_problems(bucket: Bucket, family: str, candidate: Config) -> list[str]:
     """What the gates have against the bucket's launches under ``candidate``."""
     try:
-        return [problem for case in bucket.cases(family, candidate) for problem in compiled.measure(case).problems]
+        return [problem for case in bucket.cases(family, candidate) for problem in compiler.measure(case).problems]
     except Exception as error:
         return [_sentence(error)]
 
@@ -371,9 +372,9 @@ def candidate_problems(bucket: Bucket, family: str, candidate: Config) -> list[s
 def entry_problems(kernel: str, when: Config, family: str) -> list[str]:
     """What the gates have against the compile cases, of every op, that the table's entry serves: what ``tests/compiled`` demands of it."""
     _forget_table()
-    modules = compiled.op_modules().values()
+    modules = compiler.op_modules().values()
     cases = [case for module in modules for case in module.compile_cases(family) if _serves(kernel, when, case)]
-    return [f"{case.name}: {problem}" for case in cases for problem in compiled.measure(case).problems]
+    return [f"{case.name}: {problem}" for case in cases for problem in compiler.measure(case).problems]
 
 
 def _serves(kernel: str, when: Config, case: launch.CompileCase) -> bool:
@@ -459,7 +460,7 @@ def _summary(result: Result) -> str:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dpt.kernels.tune", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m dpt.kernels.tools.tune", description=__doc__.split("\n")[0])
     parser.add_argument("--kernel", action="append", choices=sorted(_tunable()), help="an op's module; default: all that can be tuned")
     parser.add_argument("--stage", choices=STAGES, help="only entries with a workload of this stage")
     parser.add_argument("--dtype", choices=("half", "float32"), help="only entries with a workload in it; default: half precision first")
@@ -476,7 +477,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _tunable() -> list[str]:
-    return [name for name, module in compiled.op_modules().items() if hasattr(module, "tuning_space")]
+    return [name for name, module in compiler.op_modules().items() if hasattr(module, "tuning_space")]
 
 
 def workloads(ops: Iterable[str] | None = None) -> list[Workload]:
@@ -566,7 +567,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if passes else 1
     print("the GPU's context is lost: going on with the next entry in a new process", flush=True)
     budget = options.budget - (time.monotonic() - started)
-    command = [sys.executable, "-m", "dpt.kernels.tune", *arguments, "--budget", f"{budget:.0f}", "--skip", str(lost_after)]
+    command = [sys.executable, "-m", "dpt.kernels.tools.tune", *arguments, "--budget", f"{budget:.0f}", "--skip", str(lost_after)]
     return max(subprocess.call(command), 0 if passes else 1)
 
 

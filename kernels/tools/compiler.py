@@ -1,6 +1,6 @@
 """Compile every shipped configuration for every architecture, without a GPU, and read what came out.
 
-    python -m dpt.kernels.compiled [--kernel attention] [--cases bench.launches] [--arch sm_90] [--draw 8] [--afresh] [--write]
+    python -m dpt.kernels.tools.compiler [--kernel attention] [--cases bench.launches] [--arch sm_90] [--draw 8] [--afresh] [--write]
 
 Each op module's ``compile_cases(family)`` gives the launches (``launch.record``), and so does any other module named by ``--cases``; Triton
 compiles them for the family's architecture, and cuobjdump and nvdisasm, which come with Triton, read registers, stack and instructions
@@ -40,7 +40,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import launch, ledger
+from .. import launch
+from . import ledger
 
 TABLES = ledger.FOLDER
 # The tables in the repository were made by this version; another's code differs, and so do its registers.
@@ -341,7 +342,7 @@ def table(op: str, reports: Sequence[Report]) -> str:
     lines = [
         f"# {op}: compiled code",
         "",
-        f"Written by `python -m dpt.kernels.compiled --write` with Triton {TABLE_TRITON}; a test holds it to the code. Instructions are",
+        f"Written by `python -m dpt.kernels.tools.compiler --write` with Triton {TABLE_TRITON}; a test holds it to the code. Instructions are",
         "static counts. UTCHMMA is the fifth-generation tensor core, HGMMA the warpgroup MMA; UTMALDG and LDGSTS are asynchronous copies.",
     ]
     for family in ARCHITECTURES:
@@ -361,7 +362,7 @@ def _row(report: Report) -> str:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     ops = sorted(op_modules())
-    parser = argparse.ArgumentParser(prog="python -m dpt.kernels.compiled", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m dpt.kernels.tools.compiler", description=__doc__.split("\n")[0])
     parser.add_argument("--kernel", action="append", choices=ops, help="an op's module; default: all")
     parser.add_argument("--cases", action="append", default=[], metavar="MODULE", help="another module with compile_cases(family)")
     parser.add_argument("--arch", action="append", choices=list(ARCHITECTURES), help="default: all but sm_86")

@@ -21,7 +21,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-FOLDER = Path(__file__).parent / "compiled-code"
+FOLDER = Path(__file__).parents[1] / "compiled-code"
 Facts = dict[str, Any]
 
 

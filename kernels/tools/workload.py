@@ -20,7 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import launch
+from .. import launch
 
 DESCRIPTOR_FAMILIES = ("sm_90", "sm_100", "sm_120")
 # When a workload is tuned: what every inference runs, what training adds, what no model of the table does. float32 comes after all that.

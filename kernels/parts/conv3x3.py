@@ -30,9 +30,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import launch
-from .upsample import bilinear_source, channels_last, empty_channels_last, gather_bilinear
-from .workload import FORWARD, RARE, Inputs, Workload, combinations, tiles
+from .. import launch
+from ..upsample import bilinear_source, channels_last, empty_channels_last, gather_bilinear
+from ..tools.workload import FORWARD, RARE, Inputs, Workload, combinations, tiles
 
 
 class Norm(NamedTuple):

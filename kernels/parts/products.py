@@ -35,8 +35,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import launch
-from .workload import combinations, tiles
+from .. import launch
+from ..tools.workload import combinations, tiles
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INVERSE_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
