@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from . import gate, kernel_cases, measure, tables
+from dpt.kernels.tools import parity
+
+from . import kernel_cases, measure, tables
 from .environment import ROOT
 from .gpu_steps import FREE_CORES, tool
 from .profile_model import our_kernels
@@ -32,7 +34,7 @@ def check(op: kernel_cases.Op, direction: str, dtype: torch.dtype, context: Cont
         workload = kernel_cases.KernelWorkload(op, op.shapes[0], direction, dtype, context)
         plain = workload.prepare(kernel_cases.contenders(op)[0]).judged()
         fused = workload.prepare(tables.FUSED)
-        verdict = gate.judge(fused.judged(), workload.exact(), plain, dtype, workload.rms, workload.other_plain())
+        verdict = parity.judge(fused.judged(), workload.exact(), plain, dtype, workload.rms, workload.other_plain())
     except Exception as error:  # of the compiler, the driver or the op: told, and the next has its turn
         return "FAILED: " + " ".join(f"{type(error).__name__}: {error}".split())[:400]
     if context.device.type == "cuda" and fused.note:

@@ -122,7 +122,7 @@ PEERS = ("--without", "torch.compile", "--without", "transformers", "--without",
 
 
 def tune(name: str, seconds: float) -> Step:
-    module = ("-m", "dpt.kernels.tune", "--stage", "forward", "--dtype", "half")
+    module = ("-m", "dpt.kernels.tools.tune", "--stage", "forward", "--dtype", "half")
     return Step(
         name,
         seconds,

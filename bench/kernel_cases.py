@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpt.kernels import launch
+from dpt.kernels.tools import parity
 
-from . import gate, measure, models, peers, tables
+from . import measure, models, peers, tables
 from .runner import Case, Context, Prepared, Unavailable
 
 CALLS_IN_A_GRAPH = 10
@@ -365,11 +366,11 @@ class KernelWorkload:
     def _judged(self, results: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
         if self.op.judged is None:
             return results
-        inputs = self._leaves(self.sets[0], False, dtype or gate.exact_dtype(self.dtype))
+        inputs = self._leaves(self.sets[0], False, dtype or parity.exact_dtype(self.dtype))
         return [self.op.judged(self.shape, results[0], *inputs)]
 
     def exact(self) -> list[Tensor]:
-        wide = gate.exact_dtype(self.dtype)
+        wide = parity.exact_dtype(self.dtype)
         with measure.full_precision():
             return self._judged(self._both_passes(self.op.plain, self._leaves(self.sets[0], False, wide)))
 

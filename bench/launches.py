@@ -1,4 +1,4 @@
-"""Every launch that the named models make: cases for the gate on compiled code, `python -m dpt.kernels.compiled --cases bench.launches`.
+"""Every launch that the named models make: cases for the gate on compiled code, `make compiled-code`.
 
 A model runs hollow (`hollow.py`), forward in every dtype, in training with batch norms in either form, and under autocast; what it calls of
 the ops is kept, each different call once, and called again for each GPU family while the launches are recorded. What differs between
@@ -18,8 +18,9 @@ import torch
 
 import dpt
 from dpt.config import CONFIGS, DPTConfig
-from dpt.kernels import compiled, launch
-from dpt.kernels.workload import float32_products
+from dpt.kernels import launch
+from dpt.kernels.tools import spaces
+from dpt.kernels.tools.parity import float32_products
 
 from .hollow import Form, Hollow, implementation
 
@@ -172,10 +173,10 @@ def named_calls() -> dict[Call, str]:
 
 @functools.cache
 def _shows(family: str) -> dict[tuple[Any, ...], tuple[bool | str, bool]]:
-    """What each kernel has to show, by what decides it: as the op modules' own cases have it."""
+    """What each kernel has to show, by what decides it: as the ops' own cases have it."""
     found: dict[tuple[Any, ...], tuple[bool | str, bool]] = {}
-    for module in compiled.op_modules().values():
-        for case in module.compile_cases(family):
+    for op in spaces.ops():
+        for case in spaces.space(op).compile_cases(family):
             cores, copies = found.get(_kind(case), (False, False))
             found[_kind(case)] = (cores or case.tensor_cores, copies or case.async_copies)
     return found

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
+from dpt.kernels.tools import timer
+
 Run = Callable[[int], object]  # a contender's run on the input of that index
 
-FLUSH_BYTES = 256 * 1024 * 1024  # more than the L2 cache of any GPU there is
 CONFIDENCE = 0.95
 # All rounds of a run share what its process happened to get (where its memory lies, who else used the caches): so much more, either way.
 BETWEEN_RUNS = 0.02
@@ -140,7 +141,7 @@ class Events:
     how = "CUDA events, L2 flushed, the host's time included"
 
     def __init__(self, device: torch.device):
-        self.scratch = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+        self.scratch = timer.scratch(device)
 
     def __call__(self, run: Run, index: int) -> float:
         self.scratch.zero_()
@@ -153,7 +154,7 @@ class Events:
 
 
 class Queued:
-    """Seconds that the device alone takes: it waits, behind the flush, until the host has queued the call: ``dpt.kernels.tune.queued``.
+    """Seconds that the device alone takes: it waits, behind the flush, until the host has queued the call: ``dpt.kernels.tools.timer``.
 
     A call that the host did not queue in time is timed again behind a longer wait, which that contender then keeps.
     """
@@ -161,20 +162,13 @@ class Queued:
     how = "CUDA events, L2 flushed, the device's time alone"
 
     def __init__(self, device: torch.device, flush: bool = True):
-        self.scratch = torch.empty(FLUSH_BYTES if flush else 0, dtype=torch.int8, device=device)
+        self.scratch = timer.scratch(device) if flush else torch.empty(0, dtype=torch.int8, device=device)
         self.cycles: weakref.WeakKeyDictionary[Run, int] = weakref.WeakKeyDictionary()
 
     def __call__(self, run: Run, index: int) -> float:
-        from dpt.kernels import tune  # imports Triton
-
-        while True:
-            self.scratch.zero_()
-            cycles = self.cycles.setdefault(run, tune.SHORTEST)
-            start, end, in_time = tune.queued(lambda: run(index), cycles)
-            end.synchronize()
-            if in_time or cycles >= tune.LONGEST:
-                return start.elapsed_time(end) / 1000
-            self.cycles[run] = cycles * tune.LONGER
+        cycles = self.cycles.get(run, timer.SHORTEST)
+        (milliseconds,), self.cycles[run] = timer.queued_calls(lambda: run(index), 1, self.scratch, cycles)
+        return milliseconds / 1000
 
 
 class Replays:

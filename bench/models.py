@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dpt
 from dpt.config import DPTConfig, config_of
+from dpt.kernels.tools import parity
 
-from . import gate, measure, peers, tables
+from . import measure, peers, tables
 from .runner import Case, Context, Prepared, Unavailable
 
 INPUTS = 3  # rotated, so that no run finds its input in a cache
@@ -136,7 +137,7 @@ class ModelWorkload:
 
     def exact(self) -> list[torch.Tensor]:
         """The first input's output, from the float32 parameters and pictures, picture by picture."""
-        wide = gate.exact_dtype(self.dtype)
+        wide = parity.exact_dtype(self.dtype)
         key = ("exact", self.name, self.sizes, wide, self.context.toy)
         if key not in self.context.cache:
             model = (copy.deepcopy(self.master) if wide != torch.float32 else self.master).to(wide)

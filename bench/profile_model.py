@@ -52,7 +52,8 @@ class Subject:
 @functools.cache
 def our_kernels() -> frozenset[str]:
     """The names of our kernels, which Triton gives the compiled code too: the jit functions of kernels/ that no other one calls."""
-    modules = [importlib.import_module(f"dpt.kernels.{path.stem}") for path in sorted((ROOT / "kernels").glob("*.py"))]
+    files = [path.relative_to(ROOT / "kernels") for pattern in ("*.py", "parts/*.py") for path in sorted((ROOT / "kernels").glob(pattern))]
+    modules = [importlib.import_module(".".join(("dpt.kernels", *path.with_suffix("").parts))) for path in files]
     found = {value.fn for module in modules for value in vars(module).values() if isinstance(value, JITFunction)}
     ours = [function for function in found if function.__module__.startswith("dpt.kernels.")]
     called = {name for function in ours for name in re.findall(r"(?<!def )\b(\w+)\(", inspect.getsource(function))}

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from . import gate, measure
+from dpt.kernels.tools import parity
+
+from . import measure
 from .records import Row, Skip
 
 # Of a model's FLOPs at the GEMM rate, what plain PyTorch reaches: for estimates before anything ran.
@@ -52,13 +54,13 @@ class Workload(Protocol):
     bytes: int | None
     per_run: float  # how many units (images, steps) one run does
     unit: str
-    rms: bool  # how the gate measures: see gate.py
+    rms: bool  # how the gate measures: see kernels/tools/parity.py
 
     def exact(self) -> Sequence[torch.Tensor]:
-        """The result the gate judges by, in ``gate.exact_dtype``."""
+        """The result the gate judges by, in ``parity.exact_dtype``."""
 
     def other_plain(self) -> Sequence[torch.Tensor] | None:
-        """What plain PyTorch makes of it in the other memory format, where it has one: see gate.py."""
+        """What plain PyTorch makes of it in the other memory format, where it has one: see kernels/tools/parity.py."""
 
     def prepare(self, contender: str) -> Prepared:
         """Raises Unavailable."""
@@ -241,7 +243,7 @@ class _Measurement:
         dtype = prepared.dtype or self.case.dtype
         plain = self.plain.setdefault(dtype, outputs)
         other = self.other_plain if dtype == self.case.dtype else None
-        verdict = gate.judge(outputs, self.exact, plain, dtype, self.workload.rms, other)
+        verdict = parity.judge(outputs, self.exact, plain, dtype, self.workload.rms, other)
         row = self._row(name, "failed" if verdict.problem else "ok", problem=verdict.problem or "", note=prepared.note)
         row.dtype = str(dtype).removeprefix("torch.")
         row.loss, row.allowed, row.peak_memory_bytes = _finite(verdict.loss), verdict.allowed, peak
@@ -249,7 +251,7 @@ class _Measurement:
             self.rows.append(row)
             return
         against = self.exact if self.exact[0].dtype == torch.float32 else self.plain.get(torch.float32, self.exact)
-        row.difference = gate.largest_difference(outputs, against, self.workload.rms)
+        row.difference = parity.largest_difference(outputs, against, self.workload.rms)
         self.entries[name] = _Entry(prepared, row, seconds)
 
     def _row(self, name: str, status: str, problem: str = "", note: str = "") -> Row:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dpt
+from dpt.kernels.tools import parity
 
-from . import gate, measure, models
+from . import measure, models
 from .runner import Context, Prepared
 
 LEARNING_RATE = 1e-6
@@ -69,7 +70,7 @@ class TrainingWorkload:
         """As of the model's forward."""
 
     def exact(self) -> list[Tensor]:
-        wide = gate.exact_dtype(self.dtype)
+        wide = parity.exact_dtype(self.dtype)
         with measure.full_precision():
             return self.gradients(copy.deepcopy(self.master).to(wide).train(), wide)
 

@@ -20,9 +20,8 @@ In half precision the bare convolution is then rounded once more, before the epi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,27 +30,10 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import launch
-from ..upsample import bilinear_source, channels_last, empty_channels_last, gather_bilinear
-from ..tools.workload import FORWARD, RARE, Inputs, Workload, combinations, tiles
-
-
-class Norm(NamedTuple):
-    """Batch norm in evaluation form: four vectors (C,) and the number added to the variance."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    mean: torch.Tensor
-    variance: torch.Tensor
-    eps: float
-
-
-NormArguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float]  # as Norm
-
-
-@triton.jit
-def _relu(values):
-    # A maximum with 0.0 would promote half precision to float32; this way round, NaN stays NaN.
-    return tl.where(values < 0, 0.0, values).to(values.dtype)
+from .activations import relu
+from .bilinear import bilinear_source, gather_bilinear
+from .maps import channels_last, empty_channels_last
+from .norms import BatchNorm
 
 
 @triton.jit
@@ -104,7 +86,7 @@ def _finish(
             scale = _load(weight_ptr, channel, exists) * tl.rsqrt(_load(variance_ptr, channel, exists) + eps)
             values = (values - _load(mean_ptr, channel, exists)[None, :]) * scale[None, :] + _load(shift_ptr, channel, exists)[None, :]
         if RELU_OUTPUT:
-            values = _relu(values)
+            values = relu(values)
         if mask_ptr is not None:
             values = tl.where(_load(mask_ptr, offsets, mask) > 0, values, 0.0)
         if skip_ptr is not None:
@@ -177,7 +159,7 @@ def conv3x3_pointers(
         pixels = tl.load(x_ptrs + ((down * width + across) * C_IN + first), mask=x_mask, other=0.0)
         weights = tl.load(weight_ptrs + (tap * C_IN + first), mask=weight_mask, other=0.0)
         if RELU_INPUT:
-            pixels = _relu(pixels)
+            pixels = relu(pixels)
         accumulator = tl.dot(pixels, weights, accumulator, input_precision=PRECISION)
     _finish(
         accumulator, out_ptr, operands, eps, image, row, column, inside, first_channel,
@@ -226,7 +208,7 @@ def conv3x3_descriptors(
         pixels = x_descriptor.load([image, first_row + tap // 3 - 1, first_column + tap % 3 - 1, first]).reshape(BLOCK_H * BLOCK_W, BLOCK_K)
         weights = weight_descriptor.load([first_channel, tap, first]).reshape(BLOCK_N, BLOCK_K)
         if RELU_INPUT:
-            pixels = _relu(pixels)
+            pixels = relu(pixels)
         accumulator = tl.dot(weights, pixels.T, accumulator, input_precision=PRECISION)
     position = tl.arange(0, BLOCK_H * BLOCK_W)
     row = first_row + position // BLOCK_W
@@ -279,7 +261,7 @@ def conv3x3(
     weight: torch.Tensor,
     *,
     bias: torch.Tensor | None = None,
-    norm: Norm | None = None,
+    norm: BatchNorm | None = None,
     relu_input: bool = False,
     relu_output: bool = False,
     mask: torch.Tensor | None = None,
@@ -376,206 +358,6 @@ def conv3x3_input_weight(weight: torch.Tensor, scale: torch.Tensor | None) -> to
     return turned.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def norm_or_none(weight: torch.Tensor | None, bias: Any, mean: Any, variance: Any, eps: float) -> Norm | None:
-    return None if weight is None else Norm(weight, bias, mean, variance, eps)
-
-
 def parameter_gradients(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of a convolution's weight, channels-last, and bias, float32, from that of its output."""
     return channels_last(conv3x3_weight_gradient(grad, x, weight)), grad.sum((0, 2, 3), dtype=torch.float32)
-
-
-def norm_scale(weight: torch.Tensor | None, variance: torch.Tensor | None, eps: float) -> torch.Tensor | None:
-    """What the norm multiplies with, (C,) float32."""
-    return None if weight is None else weight.float() * torch.rsqrt(variance.float() + eps)
-
-
-def through_norm(
-    grad_weight: torch.Tensor, grad_bias: torch.Tensor, parameters: tuple[torch.Tensor | None, ...], eps: float
-) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of (weight, bias, norm's weight, norm's bias), in their dtypes, from those of a convolution without a norm."""
-    weight, bias, norm_weight, norm_bias, mean, variance = parameters
-    if norm_weight is None:
-        return grad_weight, None if bias is None else grad_bias.to(bias.dtype), None, None
-    deviation = torch.rsqrt(variance.float() + eps)
-    scale = norm_weight.float() * deviation
-    centre = -mean.float() if bias is None else bias.float() - mean.float()
-    product = (weight.float() * grad_weight.float()).sum((1, 2, 3))
-    return (
-        (grad_weight.float() * scale[:, None, None, None]).to(weight.dtype),
-        None if bias is None else (grad_bias * scale).to(bias.dtype),
-        (deviation * (product + centre * grad_bias)).to(norm_weight.dtype),
-        grad_bias.to(norm_bias.dtype),
-    )
-
-
-def folded(weight: torch.Tensor, bias: torch.Tensor | None, norm: NormArguments | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weight and bias of the one convolution that a convolution and its norm are; as they are where there is no norm."""
-    if norm is None:
-        return weight, None if bias is None else bias.to(weight.dtype)
-    norm_weight, norm_bias, mean, variance, eps = (part.float() if isinstance(part, torch.Tensor) else part for part in norm)
-    scale = norm_weight * torch.rsqrt(variance + eps)
-    shift = norm_bias + ((0 if bias is None else bias.float()) - mean) * scale
-    return (weight.float() * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
-
-
-def check_vector(name: str, vector: torch.Tensor | None, weight: torch.Tensor) -> None:
-    """TypeError or ValueError unless ``vector`` is None or holds a floating-point number for each output channel of ``weight``."""
-    if vector is None:
-        return
-    if not vector.is_floating_point():
-        raise TypeError(f"{name} is {vector.dtype}: must be floating-point")
-    if tuple(vector.shape) != weight.shape[:1] or vector.device != weight.device:
-        wanted = f"({weight.shape[0]},) on {weight.device}"
-        raise ValueError(f"{name} is {tuple(vector.shape)} on {vector.device}: must be {wanted}, one for each channel that comes out")
-
-
-def check_norm(name: str, norm: NormArguments | None, weight: torch.Tensor) -> None:
-    """TypeError or ValueError unless ``norm`` is None or fits the output channels of ``weight``."""
-    if norm is None:
-        return
-    if len(norm) != 5 or any(part is None for part in norm):
-        raise ValueError(f"{name} must be (weight, bias, mean, variance, eps), none of them None")
-    for part, vector in zip(("weight", "bias", "mean", "variance"), norm, strict=False):
-        check_vector(f"{name}'s {part}", vector, weight)
-    if norm[4] < 0:
-        raise ValueError(f"{name}'s eps is {norm[4]}: must not be negative")
-
-
-def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], x: torch.Tensor) -> None:
-    """TypeError or ValueError unless ``tensor`` has ``shape`` (None: any) and the dtype and device of ``x``."""
-    if tensor.dtype != x.dtype:
-        raise TypeError(f"{name} is {tensor.dtype}: must be {x.dtype}, as x is")
-    fits = tensor.dim() == len(shape) and all(want is None or want == side for want, side in zip(shape, tensor.shape, strict=True))
-    if not fits or tensor.device != x.device:
-        wanted = ", ".join("any" if side is None else str(side) for side in shape)
-        raise ValueError(f"{name} is {tuple(tensor.shape)} on {tensor.device}: must be ({wanted}) on {x.device}")
-
-
-# (C, side of the map, dtype, precision) that stand for what the table distinguishes; C=20 is beyond TMA's alignment.
-COMPILED_SHAPES = (
-    *((channels, 64, torch.bfloat16, "ieee") for channels in (20, 32, 48, 64, 96, 256)),
-    *((256, side, torch.bfloat16, "ieee") for side in (16, 256)),
-    (256, 64, torch.float16, "ieee"),
-    *((channels, 64, torch.float32, "tf32") for channels in (32, 256)),
-    (256, 16, torch.float32, "tf32"),
-    (256, 64, torch.float32, "ieee"),
-)
-
-
-def _unit_arguments(
-    channels: int, side: int, dtype: torch.dtype, device: torch.device | str, batch: int = 2
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """(x, weight, the other arguments of each kind of launch that a residual convolution unit makes), random."""
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-
-    x, add = random(batch, channels, side, side), random(batch, channels, side // 2, side // 2)
-    weight = random(channels, channels, 3, 3) / (9 * channels) ** 0.5
-    bias, variance = torch.randn(channels, device=device), torch.rand(channels, device=device) + 0.5
-    after = {"bias": bias, "norm": Norm(variance, bias, bias, variance, 1e-5)}
-    first = {**after, "relu_input": True, "relu_output": True}
-    return x, weight, {"first": first, "second": {**after, "skip": x, "add": add}, "gradient": {"mask": x, "skip": x, "gradient": True}}
-
-
-def compile_cases(family: str) -> Iterator[launch.CompileCase]:
-    """Every configuration of the table with the heaviest epilogues of a unit's two convolutions, and a gradient's for the widest."""
-    for channels, side, dtype, precision in COMPILED_SHAPES:
-        x, weight, launches = _unit_arguments(channels, side, dtype, "meta")
-        exact = dtype == torch.float32 and precision == "ieee"  # left to cuDNN: the kernel recorded is the epilogue
-        checks = {"precision": precision, "tensor_cores": not exact, "async_copies": not exact}
-        for name, arguments in launches.items():
-            if name != "gradient" or channels == 256:
-                variant = f"{name} C={channels} {side}x{side} {str(dtype).removeprefix('torch.')} {precision}"
-                for case in launch.record(family, variant, conv3x3, x, weight, **arguments, **checks):
-                    alone = case.function is conv3x3_epilogue  # behind cuDNN's convolution
-                    yield replace(case, tensor_cores=False, async_copies=False) if alone else case
-
-
-def _tuned_arguments(inputs: Inputs, batch: int, channels: int, side: int) -> dict[str, Any]:
-    """A unit's second convolution: the heaviest epilogue."""
-    x, weight, launches = _unit_arguments(channels, side, inputs.dtype, inputs.device, batch)
-    return {"x": x, "weight": weight, **launches["second"], "precision": inputs.precision}
-
-
-def _epilogue_arguments(inputs: Inputs, channels: int, **sizes: int) -> dict[str, Any]:
-    """The same behind a convolution of few channels, so that the epilogue is most of what is timed."""
-    arguments = _tuned_arguments(inputs, channels=channels, **sizes)
-    x, add = arguments["x"], arguments["add"]
-    operands = (arguments["bias"], *arguments["norm"][:4], None, arguments["skip"], add)
-    narrow, weight = inputs.map(x.shape[0], 8, *x.shape[2:]), inputs.map(channels, 8, 3, 3, std=72**-0.5)
-    epilogue = (operands, arguments["norm"].eps, *x.shape[2:], *add.shape[2:])
-    return {"x": narrow, "weight": weight, "epilogue": epilogue, "flags": {"RELU_OUTPUT": False, "RESIZE": True}}
-
-
-def _tuned_ref(x, weight, bias, norm, skip, add, **_) -> torch.Tensor:
-    y = F.batch_norm(F.conv2d(x, weight, bias, padding=1), norm.mean, norm.variance, norm.weight, norm.bias, eps=norm.eps)
-    return y + skip + F.interpolate(add, size=x.shape[2:], mode="bilinear", align_corners=True)
-
-
-def _epilogue_ref(x, weight, epilogue, flags) -> torch.Tensor:
-    bias, *norm, _, skip, add = epilogue[0]
-    return _tuned_ref(x, weight, bias, Norm(*norm, epilogue[1]), skip, add)
-
-
-def _candidates(kind: str, channels: int, side: int) -> list[dict[str, Any]]:
-    """PyTorch's convolution; tiles read by pointers; and by descriptors, where 64 channels or more are a warpgroup's rows."""
-    by_pointers, by_descriptors = ({"backend": ("triton",), "descriptor": (descriptor,)} for descriptor in (False, True))
-    names = "BLOCK_N EPILOGUE_PARTS num_warps"
-    if kind == "float32":
-        exact = tiles("BLOCK_M " + names, (32, 32, 1, 4), (64, 32, 1, 8), (64, 64, 2, 8))
-        return [{"backend": "cudnn"}, *combinations(exact, **by_pointers, BLOCK_K=(16,), num_stages=(2,))]
-    blocks = tiles(
-        "BLOCK_H BLOCK_W " + names,
-        (4, 8, 64, 2, 4), (8, 8, 64, 2, 4), (8, 16, 64, 2, 4), (8, 16, 64, 2, 8), (16, 16, 64, 2, 8), (8, 8, 128, 4, 4), (8, 8, 128, 4, 8),
-        (8, 16, 128, 4, 4), (8, 16, 128, 4, 8), (16, 16, 128, 4, 8), (8, 8, 256, 8, 8), (8, 16, 256, 8, 8),
-    )  # fmt: skip
-    least, most, wide = (32, 128, 128) if side <= 64 else (64, 256, 256)
-    blocks = [b for b in blocks if least <= b["BLOCK_H"] * b["BLOCK_W"] <= most and b["BLOCK_N"] <= (wide if channels > 64 else 64)]
-    rows = tiles("BLOCK_M " + names, (64, 64, 2, 4), (128, 64, 2, 4), (128, 128, 4, 8))
-    if channels <= 32:
-        rows = tiles("BLOCK_M " + names, (64, 32, 1, 4), (128, 32, 1, 4), (256, 32, 1, 8))
-    k = (64,) if kind == "half" and channels >= 64 else (32,)
-    return [
-        {"backend": "cudnn"},
-        *combinations(blocks, **by_descriptors, BLOCK_K=k, num_stages=(3, 4)),
-        *combinations(rows, **by_pointers, BLOCK_K=sorted({32, *k}), num_stages=(3, 4)),
-    ]
-
-
-# (kind of product, batch, channels, side): fusion levels and heads of the 256-channel models at 384 and 512 pixels and of the Depth
-# Anything models at 518 (32 channels leave the smallest one's head), one picture and many; then channels beyond TMA's alignment.
-TUNED_SHAPES = (
-    *(("half", 1, 256, side) for side in (16, 32, 64, 96, 128, 256)),
-    ("half", 1, 128, 148),
-    ("half", 16, 256, 128),
-    *(("half", 1, 64, side) for side in (74, 148)),
-    ("half", 1, 32, 296),
-    ("half", 1, 20, 96),
-    *(("tf32", 1, 256, side) for side in (32, 128)),
-    ("float32", 1, 256, 64),
-)
-# A map of so few pixels is one wave of large tiles, or two: an entry of its own is proposed.
-FEW_PIXELS = 32768
-
-
-def tuning_space() -> Iterator[Workload]:
-    """A unit's second convolution in every shape above, and the epilogue that follows PyTorch's convolution."""
-    small = {"batch": 2, "channels": 24, "side": 7}
-    for kind, batch, channels, side in TUNED_SHAPES:
-        half, exact = kind == "half", kind == "float32"
-        few = half and channels > 64 and batch * side * side <= FEW_PIXELS
-        yield Workload(
-            "conv3x3", conv3x3, _tuned_arguments, _tuned_ref, {"conv3x3": _candidates(kind, channels, side)},
-            sizes={"batch": batch, "channels": channels, "side": side}, small=small if channels > 20 else {**small, "channels": 20},
-            dtype=torch.bfloat16 if half else torch.float32, precision="tf32" if kind == "tf32" else "ieee",
-            narrow={"pixels_max": FEW_PIXELS} if few else {}, stage=RARE if channels == 20 else FORWARD,
-            shows={"tensor_cores": not exact, "async_copies": not exact}, simple=("conv3x3_epilogue",),
-        )  # fmt: skip
-    for side in (32, 128):
-        yield Workload(
-            "convolution's epilogue", _with_cudnn, _epilogue_arguments, _epilogue_ref,
-            {"conv3x3_epilogue": combinations([{}], BLOCK_M=(32, 64, 128), BLOCK_N=(32, 64, 128), num_warps=(4, 8), num_stages=(1,))},
-            sizes={"batch": 1, "channels": 256, "side": side}, small=small, simple=("conv3x3_epilogue",),
-        )  # fmt: skip

@@ -25,10 +25,7 @@ turn, which keeps its temporaries out of the way of the accumulator: without it 
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -36,79 +33,9 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import launch
-from ..tools.workload import combinations, tiles
-
-SQRT_HALF = tl.constexpr(0.7071067811865476)
-INVERSE_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
-
-
-@triton.jit
-def _load_tile(source, row, column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIPTOR: tl.constexpr):
-    """A (ROWS, COLUMNS) tile of a contiguous (rows, columns) matrix; zeros beyond its edges."""
-    if DESCRIPTOR:
-        return source.load([row, column])
-    else:
-        i = row + tl.arange(0, ROWS)
-        j = column + tl.arange(0, COLUMNS)
-        offsets = i.to(tl.int64)[:, None] * columns + j[None, :]
-        return tl.load(source + offsets, mask=(i < rows)[:, None] & (j < columns)[None, :], other=0.0)
-
-
-@triton.jit
-def _store_tile(target, tile, row, column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIPTOR: tl.constexpr):
-    """The counterpart of :func:`_load_tile`; nothing is written beyond the edges."""
-    if DESCRIPTOR:
-        target.store([row, column], tile.to(target.dtype))
-    else:
-        i = row + tl.arange(0, ROWS)
-        j = column + tl.arange(0, COLUMNS)
-        offsets = i.to(tl.int64)[:, None] * columns + j[None, :]
-        tl.store(target + offsets, tile.to(target.dtype.element_ty), mask=(i < rows)[:, None] & (j < columns)[None, :])
-
-
-@triton.jit
-def _load_vector(source, start, length, BLOCK: tl.constexpr):
-    """BLOCK elements as float32; zeros beyond the end."""
-    i = start + tl.arange(0, BLOCK)
-    return tl.load(source + i, mask=i < length, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _row_statistics(
-    x, row, rows, depth, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, DESCRIPTOR: tl.constexpr
-):  # fmt: skip
-    """Mean and 1 / sqrt(variance + eps) of BLOCK_M rows, float32, with STAGES tiles under way."""
-    mean = tl.zeros([BLOCK_M], tl.float32)
-    squares = tl.zeros([BLOCK_M], tl.float32)
-    for k in tl.range(0, depth, BLOCK_K, num_stages=STAGES):
-        tile = _load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR).to(tl.float32)
-        count = tl.minimum(depth - k, BLOCK_K).to(tl.float32)
-        share = tl.div_rn(count, k + count)  # of the first tile 1, exactly; a plain division is approximate on a GPU
-        tile_mean = tl.sum(tile, 1) / count
-        inside = k + tl.arange(0, BLOCK_K) < depth
-        deviation = tl.where(inside[None, :], tile - tile_mean[:, None], 0.0)
-        missed = tl.sum(deviation, 1) / count  # by the rounded mean: of a constant row an ulp, which 1 / sqrt(eps) would make visible
-        step = tile_mean + missed - mean
-        mean += step * share
-        squares += tl.maximum(tl.sum(deviation * deviation, 1) - missed * missed * count, 0.0) + step * step * (k * share)
-    return mean, tl.rsqrt(squares / depth + eps)
-
-
-@triton.jit
-def _normalise(tile, mean, rstd, gamma, beta):
-    """LayerNorm of a tile, in its dtype. Columns beyond the edge give 0: their gamma and beta are."""
-    normalised = (tile.to(tl.float32) - mean[:, None]) * rstd[:, None]
-    return (normalised * gamma[None, :] + beta[None, :]).to(tile.dtype)
-
-
-@triton.jit
-def _gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
-
-
-@triton.jit
-def _gelu_slope(x):
-    return 0.5 * (1.0 + tl.erf(x * SQRT_HALF)) + x * tl.exp(-0.5 * x * x) * INVERSE_SQRT_TWO_PI
+from .activations import gelu, gelu_slope
+from .matrices import load_tile, load_vector, store_tile
+from .norms import LayerNorm, Statistics, normalise, row_statistics
 
 
 @triton.jit
@@ -118,18 +45,18 @@ def _finish(
 ):  # fmt: skip
     """The epilogue of a (ROWS, COLUMNS) piece of the product, and its store."""
     if bias is not None:
-        tile += _load_vector(bias, column, columns, COLUMNS)[None, :]
+        tile += load_vector(bias, column, columns, COLUMNS)[None, :]
     if EPILOGUE == "gelu":
         if pre is not None:
-            _store_tile(pre, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
-        tile = _gelu(tile)
+            store_tile(pre, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
+        tile = gelu(tile)
     elif EPILOGUE == "gelu_gradient":
-        tile *= _gelu_slope(_load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32))
+        tile *= gelu_slope(load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32))
     elif EPILOGUE == "residual":
         if scale is not None:
-            tile *= _load_vector(scale, column, columns, COLUMNS)[None, :]
-        tile += _load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32)
-    _store_tile(out, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
+            tile *= load_vector(scale, column, columns, COLUMNS)[None, :]
+        tile += load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32)
+    store_tile(out, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -168,7 +95,7 @@ def linear_kernel(
     row = tl.program_id(0) // groups * BLOCK_M
     first = tl.program_id(0) % groups * (BLOCK_N * TILES)
     if norm_weight is not None:
-        mean, rstd = _row_statistics(x, row, rows, depth, eps, BLOCK_M, BLOCK_K, STATISTICS_STAGES, DESCRIPTOR)
+        mean, rstd = row_statistics(x, row, rows, depth, eps, BLOCK_M, BLOCK_K, STATISTICS_STAGES, DESCRIPTOR)
         i = row + tl.arange(0, BLOCK_M)
         tl.store(mean_ptr + i, mean, mask=i < rows)
         tl.store(rstd_ptr + i, rstd, mask=i < rows)
@@ -180,14 +107,14 @@ def linear_kernel(
         column = first + tile * BLOCK_N
         accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for k in range(0, depth, BLOCK_K):
-            a = _load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
+            a = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
             if norm_weight is not None:
-                gamma = _load_vector(norm_weight, k, depth, BLOCK_K)
-                a = _normalise(a, mean, rstd, gamma, _load_vector(norm_bias, k, depth, BLOCK_K))
+                gamma = load_vector(norm_weight, k, depth, BLOCK_K)
+                a = normalise(a, mean, rstd, gamma, load_vector(norm_bias, k, depth, BLOCK_K))
             if EPILOGUE == "gelu_gradient":
-                b = _load_tile(weight, k, column, depth, columns, BLOCK_K, BLOCK_N, DESCRIPTOR)
+                b = load_tile(weight, k, column, depth, columns, BLOCK_K, BLOCK_N, DESCRIPTOR)
             else:
-                b = _load_tile(weight, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR).T
+                b = load_tile(weight, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR).T
             accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
         left, right = accumulator.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
         _finish(left, bias, scale, extra, out, pre, row, column, rows, columns, BLOCK_M, HALF, EPILOGUE, DESCRIPTOR)
@@ -223,19 +150,19 @@ def weight_gradient_kernel(
     column = tl.program_id(0) // blocks * BLOCK_N
     k = tl.program_id(0) % blocks * BLOCK_K
     if PROLOGUE == "layernorm":
-        gamma = _load_vector(norm_weight, k, depth, BLOCK_K)
-        beta = _load_vector(norm_bias, k, depth, BLOCK_K)
+        gamma = load_vector(norm_weight, k, depth, BLOCK_K)
+        beta = load_vector(norm_bias, k, depth, BLOCK_K)
     if IN_REGISTERS:  # only the left operand of a dot may come from registers: the tile is computed transposed
         accumulator = tl.zeros([BLOCK_K, BLOCK_N], tl.float32)
     else:
         accumulator = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for row in range(0, rows, BLOCK_M):
-        g = _load_tile(grad, row, column, rows, columns, BLOCK_M, BLOCK_N, DESCRIPTOR)
-        a = _load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
+        g = load_tile(grad, row, column, rows, columns, BLOCK_M, BLOCK_N, DESCRIPTOR)
+        a = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
         if PROLOGUE == "layernorm":
-            a = _normalise(a, _load_vector(mean_ptr, row, rows, BLOCK_M), _load_vector(rstd_ptr, row, rows, BLOCK_M), gamma, beta)
+            a = normalise(a, load_vector(mean_ptr, row, rows, BLOCK_M), load_vector(rstd_ptr, row, rows, BLOCK_M), gamma, beta)
         elif PROLOGUE == "gelu":
-            a = _gelu(a.to(tl.float32)).to(a.dtype)
+            a = gelu(a.to(tl.float32)).to(a.dtype)
         if IN_REGISTERS:
             accumulator = tl.dot(a.T, g, accumulator, input_precision=PRECISION)
         else:
@@ -244,50 +171,10 @@ def weight_gradient_kernel(
         accumulator = accumulator.T
     if scale is not None:
         j = column + tl.arange(0, BLOCK_N)
-        weights = _load_tile(weight, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR).to(tl.float32)
+        weights = load_tile(weight, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR).to(tl.float32)
         tl.store(scale_partial + k // BLOCK_K * columns + j, tl.sum(weights * accumulator, 1), mask=j < columns)
-        accumulator *= _load_vector(scale, column, columns, BLOCK_N)[:, None]
-    _store_tile(out, accumulator, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR)
-
-
-class Norm(NamedTuple):
-    """A LayerNorm's parameters, (K,) each, in x's dtype or float32."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-
-class Statistics(NamedTuple):
-    """Of every row of x: its mean and 1 / sqrt(variance + eps), (M,) float32."""
-
-    mean: torch.Tensor
-    rstd: torch.Tensor
-
-
-def check_input(name: str, x: torch.Tensor) -> None:
-    """TypeError or ValueError unless ``x`` is (..., C) with C >= 1 in a dtype of the kernels."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}: it must be a tensor")
-    if x.dtype not in launch.DTYPES:
-        raise TypeError(f"{name} is {x.dtype}: it must be float32, float16 or bfloat16")
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: it must be (..., C) with C at least 1")
-
-
-def check_operand(name: str, tensor: torch.Tensor | None, shape: Sequence[int], x: torch.Tensor, vector: bool = False) -> None:
-    """TypeError or ValueError unless ``tensor`` has ``shape`` and x's device and dtype; a ``vector`` may be float32 or None too."""
-    if vector and tensor is None:
-        return
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}: it must be a tensor")
-    if tensor.dtype != x.dtype and not (vector and tensor.dtype == torch.float32):
-        raise TypeError(
-            f"{name} is {tensor.dtype} and the input {x.dtype}: it must be of the input's dtype{' or float32' if vector else ''}"
-        )
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must be {tuple(shape)}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device} and the input on {x.device}: they must be on one device")
+        accumulator *= load_vector(scale, column, columns, BLOCK_N)[:, None]
+    store_tile(out, accumulator, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR)
 
 
 def check_linear(prefix: str, weight: torch.Tensor, bias: torch.Tensor | None, features: int, x: torch.Tensor) -> int:
@@ -295,48 +182,9 @@ def check_linear(prefix: str, weight: torch.Tensor, bias: torch.Tensor | None, f
     if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or weight.shape[0] == 0:
         found = tuple(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
         raise ValueError(f"{prefix} weight is {found}: it must be a tensor of shape (features out, {features})")
-    check_operand(f"{prefix} weight", weight, (weight.shape[0], features), x)
-    check_operand(f"{prefix} bias", bias, (weight.shape[0],), x, vector=True)
+    launch.check_operand(f"{prefix} weight", weight, (weight.shape[0], features), x)
+    launch.check_operand(f"{prefix} bias", bias, (weight.shape[0],), x, vector=True)
     return weight.shape[0]
-
-
-def check_norm(norm_weight: torch.Tensor, norm_bias: torch.Tensor, eps: float, x: torch.Tensor) -> None:
-    """TypeError or ValueError unless these are a LayerNorm's parameters for x (..., C)."""
-    for name, tensor in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        if tensor is None:
-            raise TypeError(f"{name} is None: it must be a tensor")
-        check_operand(name, tensor, x.shape[-1:], x, vector=True)
-    if not 0 < eps < math.inf:  # not by isfinite, at which a graph breaks
-        raise ValueError(f"eps={eps}: it must be finite and positive")
-
-
-def compiled_variants() -> Iterator[tuple[torch.dtype, str, str, dict[str, bool]]]:
-    """For the compile cases: (dtype, precision, their name, whether tensor cores must show) of every way to launch."""
-    for dtype in launch.DTYPES:
-        yield dtype, "ieee", str(dtype).removeprefix("torch."), {"tensor_cores": dtype != torch.float32}
-    yield torch.float32, "tf32", "tf32", {"tensor_cores": True}
-
-
-# Which of all shapes, dtypes and epilogues the encoder's linear ops compile, and what they leave out, for CI's time. Depths and widths
-# enter the code only by whether 16 divides them: one aligned shape a dtype, and one that no 16-byte copy fits, stand for all. Rows do not
-# enter it. bfloat16 has every epilogue and prologue; float16, the same code with another MMA, and float32 have what takes the most
-# registers: the pre-activation saved, LayerScale. Vectors have x's dtype and a bias is there: float32 vectors and none are wider loads and
-# fewer.
-COMPILED_ROWS = (577, 9 * 1025)  # the second, many pictures', is a case of its own only where the table has another entry for it
-
-
-def compiled_operands(
-    compiled: Sequence[tuple[str, int, int, Sequence[str]]],
-) -> Iterator[tuple[str, str, str, dict[str, Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Of (kind of product, K, N, launches), for each launch and number of rows: (launch, case's name, precision, what must show,
-    (x (rows, K), weight (N, K), grad (rows, N)))."""
-    kinds = {name: (dtype, precision, shows) for dtype, precision, name, shows in compiled_variants()}
-    for kind, depth, columns, launches in compiled:
-        dtype, precision, shows = kinds[kind]
-        for rows, name in itertools.product(COMPILED_ROWS, launches):
-            operands = tuple(torch.empty(s, dtype=dtype, device="meta") for s in ((rows, depth), (columns, depth), (rows, columns)))
-            where = f"{name} {kind} M={rows} K={depth} N={columns}"
-            yield name, where, precision, {**shows, "async_copies": depth % 8 == 0}, operands
 
 
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:
@@ -378,7 +226,7 @@ def linear(
     bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     extra: torch.Tensor | None = None,
-    norm: Norm | None = None,
+    norm: LayerNorm | None = None,
     eps: float = 0.0,
     save_pre: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None, Statistics | None]:
@@ -429,7 +277,7 @@ def weight_gradient(
     precision: str,
     *,
     prologue: str = "none",
-    norm: Norm | None = None,
+    norm: LayerNorm | None = None,
     statistics: Statistics | None = None,
     scale: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
@@ -489,7 +337,7 @@ def _weight_gradient_op(
         x,
         launch.input_precision(x.dtype),
         prologue=prologue,
-        norm=Norm(norm_weight, norm_bias) if normalised else None,
+        norm=LayerNorm(norm_weight, norm_bias) if normalised else None,
         statistics=Statistics(mean, rstd) if normalised else None,
         scale=scale,
         weight=None if weight is None else weight.contiguous(),
@@ -501,45 +349,3 @@ def _weight_gradient_op(
 def _(grad, x, prologue, norm_weight, norm_bias, mean, rstd, scale, weight):
     columns = grad.shape[1]
     return x.new_empty((columns, x.shape[1])), x.new_empty(0 if scale is None else columns, dtype=torch.float32)
-
-
-# Up to so many rows (one picture's tokens) large tiles leave multiprocessors without work: entries of their own are proposed.
-FEW_ROWS = 2048
-
-
-def tuned_variants() -> Iterator[tuple[str, dict[str, Any]]]:
-    """For the workloads: (kind of product, their options) of every way to launch that has code of its own; tf32 gets its own entries."""
-    for dtype, precision, kind, shows in compiled_variants():
-        if dtype != torch.float16:
-            narrow = {"precision": precision} if precision == "tf32" else {}
-            yield kind, {"dtype": dtype, "precision": precision, "shows": shows, "narrow": narrow}
-
-
-def linear_candidates(kind: str, prologue: bool) -> list[dict[str, Any]]:
-    """Of :func:`linear`, by ``kind`` of product. Without a prologue nothing passes through registers, and no statistics are shared."""
-    ways = tiles("TILES IN_REGISTERS", (1, True), (1, False), (2, True)) if prologue else tiles("TILES IN_REGISTERS", (1, False))
-    names = "BLOCK_M BLOCK_N BLOCK_K num_warps"
-    if kind == "float32":
-        blocks = tiles(names, (32, 32, 32, 4), (32, 64, 32, 4), (64, 32, 32, 4), (64, 64, 16, 8), (64, 64, 32, 4), (64, 64, 32, 8))
-        return combinations(blocks, **{"TILES": (1,), "IN_REGISTERS": (False,)}, num_stages=(2,), descriptor=(True, False))
-    if kind == "tf32":
-        blocks = tiles(names, (64, 64, 32, 4), (64, 128, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8))
-        return [{**way, **c} for way in ways[:2] for c in combinations(blocks, num_stages=(2, 3, 4), descriptor=(True,))]
-    blocks = tiles(names, (64, 64, 64, 4), (64, 128, 64, 4), (128, 64, 64, 4), (128, 128, 64, 4), (128, 128, 64, 8), (128, 256, 64, 8))
-    blocks += [] if prologue else tiles(names, (256, 128, 64, 8), (64, 64, 128, 4), (128, 128, 128, 8))
-    found = [{**way, **c} for way in ways for c in combinations(blocks, num_stages=(3, 4), descriptor=(True,))]
-    return found + combinations([{**blocks[0], **ways[0]}, {**blocks[3], **ways[0]}], num_stages=(3,), descriptor=(False,))
-
-
-def weight_gradient_candidates(kind: str) -> list[dict[str, Any]]:
-    """Of :func:`weight_gradient`, by ``kind`` of product."""
-    names = "BLOCK_N BLOCK_K num_warps"
-    if kind == "float32":
-        blocks = tiles(names, (32, 32, 4), (32, 64, 4), (64, 32, 4), (64, 64, 4), (64, 64, 8))
-        return combinations(blocks, BLOCK_M=(16, 32), IN_REGISTERS=(False,), num_stages=(2,), descriptor=(True,))
-    if kind == "tf32":
-        blocks = tiles(names, (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 8))
-        return combinations(blocks, BLOCK_M=(32,), IN_REGISTERS=(False, True), num_stages=(2, 3), descriptor=(True,))
-    blocks = tiles(names, (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 4), (128, 128, 8))
-    found = combinations(blocks, BLOCK_M=(64,), IN_REGISTERS=(True, False), num_stages=(3, 4), descriptor=(True,))
-    return found + combinations([blocks[0], blocks[2]], BLOCK_M=(128,), IN_REGISTERS=(True, False), num_stages=(2, 3), descriptor=(True,))

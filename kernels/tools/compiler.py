@@ -2,11 +2,11 @@
 
     python -m dpt.kernels.tools.compiler [--kernel attention] [--cases bench.launches] [--arch sm_90] [--draw 8] [--afresh] [--write]
 
-Each op module's ``compile_cases(family)`` gives the launches (``launch.record``), and so does any other module named by ``--cases``; Triton
-compiles them for the family's architecture, and cuobjdump and nvdisasm, which come with Triton, read registers, stack and instructions
-off the binary. A case fails on spills, on serialised warpgroup MMAs, on more shared or tensor memory than the architecture has, and on
-missing tensor-core instructions or asynchronous copies. sm_86 is compiled only when asked for: it runs the configurations of sm_89, whose
-shared memory it has, with the instructions of sm_80.
+Each op's space, ``spaces/<op>.py``, gives its launches by ``compile_cases(family)`` (``launch.record``), and so does any other module named
+by ``--cases``; Triton compiles them for the family's architecture, and cuobjdump and nvdisasm, which come with Triton, read registers,
+stack and instructions off the binary. A case fails on spills, on serialised warpgroup MMAs, on more shared or tensor memory than the
+architecture has, and on missing tensor-core instructions or asynchronous copies. sm_86 is compiled only when asked for: it runs the
+configurations of sm_89, whose shared memory it has, with the instructions of sm_80.
 
 What is recorded (``ledger``) for a case's key is not compiled again, but for ``--draw`` of them a module, drawn at random over the
 families, whose facts have to come out as they are recorded; ``--afresh`` compiles everything. ``--write`` writes the record and the tables
@@ -41,12 +41,11 @@ from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import launch
-from . import ledger
+from . import ledger, spaces
 
 TABLES = ledger.FOLDER
 # The tables in the repository were made by this version; another's code differs, and so do its registers.
 TABLE_TRITON = "3.7.1"
-INFRASTRUCTURE = ("launch", "ledger", "compiled", "tune")
 KB = 1024
 
 
@@ -255,18 +254,11 @@ def problems(case: launch.CompileCase, report: Report) -> Iterable[str]:
         yield f"no asynchronous copies ({copy})"
 
 
-def op_modules() -> dict[str, Any]:
-    """Op name -> module, for every module of this folder with compile cases."""
-    stems = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in INFRASTRUCTURE)
-    modules = {stem: importlib.import_module(f".{stem}", __package__) for stem in stems}
-    return {stem: module for stem, module in modules.items() if hasattr(module, "compile_cases")}
-
-
 def cases(source: str, family: str) -> list[launch.CompileCase]:
     """The compile cases of an op, or of another module by its full name; ValueError if two of an op share a name, for then the table hides
     one, or if an entry of the table is in none."""
     is_op = "." not in source
-    found = list(importlib.import_module(f".{source}" if is_op else source, __package__).compile_cases(family))
+    found = list((spaces.space(source) if is_op else importlib.import_module(source)).compile_cases(family))
     if not is_op:
         return found
     used = {entry for case in found for entry in case.used}
@@ -342,7 +334,7 @@ def table(op: str, reports: Sequence[Report]) -> str:
     lines = [
         f"# {op}: compiled code",
         "",
-        f"Written by `python -m dpt.kernels.tools.compiler --write` with Triton {TABLE_TRITON}; a test holds it to the code. Instructions are",
+        f"Written by `make compiled-code` with Triton {TABLE_TRITON}; a test holds it to the code. Instructions are",
         "static counts. UTCHMMA is the fifth-generation tensor core, HGMMA the warpgroup MMA; UTMALDG and LDGSTS are asynchronous copies.",
     ]
     for family in ARCHITECTURES:
@@ -361,7 +353,7 @@ def _row(report: Report) -> str:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    ops = sorted(op_modules())
+    ops = spaces.ops()
     parser = argparse.ArgumentParser(prog="python -m dpt.kernels.tools.compiler", description=__doc__.split("\n")[0])
     parser.add_argument("--kernel", action="append", choices=ops, help="an op's module; default: all")
     parser.add_argument("--cases", action="append", default=[], metavar="MODULE", help="another module with compile_cases(family)")

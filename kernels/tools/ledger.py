@@ -38,14 +38,14 @@ def _gather(function: Any, found: dict[Any, str]) -> None:
     body = tree.body[0].body
     if ast.get_docstring(tree.body[0]) is not None:
         del body[0]
-    found[function] = f"{function.fn.__module__}.{function.fn.__qualname__} {ast.unparse(tree)}"
+    found[function] = f"{function.fn.__qualname__} {ast.unparse(tree)}"
     for name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
         value = function.fn.__globals__.get(name)
         if isinstance(value, triton.runtime.JITFunction):
             if value not in found:
                 _gather(value, found)
         elif isinstance(value, tl.constexpr | list | int | float | str):
-            found[f"{function.fn.__module__}.{name}"] = f"{function.fn.__module__}.{name} {value}"
+            found[f"{function.fn.__module__}.{name}"] = f"{name} {value}"
 
 
 def key(compiled: Mapping[str, Any], function: Any, architecture: int) -> str:

@@ -4,7 +4,7 @@
     python -m dpt.kernels.tools.tune --dry-run [--arch sm_90]
     python -m dpt.kernels.tools.tune --settle FILE
 
-The op modules' ``tuning_space()`` gives workloads (``workload.py``), and these the entries of the table and the candidates for each. A
+Each op's space gives workloads by ``tuning_space()`` (``workload.py``), and these the entries of the table and the candidates for each. A
 candidate is compiled and held to the gates of ``compiler.py`` (no spills, ...) in another process, ahead of the GPU; then it is run, held
 to the parity rule and timed; the fastest goes into ``configs/<family>.json`` with its provenance. A candidate that fails is told and left
 out; one whose gain over the shipped configuration is within the noise does not replace it. Each entry is written as soon as it is done, so
@@ -23,7 +23,6 @@ import contextlib
 import datetime
 import fcntl
 import functools
-import importlib
 import json
 import multiprocessing
 import os
@@ -41,8 +40,10 @@ import torch
 import triton
 
 from .. import launch
-from . import compiler
-from .workload import BACKWARD, FORWARD, RARE, Bucket, Config, Trial, Workload, buckets, float32_products
+from . import compiler, spaces
+from .parity import float32_products
+from .timer import queued_calls, scratch
+from .workload import BACKWARD, FORWARD, RARE, Bucket, Config, Trial, Workload, buckets
 
 # A candidate has to beat the shipped configuration by this much, or the table changes with the noise of each run.
 NOISE = 0.02
@@ -50,9 +51,6 @@ NOISE = 0.02
 FEW, REPEATS, LOSER = 5, 30, 1.5
 # The fastest, and the shipped one, are timed again one after the other before the choice: the clock of the first may not be the last's.
 FINALISTS = 3
-FLUSHED_BYTES = 512 * 1024 * 1024  # much more than any L2 cache holds
-# Cycles that the device waits while the host queues what is timed: 50 us at 2 GHz, and where that was too short more, up to 10 ms.
-SHORTEST, LONGER, LONGEST = 100_000, 4, 20_000_000
 # Left to the process that measures, which launches what the GPU waits for, and to the system.
 FREE_CORES = 2
 # A process that dies in the compiler takes its candidate with it: after so many seconds of waiting the candidate is given up.
@@ -222,40 +220,16 @@ def tune(
 
 @functools.cache
 def _scratch() -> torch.Tensor:
-    return torch.empty(FLUSHED_BYTES, dtype=torch.int8, device="cuda")
-
-
-def queued(run: Callable[[], Any], cycles: int) -> tuple[torch.cuda.Event, torch.cuda.Event, bool]:
-    """Queue ``run`` between two CUDA events while the device waits for ``cycles``; and whether the host had queued all of it by then.
-
-    If not, the time between the events has the host's gaps in it: to launch a small kernel takes the host longer than the device to run it.
-    """
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(cycles)
-    start.record()
-    run()
-    end.record()
-    return start, end, not start.query()
+    return scratch("cuda")
 
 
 def time_on_gpu(run: Callable[[], Any], repeats: int) -> float:
-    """Median microseconds of ``run`` by CUDA events, with the L2 cache overwritten before each call; the device's time, not the host's.
+    """Median microseconds of ``run`` on the device alone, with the L2 cache overwritten before each call: :func:`queued_calls`.
 
-    The first call is not timed: it may compile the kernel and the C function that launches it. Where more than a tenth of the calls came
-    late, all are timed again behind a longer wait. A call that waits for the device itself is late behind any: its time has the host in it.
+    The first call is not timed: it may compile the kernel and the C function that launches it.
     """
     run()
-    cycles = SHORTEST
-    while True:
-        calls = []
-        for _ in range(repeats):
-            _scratch().zero_()
-            calls.append(queued(run, cycles))
-        torch.cuda.synchronize()
-        late = sum(not in_time for _, _, in_time in calls)
-        if late <= repeats // 10 or cycles >= LONGEST:
-            return statistics.median(start.elapsed_time(end) * 1000 for start, end, _ in calls)
-        cycles *= LONGER
+    return statistics.median(milliseconds * 1000 for milliseconds in queued_calls(run, repeats, _scratch())[0])
 
 
 @contextlib.contextmanager
@@ -272,12 +246,7 @@ def _locked_table(family: str, folder: Path) -> Iterator[dict[str, Any]]:
         partial.replace(path)
     finally:
         os.close(lock)
-    _forget_table()
-
-
-def _forget_table() -> None:
-    launch.load_table.cache_clear()
-    launch._entry.cache_clear()
+    launch.forget_tables()
 
 
 def format_table(table: Mapping[str, Any]) -> str:
@@ -371,9 +340,8 @@ def candidate_problems(bucket: Bucket, family: str, candidate: Config) -> list[s
 
 def entry_problems(kernel: str, when: Config, family: str) -> list[str]:
     """What the gates have against the compile cases, of every op, that the table's entry serves: what ``tests/compiled`` demands of it."""
-    _forget_table()
-    modules = compiler.op_modules().values()
-    cases = [case for module in modules for case in module.compile_cases(family) if _serves(kernel, when, case)]
+    launch.forget_tables()
+    cases = [case for op in spaces.ops() for case in spaces.space(op).compile_cases(family) if _serves(kernel, when, case)]
     return [f"{case.name}: {problem}" for case in cases for problem in compiler.measure(case).problems]
 
 
@@ -461,7 +429,7 @@ def _summary(result: Result) -> str:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dpt.kernels.tools.tune", description=__doc__.split("\n")[0])
-    parser.add_argument("--kernel", action="append", choices=sorted(_tunable()), help="an op's module; default: all that can be tuned")
+    parser.add_argument("--kernel", action="append", choices=spaces.ops(), help="an op's module; default: all that can be tuned")
     parser.add_argument("--stage", choices=STAGES, help="only entries with a workload of this stage")
     parser.add_argument("--dtype", choices=("half", "float32"), help="only entries with a workload in it; default: half precision first")
     parser.add_argument("--budget", type=float, default=480.0, help="seconds; default 480")
@@ -476,14 +444,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _tunable() -> list[str]:
-    return [name for name, module in compiler.op_modules().items() if hasattr(module, "tuning_space")]
-
-
 def workloads(ops: Iterable[str] | None = None) -> list[Workload]:
-    """Those of the given op modules; of all by default."""
-    modules = [importlib.import_module(f".{op}", __package__) for op in ops or _tunable()]
-    return [workload for module in modules for workload in module.tuning_space()]
+    """Those of the given ops; of all by default."""
+    return [workload for op in ops or spaces.ops() for workload in spaces.space(op).tuning_space()]
 
 
 def chosen(found: Iterable[Bucket], stage: str | None, dtype: str | None) -> list[Bucket]:

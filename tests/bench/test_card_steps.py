@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from bench import environment, every_op, gate, kernel_cases, profile_model
-from dpt.kernels import compiled
+from bench import environment, every_op, kernel_cases, profile_model
+from dpt.kernels.tools import compiler, parity, spaces
 
 ARGUMENTS = ("--toy", "--device", "cpu", "--dtypes", "float32")
 
@@ -28,14 +28,14 @@ def made_up_tool(tmp_path, monkeypatch):
 
 def test_our_kernels_are_those_that_are_launched():
     """Blind spot: a kernel that no profile or sanitizer looks at, or a helper's name in their list."""
-    launched = {case.function.__name__ for module in compiled.op_modules().values() for case in module.compile_cases("sm_90")}
+    launched = {case.function.__name__ for op in spaces.ops() for case in spaces.space(op).compile_cases("sm_90")}
     assert profile_model.our_kernels() == launched
 
 
 def test_the_compiled_code_has_the_function_s_name():
     """Blind spot: a name filter that fits nothing: Triton might decorate the name of what it compiles."""
-    case = next(iter(compiled.op_modules()["upsample"].compile_cases("sm_90")))
-    kernel, _ = compiled._compile(case)
+    case = next(iter(spaces.space("upsample").compile_cases("sm_90")))
+    kernel, _ = compiler._compile(case)
     assert kernel.metadata.name == case.function.__name__ in profile_model.our_kernels()
 
 
@@ -45,8 +45,8 @@ def test_every_op_can_pass_and_fail(op, monkeypatch, capsys):
     assert every_op.main(["--here", "--op", op, *ARGUMENTS]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == (1 if op == "upsample_argmax" else 2) and all(": ok, off by" in line for line in lines)
-    judge = gate.judge
-    monkeypatch.setattr(gate, "judge", lambda out, *rest: judge([tensor + 0.1 * tensor.abs().amax() for tensor in out], *rest))
+    judge = parity.judge
+    monkeypatch.setattr(parity, "judge", lambda out, *rest: judge([tensor + 0.1 * tensor.abs().amax() for tensor in out], *rest))
     assert every_op.main(["--here", "--op", op, *ARGUMENTS]) == 1
     assert all("FAILED: " in line and "off by" in line for line in capsys.readouterr().out.splitlines())
 

@@ -324,7 +324,7 @@ def test_what_the_plan_asks():
         if "--benchmark" in parts:
             assert {"--dtypes", "bfloat16", "torch.compile", "--record-to", "no:xdist"} - {"torch.compile"} <= set(parts), name
             assert float(parts[parts.index("--budget") + 1]) <= 100.0
-    assert command["tune"][1:8] == ["-m", "dpt.kernels.tune", "--stage", "forward", "--dtype", "half", "--budget"]
+    assert command["tune"][1:8] == ["-m", "dpt.kernels.tools.tune", "--stage", "forward", "--dtype", "half", "--budget"]
     assert command["sanitizer"][1:4] == ["-m", "bench.every_op", "--toy"] and "--benchmark" not in command["sanitizer"]
     assert command["far"][-2:] == command["failed-far"][-2:] == ["-n", "0"]
     assert {"--not-passed-in", "/out/parity.xml", "/out/failed.xml"} <= set(command["failed"])

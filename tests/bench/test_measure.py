@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import measure
-from dpt.kernels import tune
+from dpt.kernels.tools import timer as gpu_timer
 
 CPU = torch.device("cpu")
 
@@ -145,7 +145,7 @@ class FakeGPU:
         self.log, self.made, self.needed, self.slept = [], 0, needed, 0
         monkeypatch.setattr(torch.cuda, "Event", self.event)
         monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
-        monkeypatch.setattr(measure, "FLUSH_BYTES", 8)
+        monkeypatch.setattr(gpu_timer, "FLUSH_BYTES", 8)
         self.scratch = type("Scratch", (), {"zero_": lambda _: self.log.append("flush")})()
 
     def event(self, enable_timing):
@@ -199,16 +199,16 @@ def test_the_device_is_busy_while_a_kernel_is_queued(monkeypatch):
 def test_a_call_that_was_queued_late_is_timed_again(monkeypatch):
     """Blind spot: a wait too short for a slow host. It is made longer until the call is in time, and stays so for that contender; a call
     that waits for the device itself is late behind any, and ends."""
-    gpu = FakeGPU(monkeypatch, needed=10 * tune.SHORTEST)
+    gpu = FakeGPU(monkeypatch, needed=10 * gpu_timer.SHORTEST)
     gpu.timed(measure.Queued(CPU))
-    assert gpu.log.count("run 3") == 3 and gpu.slept == 16 * tune.SHORTEST
+    assert gpu.log.count("run 3") == 3 and gpu.slept == 16 * gpu_timer.SHORTEST
     gpu.needed = 1e12
-    assert gpu.timed(measure.Queued(CPU)) == 0.012 and tune.LONGEST <= gpu.slept < tune.LONGER * tune.LONGEST
+    assert gpu.timed(measure.Queued(CPU)) == 0.012 and gpu_timer.LONGEST <= gpu.slept < gpu_timer.LONGER * gpu_timer.LONGEST
 
 
 def test_a_wait_is_kept(monkeypatch):
     """Blind spot: the same search for a long enough wait in every round."""
-    gpu, ran = FakeGPU(monkeypatch, needed=2 * tune.SHORTEST), []
+    gpu, ran = FakeGPU(monkeypatch, needed=2 * gpu_timer.SHORTEST), []
     timer, run = measure.Queued(CPU), ran.append
     for _ in range(3):
         timer(run, 0)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from linear_cases import layernorm_linear_case, layernorm_mlp_case, linear_residual_case
 
-from dpt.kernels import compiled, launch
+from dpt.kernels import launch
+from dpt.kernels.tools import spaces
 
 
 @pytest.mark.parametrize("family", checks.FAMILIES)
 def test_every_entry_is_compiled(family):
     """An entry that no compile case of any op selects would ship without having been compiled; so would a kernel that has no case."""
-    used = {entry for module in compiled.op_modules().values() for case in module.compile_cases(family) for entry in case.used}
+    used = {entry for op in spaces.ops() for case in spaces.space(op).compile_cases(family) for entry in case.used}
     table = launch.load_table(family)
     assert {(kernel, json.dumps(entry["when"])) for kernel, entries in table.items() for entry in entries} == used
 
@@ -38,8 +39,8 @@ def test_a_backend_can_be_chosen_by_size(monkeypatch):
         return config(name, *args, **shape)
 
     monkeypatch.setattr(launch, "config", spied)
-    for module in compiled.op_modules().values():
-        list(module.compile_cases("sm_90"))
+    for op in spaces.ops():
+        list(spaces.space(op).compile_cases("sm_90"))
     for kernel, size in CHOICES.items():
         assert asked[kernel] and all(shape[size] > 0 for shape in asked[kernel])
     named = {kernel for kernel, entries in launch.load_table("sm_90").items() if any("backend" in entry["config"] for entry in entries)}

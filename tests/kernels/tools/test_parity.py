@@ -1,12 +1,11 @@
-"""The rule of parity.py: what it refuses, and what is asked again where chance has a part in it."""
+"""The rule for one result of a kernel: what it refuses, and what is asked again where chance has a part in it."""
 
 import functools
 
 import pytest
 import torch
-from parity import BY_A_LITTLE, DRAWS, BeyondRule, assert_parity, judge_draws
 
-from dpt.kernels.workload import Distance
+from dpt.kernels.tools.parity import BY_A_LITTLE, DRAWS, BeyondRule, Distance, assert_parity, judge_draws
 
 
 def judged(ours, theirs):

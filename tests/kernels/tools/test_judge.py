@@ -1,23 +1,23 @@
-"""The gate: what is refused, and what a rounding of the dtype may cost."""
+"""The rule for all results of a contender: what is refused, and what a rounding of the dtype may cost."""
 
 import pytest
 import torch
 
-from bench import gate
+from dpt.kernels.tools import parity
 
 EXACT = torch.linspace(-1.0, 1.0, 101, dtype=torch.float64)
 PLAIN = EXACT.float() + 1e-5
 
 
 def judge(out, exact=EXACT, plain=PLAIN, dtype=torch.float32, rms=False):
-    return gate.judge([out], [exact], [plain], dtype, rms)
+    return parity.judge([out], [exact], [plain], dtype, rms)
 
 
 def test_the_other_memory_format_counts_where_it_loses_more():
     """Blind spot: a yardstick that only the layout of the baseline sets, or one that the better layout narrows."""
     out, near = EXACT.float() + 5e-5, EXACT.float() + 1e-6
     for plain, other, passes in ((PLAIN, None, False), (PLAIN, near, False), (PLAIN, out, True), (out, near, True)):
-        verdict = gate.judge([out], [EXACT], [plain], torch.float32, other_plain=None if other is None else [other])
+        verdict = parity.judge([out], [EXACT], [plain], torch.float32, other_plain=None if other is None else [other])
         assert (verdict.problem is None) == passes
 
 
@@ -58,7 +58,7 @@ def test_what_cannot_be_right(out, why):
 def test_a_constant_reference_judges_nothing():
     """Blind spot: random weights under a last ReLU that are zero everywhere: any broken contender would pass."""
     zeros = torch.zeros(10, dtype=torch.float64)
-    assert "constant" in gate.judge([zeros.float()], [zeros], [zeros.float()], torch.float32).problem
+    assert "constant" in parity.judge([zeros.float()], [zeros], [zeros.float()], torch.float32).problem
 
 
 def test_a_reference_that_is_not_finite_judges_nothing():
@@ -72,9 +72,9 @@ def test_each_tensor_is_judged():
     """Blind spot: only the first of several outputs."""
     wrong = PLAIN.clone()
     wrong[3] = 5.0
-    verdict = gate.judge([PLAIN, wrong], [EXACT, EXACT], [PLAIN, PLAIN], torch.float32)
+    verdict = parity.judge([PLAIN, wrong], [EXACT, EXACT], [PLAIN, PLAIN], torch.float32)
     assert verdict.problem.startswith("output 1: ")
-    assert "1 outputs, expected 2" in gate.judge([PLAIN], [EXACT, EXACT], [PLAIN, PLAIN], torch.float32).problem
+    assert "1 outputs, expected 2" in parity.judge([PLAIN], [EXACT, EXACT], [PLAIN, PLAIN], torch.float32).problem
 
 
 def test_small_companions_are_judged_by_the_large_ones():
@@ -82,9 +82,9 @@ def test_small_companions_are_judged_by_the_large_ones():
     noise, large = torch.full((4,), 3e-10, dtype=torch.float64), EXACT
     noise[0] = 0.0
     wrong_noise = (-noise).float()
-    assert gate.judge([PLAIN, wrong_noise], [large, noise], [PLAIN, noise.float()], torch.float32).problem is None
+    assert parity.judge([PLAIN, wrong_noise], [large, noise], [PLAIN, noise.float()], torch.float32).problem is None
     dropped = torch.zeros(101)
-    assert gate.judge([PLAIN, dropped], [large, 0.1 * EXACT], [PLAIN, 0.1 * PLAIN], torch.float32).problem is not None
+    assert parity.judge([PLAIN, dropped], [large, 0.1 * EXACT], [PLAIN, 0.1 * PLAIN], torch.float32).problem is not None
 
 
 def test_gradients_by_their_root_mean_square():
@@ -93,13 +93,13 @@ def test_gradients_by_their_root_mean_square():
     plain = [tensor.float() + 0.01 * torch.randn(1000) for tensor in exact]
     jump = [tensor.clone() for tensor in plain]
     jump[0][7] += 0.2
-    assert gate.judge(jump, exact, plain, torch.bfloat16, rms=True).problem is None
-    assert gate.judge(jump, exact, plain, torch.bfloat16).problem is not None
+    assert parity.judge(jump, exact, plain, torch.bfloat16, rms=True).problem is None
+    assert parity.judge(jump, exact, plain, torch.bfloat16).problem is not None
     for wrong in (torch.zeros(1000), -plain[1], 2 * plain[1]):
-        assert gate.judge([plain[0], wrong], exact, plain, torch.bfloat16, rms=True).problem is not None
+        assert parity.judge([plain[0], wrong], exact, plain, torch.bfloat16, rms=True).problem is not None
 
 
 def test_exact_is_wider_than_what_it_judges():
     """Blind spot: a reference in the dtype under test, which would judge nothing."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert torch.finfo(gate.exact_dtype(dtype)).eps < torch.finfo(dtype).eps
+        assert torch.finfo(parity.exact_dtype(dtype)).eps < torch.finfo(dtype).eps

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt.kernels import compiled, launch, tune, workload
+from dpt.kernels import launch
+from dpt.kernels.tools import compiler, timer, tune, workload
 
-ROOT = Path(tune.__file__).parents[1]
+ROOT = Path(tune.__file__).parents[2]
 WHEN = {"D_max": 64}
 SHIPPED, QUICK, WRONG, SPILLING, BROKEN, LETHAL = ({"n": n} for n in range(6))
 
@@ -245,7 +246,6 @@ class FakeDevice:
         self.log, self.needed, self.slept = [], needed, 0
         monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
         monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: self)
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.log.append("wait"))
         monkeypatch.setattr(tune, "_scratch", lambda: types.SimpleNamespace(zero_=lambda: self.log.append("flush")))
 
     def sleep(self, cycles):
@@ -258,6 +258,9 @@ class FakeDevice:
     def query(self):
         return self.slept < self.needed
 
+    def synchronize(self):
+        self.log.append("wait")
+
     def elapsed_time(self, end):
         return self.slept
 
@@ -265,17 +268,17 @@ class FakeDevice:
 def test_the_device_waits_until_a_call_is_queued(monkeypatch):
     """The order of things: one call first, which may compile; then the flush, the wait, the first event, the call, the second event."""
     device = FakeDevice(monkeypatch, needed=0)
-    assert tune.time_on_gpu(lambda: device.log.append("run"), 2) == 1000 * tune.SHORTEST
-    one = ["flush", f"sleep {tune.SHORTEST}", "event", "run", "event"]
+    assert tune.time_on_gpu(lambda: device.log.append("run"), 2) == 1000 * timer.SHORTEST
+    one = ["flush", f"sleep {timer.SHORTEST}", "event", "run", "event"]
     assert device.log == ["run", *one, *one, "wait"]
 
 
-@pytest.mark.parametrize(("needed", "last"), [(5, tune.SHORTEST), (tune.SHORTEST * 10, tune.SHORTEST * 16), (1e12, None)])
+@pytest.mark.parametrize(("needed", "last"), [(5, timer.SHORTEST), (timer.SHORTEST * 10, timer.SHORTEST * 16), (1e12, None)])
 def test_calls_that_come_late_are_timed_again_behind_a_longer_wait(monkeypatch, needed, last):
     """A time with the host's gaps in it is not taken for the device's; a call that is late behind any wait ends the waiting."""
     FakeDevice(monkeypatch, needed)
     found = tune.time_on_gpu(lambda: None, 5) / 1000
-    assert found == last if last else tune.LONGEST <= found < tune.LONGEST * tune.LONGER
+    assert found == last if last else timer.LONGEST <= found < timer.LONGEST * timer.LONGER
 
 
 def test_a_lost_gpu_ends_the_run(folder):
@@ -313,7 +316,7 @@ def test_settle(folder):
 
 def test_entry_problems_looks_at_the_entry_s_cases_only(monkeypatch):
     """What is compiled for an entry are the compile cases that it serves, of every op that launches the kernel."""
-    monkeypatch.setattr(compiled, "measure", lambda case: types.SimpleNamespace(problems=[case.name]))
+    monkeypatch.setattr(compiler, "measure", lambda case: types.SimpleNamespace(problems=[case.name]))
     problems = tune.entry_problems("upsample_bilinear_backward", {"C_max": 32}, "sm_90")
     assert problems and all("C=32" in problem or "nine taps" in problem for problem in problems)
     assert len(tune.entry_problems("upsample_bilinear_backward", {}, "sm_90")) > 0
@@ -323,7 +326,8 @@ def test_entry_problems_looks_at_the_entry_s_cases_only(monkeypatch):
 
 
 def run_command(*arguments):
-    return subprocess.run([sys.executable, "-m", "dpt.kernels.tune", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "dpt.kernels.tools.tune", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def tables():
@@ -398,7 +402,7 @@ def test_main(fake_gpu, folder, tmp_path, capsys):
     assert [entry["config"] for entry in entries_of(folder)] == [SHIPPED, QUICK, {"n": 9}]
     assert entries_of(folder)[1]["provenance"].startswith("measured on fake, fake, commit fake")
     [command] = fake_gpu
-    assert command[1:4] == ["-m", "dpt.kernels.tune", "--budget"] and command[-2:] == ["--skip", "2"]
+    assert command[1:4] == ["-m", "dpt.kernels.tools.tune", "--budget"] and command[-2:] == ["--skip", "2"]
     assert 90 <= float(command[command.index("--budget", 5) + 1]) <= 100
     record = json.loads(file.read_text())
     assert [b["chosen"] for b in record["buckets"]] == [QUICK, SHIPPED] and record["family"] == "sm_90"
@@ -413,7 +417,8 @@ def test_main(fake_gpu, folder, tmp_path, capsys):
 
 PROBE = """
 import dataclasses, torch, triton
-from dpt.kernels import compiled, launch, tune, workload
+from dpt.kernels import launch
+from dpt.kernels.tools import compiler, tune, workload
 from triton.runtime import driver
 
 def toys():
@@ -431,7 +436,7 @@ if __name__ == "__main__":
         problems = [gates(b, b.candidates[0]) for b in found]
     hits = []
     triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
-    driver.set_active(compiled._CompileOnly(90))
+    driver.set_active(compiler._CompileOnly(90))
     launch.launch = compile_as_a_launch_does
     for b in found:
         for work in b.workloads:

@@ -1,45 +1,13 @@
-"""The rule by which a kernel's output is judged, which the tuning command applies too, and helpers to apply it to both passes of an op.
-
-Both sides of the rule are the worst of some rounding errors, and with few of them that is chance: with other random numbers, and so with
-another order of additions, one test in two hundred or so is refused by a little (seen: 16 of 4592, by 1 to 20 %). So a test that is refused
-by a little runs again with several draws of its random numbers, and the rule is applied to their values together, as if they stood in one
-tensor: whoever loses more than twice what PyTorch loses is refused there too.
-"""
+"""The rule of kernels/tools/parity.py for both passes of an op: its output and the gradient of every input."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 
-from dpt.kernels.workload import BeyondRule, Distance, assert_parity, precision_in_force, reference_products
-
-DRAWS = 4
-BY_A_LITTLE = 4  # times what is allowed
-
-
-def judge_draws(test: Callable[[], Any], refused: BeyondRule) -> str:
-    """Run a test again that the rule refused, with several draws of its random numbers; what was found, if their values together are
-    within it. BeyondRule if not, ``refused`` itself where it was by more than a little."""
-    if refused.distance.ours > BY_A_LITTLE * refused.distance.allowed:
-        raise refused
-    for same in zip(*(_distances(test, seed) for seed in range(DRAWS)), strict=True):
-        theirs, tiny = max(found.theirs for found in same), max(found.tiny for found in same)
-        replace(max(same, key=lambda found: found.ours), theirs=theirs, tiny=tiny).check()
-    return f"{refused}; not so in {DRAWS} draws together"
-
-
-def _distances(test: Callable[[], Any], seed: int) -> list[Distance]:
-    """What the rule would judge of a draw."""
-    found: list[Distance] = []
-    torch.manual_seed(seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Distance, "check", lambda distance: found.append(distance))
-        test()
-    return found
+from dpt.kernels.tools.parity import assert_parity, precision_in_force, reference_products
 
 
 def lost_units(dtype: torch.dtype) -> int:
