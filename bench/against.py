@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from . import environment
-from .measure import Ratio
-from .records import Record, Row, read
+from .harness import environment
+from .harness.measure import Ratio
+from .harness.records import Record, Row, read
 
 MARGIN = 0.05
 

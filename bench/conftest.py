@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 
-from bench import against, environment, measure, records, session, tables  # noqa: E402
+from bench import against  # noqa: E402
+from bench.harness import environment, measure, records, session  # noqa: E402
+from bench.reporting import tables  # noqa: E402
 
 BENCH = pytest.StashKey[session.Bench]()
 AGAINST = pytest.StashKey[list[records.Record]]()

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import tables
-from .records import RESULTS, Record, Row, read_all
+from . import ROOT
+from .harness.records import RESULTS, Record, Row, first_runs, read_all
+from .reporting import tables
 
-ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NO_GPU = "**No GPU run exists yet.** The kernels need a GPU: what follows is of a CPU, where none of them runs."
 NOTHING = "**No run has been recorded yet**, neither on a GPU nor on a CPU."
@@ -28,11 +28,6 @@ CHARTED = ("models", "steps")
 
 # Legible on white and on GitHub's dark background: tests/bench holds every one of these to a contrast of 3 on both.
 INK, PLAIN, FAST, PEER = "#7d8590", "#8b7d6b", "#c2410c", "#2f81c7"
-
-
-def first_runs(records: Mapping[str, Record]) -> dict[str, Record]:
-    """Without second runs of the same (`<device>-<what>-again.json`), which are there to show that the first repeats."""
-    return {name: record for name, record in records.items() if name.endswith(f"-{record.what}.json")}
 
 
 def block(records: Mapping[str, Record]) -> str:

@@ -2,8 +2,8 @@
 
 import torch
 
-from bench import models
-from bench.runner import Case
+from bench.cases import models
+from bench.harness.runner import Case
 
 # The table; first the carried model, whose case costs little on any machine.
 ROWS = (

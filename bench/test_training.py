@@ -2,8 +2,8 @@
 
 import torch
 
-from bench import models, training
-from bench.runner import Case
+from bench.cases import models, training
+from bench.harness.runner import Case
 
 FORWARD_PASSES = 4.0  # a step costs three; the optimiser and the gradients' reference are the rest
 ROWS = (

@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from dpt.kernels import compiled, launch, ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = "bench.launches"
+MODELS = "bench.cases.launches"
 # Another Triton than the record's compiles everything, so it is held to one architecture (kernels/README.md says what an older one spills).
 FAMILIES = compiled.DEFAULT_FAMILIES if triton.__version__ == compiled.TABLE_TRITON else ("sm_90",)
 DRAWN = 1  # of the recorded, a module

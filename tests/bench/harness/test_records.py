@@ -7,8 +7,9 @@ import pytest
 import torch
 from made_up import CPU, GPU, record, row
 
-from bench import against, environment, records
-from bench.measure import Ratio
+from bench import against
+from bench.harness import environment, records
+from bench.harness.measure import Ratio
 
 
 def test_round_trip(tmp_path):

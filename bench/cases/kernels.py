@@ -20,8 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpt.kernels import launch
 
-from . import gate, measure, models, peers, tables
-from .runner import Case, Context, Prepared, Unavailable
+from .. import gate
+from ..harness import measure
+from ..harness.runner import Case, Context, Prepared, Unavailable
+from ..reporting import tables
+from . import models, peers
 
 CALLS_IN_A_GRAPH = 10
 EPS = 1e-6

@@ -14,8 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import dpt
 from dpt.config import DPTConfig, config_of
 
-from . import gate, measure, peers, tables
-from .runner import Case, Context, Prepared, Unavailable
+from .. import gate
+from ..harness import measure
+from ..harness.runner import Case, Context, Prepared, Unavailable
+from ..reporting import tables
+from . import peers
 
 INPUTS = 3  # rotated, so that no run finds its input in a cache
 NO_GRAPHS = "CUDA graphs need an NVIDIA GPU"

@@ -5,7 +5,9 @@ import re
 import pytest
 from made_up import GPU, record, row
 
-from bench import records, report, tables
+from bench import report
+from bench.harness import records
+from bench.reporting import tables
 
 README = f"# Title\n\nBefore.\n\n{report.BEGIN}\n{report.END}\n\nAfter.\n"
 

@@ -6,8 +6,10 @@ import types
 import pytest
 import torch
 
-from bench import kernel_cases, measure, models, peers, profile_model, runner, steps, training
-from bench.records import Skip
+from bench.card import profile_model
+from bench.cases import kernels, models, peers, steps, training
+from bench.harness import measure, runner
+from bench.harness.records import Skip
 
 CPU = torch.device("cpu")
 
@@ -79,14 +81,14 @@ def test_steps_that_need_kernels_are_skipped_with_the_reason(toy):
 
 def test_a_cpu_never_claims_a_kernel(toy):
     """Blind spot: the same algebra in PyTorch, shown as the kernel's time."""
-    for op in kernel_cases.ops():
-        workload = kernel_cases.KernelWorkload(op, op.toy, kernel_cases.FORWARD, torch.float32, toy)
+    for op in kernels.ops():
+        workload = kernels.KernelWorkload(op, op.toy, kernels.FORWARD, torch.float32, toy)
         assert workload.prepare("fused").note == "PyTorch algebra, no kernel on this device"
 
 
 def test_a_wrong_op_does_not_pass(toy):
     """Blind spot: a gate that an op's error passes: each op's result with one value moved by a hundredth of the largest."""
-    for op in kernel_cases.ops():
+    for op in kernels.ops():
 
         def broken(shape, *tensors, op=op):
             out = op.call(shape, *tensors).clone()
@@ -96,20 +98,20 @@ def test_a_wrong_op_does_not_pass(toy):
                 out[(-1,) * out.dim()] += 0.01 * out.abs().max()
             return out
 
-        wrong = kernel_cases.Op(**{**vars(op), "call": broken})
-        case = kernel_cases._case(wrong, op.toy, kernel_cases.FORWARD, torch.float32, 0, 0.0)
+        wrong = kernels.Op(**{**vars(op), "call": broken})
+        case = kernels._case(wrong, op.toy, kernels.FORWARD, torch.float32, 0, 0.0)
         rows, _ = runner.measure_case(case, ["eager", "fused"], toy)
         assert {row.contender: row.status for row in rows} == {"eager": "ok", "fused": "failed"}, op.name
 
 
 def test_counts_of_a_known_op():
     """Blind spot: FLOPs and bytes of another shape. The projections of an MLP: 2*2*M*D*4D FLOPs, thrice that with the backward pass."""
-    op = next(op for op in kernel_cases.ops() if op.name == "layernorm_mlp")
-    shape = kernel_cases.Tokens(1, 100, 64, 2)
-    flops, moved = kernel_cases.count(op, shape, kernel_cases.FORWARD, torch.bfloat16)
+    op = next(op for op in kernels.ops() if op.name == "layernorm_mlp")
+    shape = kernels.Tokens(1, 100, 64, 2)
+    flops, moved = kernels.count(op, shape, kernels.FORWARD, torch.bfloat16)
     parameters = 2 * 64 + 2 * 64 * 256 + 256 + 64
     assert flops == 4 * 100 * 64 * 256 and moved == 2 * (2 * 100 * 64 + parameters)
-    assert kernel_cases.count(op, shape, kernel_cases.BOTH, torch.bfloat16)[0] == 3 * flops
+    assert kernels.count(op, shape, kernels.BOTH, torch.bfloat16)[0] == 3 * flops
 
 
 def test_transformers_runs_our_weights(toy):
@@ -181,9 +183,9 @@ def test_shared_copies_share(toy):
 def test_the_profile(toy, tmp_path):
     """Blind spot: the profiling step of the GPU session, which no other test starts: on a CPU, at the toy size."""
     run = profile_model.runner(profile_model.Subject("dpt-large-midas", dtype="float32"), CPU, toy=True)
-    table, kernels = profile_model.profile(run, CPU)
-    assert "aten::" in table and sum(kernel["share"] for kernel in kernels) == pytest.approx(1.0)
-    assert [k["share"] for k in kernels] == sorted((k["share"] for k in kernels), reverse=True)
+    table, found = profile_model.profile(run, CPU)
+    assert "aten::" in table and sum(kernel["share"] for kernel in found) == pytest.approx(1.0)
+    assert [k["share"] for k in found] == sorted((k["share"] for k in found), reverse=True)
 
 
 def test_a_missing_configuration_is_skipped_by_name(toy):

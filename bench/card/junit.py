@@ -1,7 +1,7 @@
 """A plugin of pytest: the JUnit file is written as results arrive, so that a run that is cut off keeps them.
 
-    pytest -p bench.junit --junit-as-it-goes FILE      # every test collected, whole after every write
-    pytest -p bench.junit --not-passed-in FILE         # only the tests that FILE has as failed or not run
+    pytest -p bench.card.junit --junit-as-it-goes FILE      # every test collected, whole after every write
+    pytest -p bench.card.junit --not-passed-in FILE         # only the tests that FILE has as failed or not run
 
 The file is replaced at most every two seconds, and is well-formed at any moment. A test that has been collected and has no result yet
 stands in it as skipped, of type "not run". Under xdist the process that gathers the results writes it. Each test's pytest id is in its

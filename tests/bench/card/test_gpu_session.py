@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu_session, gpu_steps, junit
-from bench.gpu_steps import Step
+from bench import ROOT, gpu_session
+from bench.card import gpu_steps, junit
+from bench.card.gpu_steps import Step
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu_session.py"
 SLOW = "import time; time.sleep(60)"
 
@@ -318,14 +318,14 @@ def test_what_the_plan_asks():
     second = ["versions", "failed", "failed-far", "models-tuned", "steps", "kernels", "warm", "sanitizer", "profile"]
     assert [step.name for step in plan["second"]] == second
     for name, parts in command.items():
-        target = next(part for part in parts if part.startswith(("tests/", "bench/", "dpt.", "bench.")) and part != "bench.junit")
+        target = next(part for part in parts if part.startswith(("tests/", "bench/", "dpt.", "bench.")) and part != "bench.card.junit")
         module = target.replace("dpt.kernels.", "kernels.").replace(".", "/") + ".py"
         assert (ROOT / target).exists() or (ROOT / module).exists(), (name, target)
         if "--benchmark" in parts:
             assert {"--dtypes", "bfloat16", "torch.compile", "--record-to", "no:xdist"} - {"torch.compile"} <= set(parts), name
             assert float(parts[parts.index("--budget") + 1]) <= 100.0
     assert command["tune"][1:8] == ["-m", "dpt.kernels.tune", "--stage", "forward", "--dtype", "half", "--budget"]
-    assert command["sanitizer"][1:4] == ["-m", "bench.every_op", "--toy"] and "--benchmark" not in command["sanitizer"]
+    assert command["sanitizer"][1:4] == ["-m", "bench.card.every_op", "--toy"] and "--benchmark" not in command["sanitizer"]
     assert command["far"][-2:] == command["failed-far"][-2:] == ["-n", "0"]
     assert {"--not-passed-in", "/out/parity.xml", "/out/failed.xml"} <= set(command["failed"])
     assert (

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bench import runner
-from bench.runner import Case, Prepared, Unavailable
+from bench.harness import runner
+from bench.harness.runner import Case, Prepared, Unavailable
 
 EXACT = torch.linspace(1.0, 2.0, 100, dtype=torch.float64)
 

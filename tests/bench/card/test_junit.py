@@ -5,13 +5,12 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 
-from bench import junit
+from bench import ROOT
+from bench.card import junit
 
-ROOT = Path(__file__).parents[2]
 OURS = ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS")
 TESTS = """
 import os, time, pytest
@@ -39,7 +38,7 @@ def start(folder, *arguments, text=TESTS, **environment):
         "pytest",
         "-q",
         "-p",
-        "bench.junit",
+        "bench.card.junit",
         "-p",
         "no:cacheprovider",
         "--rootdir",

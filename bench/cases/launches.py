@@ -1,4 +1,4 @@
-"""Every launch that the named models make: cases for the gate on compiled code, `python -m dpt.kernels.compiled --cases bench.launches`.
+"""Every launch that the named models make: cases for the gate on compiled code: `dpt.kernels.compiled --cases bench.cases.launches`.
 
 A model runs hollow (`hollow.py`), forward in every dtype, in training with batch norms in either form, and under autocast; what it calls of
 the ops is kept, each different call once, and called again for each GPU family while the launches are recorded. What differs between
@@ -21,7 +21,7 @@ from dpt.config import CONFIGS, DPTConfig
 from dpt.kernels import compiled, launch
 from dpt.kernels.workload import float32_products
 
-from .hollow import Form, Hollow, implementation
+from ..harness.hollow import Form, Hollow, implementation
 
 BLOCKS = 4  # of an encoder: each is like the next
 HALVES = (torch.bfloat16, torch.float16)

@@ -1,4 +1,4 @@
-"""Every op once, at a model's shape, forward and backward, against PyTorch: `python -m bench.every_op`.
+"""Every op once, at a model's shape, forward and backward, against PyTorch: `python -m bench.card.every_op`.
 
 A line an op and direction as soon as it is known; an op that fails does not stop the others, nor one that takes the GPU's context or its
 process with it: each has a process of its own, several at a time, since what they do most is compile. The first contact of the kernels
@@ -17,20 +17,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from . import gate, kernel_cases, measure, tables
-from .environment import ROOT
-from .gpu_steps import FREE_CORES, tool
+from .. import ROOT, gate
+from ..cases import kernels
+from ..harness import measure
+from ..harness.runner import Context
+from ..harness.session import parse_dtypes
+from ..harness.tools import tool
+from ..reporting import tables
+from .gpu_steps import FREE_CORES
 from .profile_model import our_kernels
-from .runner import Context
-from .session import parse_dtypes
 
 
-def check(op: kernel_cases.Op, direction: str, dtype: torch.dtype, context: Context) -> str:
+def check(op: kernels.Op, direction: str, dtype: torch.dtype, context: Context) -> str:
     """ "ok" and how far the op is off, or "FAILED" and why, whatever it raised."""
     started = time.monotonic()
     try:
-        workload = kernel_cases.KernelWorkload(op, op.shapes[0], direction, dtype, context)
-        plain = workload.prepare(kernel_cases.contenders(op)[0]).judged()
+        workload = kernels.KernelWorkload(op, op.shapes[0], direction, dtype, context)
+        plain = workload.prepare(kernels.contenders(op)[0]).judged()
         fused = workload.prepare(tables.FUSED)
         verdict = gate.judge(fused.judged(), workload.exact(), plain, dtype, workload.rms, workload.other_plain())
     except Exception as error:  # of the compiler, the driver or the op: told, and the next has its turn
@@ -47,9 +50,9 @@ def here(names: Sequence[str], dtypes: Sequence[torch.dtype], device: torch.devi
     """Run these ops in this process, a line each; whether all are right."""
     context = Context(device, measure.Budget(1e9), measure.Rounds(1, 1, 0.0), toy=toy)
     right = True
-    for op in kernel_cases.ops():
+    for op in kernels.ops():
         for dtype in dtypes if op.name in names else ():
-            for direction in (kernel_cases.FORWARD, kernel_cases.BOTH) if op.backward else (kernel_cases.FORWARD,):
+            for direction in (kernels.FORWARD, kernels.BOTH) if op.backward else (kernels.FORWARD,):
                 result = check(op, direction, dtype, context)
                 right = right and result.startswith("ok")
                 shape = op.toy if toy else op.shapes[0]
@@ -62,7 +65,7 @@ def apart(names: Sequence[str], arguments: Sequence[str], seconds: float) -> lis
     end = time.monotonic() + seconds
 
     def failed(name: str) -> bool:
-        command = [sys.executable, "-m", "bench.every_op", "--here", "--op", name, *arguments]
+        command = [sys.executable, "-m", "bench.card.every_op", "--here", "--op", name, *arguments]
         try:
             code = subprocess.run(command, cwd=ROOT, timeout=max(0.0, end - time.monotonic()), check=False).returncode
         except subprocess.TimeoutExpired:
@@ -80,13 +83,13 @@ def sanitized(found: str, arguments: Sequence[str]) -> list[str]:
     """The command that runs all ops in one process under compute-sanitizer, which looks at our kernels only: the others are PyTorch's."""
     names = [part for name in sorted(our_kernels()) for part in ("--kernel-name", f"kne={name}")]
     options = ["--tool", "memcheck", "--error-exitcode", "99", *names]
-    return [found, *options, sys.executable, "-m", "bench.every_op", "--here", *arguments]
+    return [found, *options, sys.executable, "-m", "bench.card.every_op", "--here", *arguments]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if every op agrees with PyTorch, else 1."""
-    names = [op.name for op in kernel_cases.ops()]
-    parser = argparse.ArgumentParser(prog="python -m bench.every_op", description=__doc__.splitlines()[0])
+    names = [op.name for op in kernels.ops()]
+    parser = argparse.ArgumentParser(prog="python -m bench.card.every_op", description=__doc__.splitlines()[0])
     parser.add_argument("--op", action="append", choices=names, help="default: all")
     parser.add_argument("--dtypes", default="bfloat16", help="float32,float16,bfloat16; default: bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -16,8 +16,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import ROOT
+
 SCHEMA = 1
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "bench" / "results"
 SUITES = ("models", "steps", "training", "kernels")
 STATUSES = ("ok", "failed", "error")
 
@@ -156,6 +158,11 @@ def read_all(folder: Path = RESULTS) -> dict[str, Record]:
     """File name -> record, for every file in a folder that is named after a suite; others (the tuning's) have schemas of their own."""
     named = re.compile(rf".+-({'|'.join(SUITES)})(-[a-z0-9]+)?\.json")
     return {path.name: read(path) for path in sorted(folder.glob("*.json")) if named.fullmatch(path.name)}
+
+
+def first_runs(records: Mapping[str, Record]) -> dict[str, Record]:
+    """Without second runs of the same (`<device>-<what>-again.json`), which are there to show that the first repeats."""
+    return {name: record for name, record in records.items() if name.endswith(f"-{record.what}.json")}
 
 
 def _build(kind: type, content: Any, where: str) -> Any:

@@ -4,21 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from bench import against, kernel_cases, models, records, session, steps, training
-from bench.runner import Case
+from bench import ROOT, against
+from bench.cases import kernels, models, steps, training
+from bench.harness import records, session
+from bench.harness.runner import Case
 
-ROOT = Path(__file__).parents[2]
 REPLAY = session.Replay()
 OURS = ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER")  # what this process is, and a run that measures is not
 
 MADE_UP = """
 import torch
-from bench.runner import Case, Prepared, Unavailable
+from bench.harness.runner import Case, Prepared, Unavailable
 
 RIGHT = torch.arange(1.0, 5.0)
 RESULTS = {"plain": (1.0, RIGHT), "fast": (FAST, RIGHT), "absent": (1.0, None), **EXTRA}
@@ -219,10 +219,10 @@ def test_the_issue_s_cases_are_there():
     assert set(models.CONTENDERS) == wanted
     assert ("dpt-base-ade20k", 2) in {(case.facts["model"], case.facts["batch"]) for case in cases if case.suite == "training"}
     assert set(training.CONTENDERS) == {"plain", "fast"} and list(steps.STEPS)[0] == "plain float32"
-    kernels = [case for case in cases if case.suite == "kernels"]
-    assert {bool(case.replays) for case in kernels} == {True, False}
-    assert {case.facts["direction"] for case in kernels} == {"forward", "forward+backward"}
-    peers = {name for case in kernels for name in case.contenders}
+    of_ops = [case for case in cases if case.suite == "kernels"]
+    assert {bool(case.replays) for case in of_ops} == {True, False}
+    assert {case.facts["direction"] for case in of_ops} == {"forward", "forward+backward"}
+    peers = {name for case in of_ops for name in case.contenders}
     assert peers >= {"eager", "fused", "SDPA cuDNN", "SDPA flash", "xformers", "eager, channels_last", "torch.compile"}
 
 
@@ -233,7 +233,7 @@ def test_every_op_is_measured_and_named_by_a_step():
         name for name, text in source.items() if f'runs_kernels(x, "{name}")' in text or f', "{name}")' in text and "runs_kernels" in text
     }
     assert "attention" in ops and "depth_head" in ops
-    assert {op.module for op in kernel_cases.ops()} >= ops
+    assert {op.module for op in kernels.ops()} >= ops
     assert set(steps.HEADS) >= ops
 
 

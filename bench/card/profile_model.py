@@ -1,4 +1,4 @@
-"""Where a model's time goes: `python -m bench.profile_model --out FOLDER [--results FOLDER] [--seconds N]`.
+"""Where a model's time goes: `python -m bench.card.profile_model --out FOLDER [--results FOLDER] [--seconds N]`.
 
 Writes `profile.txt` (the profiler's table), `profile-kernels.json` (each kernel's calls, time and share, and whether it is ours) and, where
 Nsight Compute is installed, `profile-ncu.txt` of our kernel that takes longest. The model is the one that a recorded run found farthest
@@ -28,11 +28,10 @@ from triton.runtime.jit import JITFunction
 
 import dpt
 
-from . import models
-from .environment import ROOT
-from .gpu_steps import tool
-from .records import Record, read_all
-from .report import first_runs
+from .. import ROOT
+from ..cases import models
+from ..harness.records import Record, first_runs, read_all
+from ..harness.tools import tool
 
 RUNS = 5
 LEAST = 15.0  # seconds: Python alone takes most of them to start under Nsight Compute
@@ -128,7 +127,7 @@ def nsight(kernel: str, subject: Subject, path: Path, seconds: float) -> str:
         return "Nsight Compute (ncu) is not installed"
     if seconds < LEAST:
         return f"{seconds:.0f} s are left, too few for Nsight Compute"
-    again = [sys.executable, "-m", "bench.profile_model", "--once", *_arguments(subject)]
+    again = [sys.executable, "-m", "bench.card.profile_model", "--once", *_arguments(subject)]
     name = f"regex:^{re.escape(kernel.split('(')[0])}$"
     options = ["--clock-control", "none", "--kernel-name", name, "--launch-skip", "0", "--launch-count", "1", "--set", "detailed"]
     with path.open("wb") as file:
@@ -147,7 +146,7 @@ def _arguments(subject: Subject) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
-    parser = argparse.ArgumentParser(prog="python -m bench.profile_model", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.card.profile_model", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--results", type=Path, help="records to choose the model by")
     parser.add_argument("--model")

@@ -4,12 +4,12 @@ import random
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from bench import measure
+from bench import ROOT
+from bench.harness import measure
 from dpt.kernels import tune
 
 CPU = torch.device("cpu")
@@ -244,7 +244,7 @@ def test_gemm_and_copy_rates_are_rates():
 FAULTS = """
 import resource, sys, torch
 sys.path.insert(0, {root!r})
-from bench import measure
+from bench.harness import measure
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 26, dtype=torch.int8)  # 64 MiB, freed at once
@@ -258,7 +258,7 @@ print(measure.keep_freed_memory(), by_default, [faults() for _ in range(40)][-1]
 def test_freed_memory_is_kept():
     """Blind spot: a setting that the allocator ignores, so that pages are still missing when the heap has found its size. In a process of
     its own: it cannot be undone."""
-    root = str(Path(measure.__file__).parent.parent)
+    root = str(ROOT)
     done = subprocess.run([sys.executable, "-c", FAULTS.format(root=root)], capture_output=True, text=True, check=True)
     kept, by_default, afterwards = done.stdout.split()
     if kept == "False":

@@ -6,7 +6,10 @@ import time
 import pytest
 import torch
 
-from bench import environment, every_op, gate, kernel_cases, profile_model
+from bench import gate
+from bench.card import every_op, profile_model
+from bench.cases import kernels
+from bench.harness import environment
 from dpt.kernels import compiled
 
 ARGUMENTS = ("--toy", "--device", "cpu", "--dtypes", "float32")
@@ -39,7 +42,7 @@ def test_the_compiled_code_has_the_function_s_name():
     assert kernel.metadata.name == case.function.__name__ in profile_model.our_kernels()
 
 
-@pytest.mark.parametrize("op", [op.name for op in kernel_cases.ops()])
+@pytest.mark.parametrize("op", [op.name for op in kernels.ops()])
 def test_every_op_can_pass_and_fail(op, monkeypatch, capsys):
     """Blind spot: an op that is not called, or whose error is not seen, in either direction; the next op is called all the same."""
     assert every_op.main(["--here", "--op", op, *ARGUMENTS]) == 0
@@ -54,19 +57,19 @@ def test_every_op_can_pass_and_fail(op, monkeypatch, capsys):
 def test_what_an_op_raises_is_told(monkeypatch, capsys):
     """Blind spot: an exception, as of the compiler, that ends the others; a card on which no kernel runs, where all "agree"."""
 
-    def broken(self, contender, prepare=kernel_cases.KernelWorkload.prepare):
+    def broken(self, contender, prepare=kernels.KernelWorkload.prepare):
         if contender == "fused" and self.op.name == "attention":
             raise RuntimeError("ptxas fatal")
         return prepare(self, contender)
 
-    monkeypatch.setattr(kernel_cases.KernelWorkload, "prepare", broken)
+    monkeypatch.setattr(kernels.KernelWorkload, "prepare", broken)
     assert every_op.main(["--here", "--op", "attention", "--op", "linear_residual", *ARGUMENTS]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [("FAILED: RuntimeError: ptxas fatal" in line) for line in lines] == [True, True, False, False]
-    op = next(op for op in kernel_cases.ops() if op.name == "linear_residual")
+    op = next(op for op in kernels.ops() if op.name == "linear_residual")
     context = every_op.Context(torch.device("cpu"), every_op.measure.Budget(1.0), every_op.measure.Rounds(1, 1, 0.0), toy=True)
-    workload = kernel_cases.KernelWorkload(op, op.toy, "forward", torch.float32, context)
-    monkeypatch.setattr(kernel_cases, "KernelWorkload", lambda *_: workload)
+    workload = kernels.KernelWorkload(op, op.toy, "forward", torch.float32, context)
+    monkeypatch.setattr(kernels, "KernelWorkload", lambda *_: workload)
     context.device = torch.device("cuda")
     assert every_op.check(op, "forward", torch.float32, context) == "FAILED: PyTorch algebra, no kernel on this device"
 
@@ -102,7 +105,7 @@ def test_the_sanitizer_looks_at_our_kernels(made_up_tool, monkeypatch):
     assert given[given.index(sys.executable) :] == [
         sys.executable,
         "-m",
-        "bench.every_op",
+        "bench.card.every_op",
         "--here",
         "--dtypes",
         "float32",
@@ -124,7 +127,7 @@ def test_nsight_compute_s_arguments(made_up_tool, tmp_path):
     options = dict(zip(given[:10:2], given[1:10:2], strict=True))
     assert options["--clock-control"] == "none" and options["--launch-skip"] == "0" and options["--launch-count"] == "1"
     assert options["--kernel-name"] == "regex:^linear_kernel$"
-    assert given[11:14] == ["-m", "bench.profile_model", "--once"] and "dpt-large-midas" in given
+    assert given[11:14] == ["-m", "bench.card.profile_model", "--once"] and "dpt-large-midas" in given
     assert (tmp_path / "ncu.txt").read_text() == "details\n"
 
 
@@ -141,9 +144,9 @@ def test_nsight_compute_fits_what_is_left(made_up_tool, tmp_path, monkeypatch):
 def test_the_profile_as_a_command(tmp_path, capsys, monkeypatch):
     """Blind spot: the command that the session runs, and what it hands to Nsight Compute: our kernel, and what is left of its seconds."""
     given = []
-    kernels = [{"name": name, "share": share, "ours": ours} for name, share, ours in (("gemm", 0.6, False), ("linear_kernel", 0.4, True))]
+    profiled = [{"name": name, "share": share, "ours": ours} for name, share, ours in (("gemm", 0.6, False), ("linear_kernel", 0.4, True))]
     monkeypatch.setattr(profile_model, "runner", lambda *_: None)
-    monkeypatch.setattr(profile_model, "profile", lambda run, device: time.sleep(0.3) or ("table", kernels))
+    monkeypatch.setattr(profile_model, "profile", lambda run, device: time.sleep(0.3) or ("table", profiled))
     monkeypatch.setattr(profile_model, "nsight", lambda kernel, subject, path, seconds: given.append((kernel, seconds)) or "done")
     assert profile_model.main(["--out", str(tmp_path), "--device", "cuda", "--seconds", "30"]) == 0
     [(kernel, seconds)] = given

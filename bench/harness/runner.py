@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from . import gate, measure
+from .. import gate
+from . import measure
 from .records import Row, Skip
 
 # Of a model's FLOPs at the GEMM rate, what plain PyTorch reaches: for estimates before anything ran.

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import dpt
 
-from . import gate, measure, models
-from .runner import Context, Prepared
+from .. import gate
+from ..harness import measure
+from ..harness.runner import Context, Prepared
+from . import models
 
 LEARNING_RATE = 1e-6
 

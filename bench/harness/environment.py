@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .gpu_steps import tool
+from .. import ROOT
+from .tools import tool
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "triton", "transformers", "xformers", "mmsegmentation", "numpy", "pytest", "pytest-benchmark")
 # What nvidia-smi is asked for: its field -> ours.
 STATE = {
@@ -143,7 +143,7 @@ def _number(value: str) -> float | str | None:
 
 
 def main() -> int:
-    """Print what this machine has: `python -m bench.environment`. 0 with a CUDA device, 2 without."""
+    """Print what this machine has: `python -m bench.harness.environment`. 0 with a CUDA device, 2 without."""
     found = torch.cuda.is_available()
     device = torch.device("cuda" if found else "cpu")
     facts = {**device_facts(device), **versions(), **commit(), **state(device), "cores": len(os.sched_getaffinity(0))}

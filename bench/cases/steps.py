@@ -18,8 +18,10 @@ from torch import Tensor, nn
 import dpt
 from dpt.kernels import launch
 
-from . import measure, models, tables
-from .runner import Context, Prepared, Unavailable
+from ..harness import measure
+from ..harness.runner import Context, Prepared, Unavailable
+from ..reporting import tables
+from . import models
 
 NO_KERNELS = "no kernels on this device: they need an NVIDIA GPU of compute capability 8.0 or newer"
 

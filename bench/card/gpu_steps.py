@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from .. import ROOT
+from ..harness.tools import tool
+
 # Seconds of each command. The rest of a quarter of an hour is for the machine's start, the way there and back, and giving it back.
 SECONDS = {"first": 555.0, "second": 225.0}
 MOST = 780.0  # of both together
@@ -18,11 +19,6 @@ SHARE = 0.85
 FREE_CORES = 2  # for the process that measures and for the system, while others compile
 HOST_STUB = ROOT / "tests" / "host" / "run.py"  # every op through Triton's real launcher, on a driver that is none
 Command = Callable[[Path, float], list[str]]
-
-
-def tool(name: str) -> str | None:
-    """Where a program is: on the path, or among the CUDA toolkit's."""
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
 
 
 @dataclass(frozen=True)
@@ -56,9 +52,9 @@ def workers() -> str:
 
 
 def versions() -> Step:
-    command = python("-m", "bench.environment")
+    command = python("-m", "bench.harness.environment")
     # A machine without a card has no card to tell of, which is no failure of the rehearsal: code 2.
-    rehearsal = python("-c", "import sys; from bench.environment import main; sys.exit(0 if main() in (0, 2) else 1)")
+    rehearsal = python("-c", "import sys; from bench.harness.environment import main; sys.exit(0 if main() in (0, 2) else 1)")
     return Step("versions", 20.0, lambda files, seconds: command, lambda files, seconds: rehearsal, always=True)
 
 
@@ -68,13 +64,13 @@ def every_op() -> Step:
     def rehearsal(files: Path, seconds: float) -> list[str]:
         if HOST_STUB.is_file():
             return python(str(HOST_STUB))
-        return python("-m", "bench.every_op", "--toy", "--device", "cpu", "--dtypes", "float32", "--here")
+        return python("-m", "bench.card.every_op", "--toy", "--device", "cpu", "--dtypes", "float32", "--here")
 
     interpreted = {"TRITON_INTERPRET": "0" if HOST_STUB.is_file() else "1"}
     return Step(
         "ops",
         60.0,
-        lambda files, seconds: python("-m", "bench.every_op", "--seconds", f"{seconds:.0f}"),
+        lambda files, seconds: python("-m", "bench.card.every_op", "--seconds", f"{seconds:.0f}"),
         rehearsal,
         rehearsal_variables=interpreted,
     )
@@ -84,7 +80,7 @@ def parity(name: str, seconds: float, marker: str, *more: str, again_of: str | N
     """tests/kernels on the card, or what a step before has as failed or not run. Results are written as they come."""
 
     def arguments(files: Path) -> list[str]:
-        found = ["tests/kernels", "-m", marker, "-p", "bench.junit", "--junit-as-it-goes", str(files / f"{name}.xml"), "--tb=short"]
+        found = ["tests/kernels", "-m", marker, "-p", "bench.card.junit", "--junit-as-it-goes", str(files / f"{name}.xml"), "--tb=short"]
         return [*found, "--not-passed-in", str(files / f"{again_of}.xml")] if again_of else found
 
     def nothing(files: Path) -> str | None:
@@ -92,7 +88,7 @@ def parity(name: str, seconds: float, marker: str, *more: str, again_of: str | N
             return None
         if not (files / f"{again_of}.xml").is_file():
             return f"there is no {again_of}.xml of a first command here: --after tells where"
-        from bench.junit import not_passed  # imports pytest, which the rest of the script does without
+        from .junit import not_passed  # imports pytest, which the rest of the script does without
 
         return None if not_passed(files / f"{again_of}.xml") else f"in {again_of} nothing failed, and all was run"
 
@@ -136,8 +132,8 @@ def sanitizer() -> tuple[Step, Step]:
 
     PyTorch's own caching of memory is switched off: inside one of its blocks nobody sees a kernel leave its tensor.
     """
-    toy = ("-m", "bench.every_op", "--toy", "--dtypes", "float32,bfloat16")
-    on_cpu = python("-m", "bench.every_op", "--toy", "--dtypes", "float32", "--device", "cpu", "--here", "--op", "attention")
+    toy = ("-m", "bench.card.every_op", "--toy", "--dtypes", "float32,bfloat16")
+    on_cpu = python("-m", "bench.card.every_op", "--toy", "--dtypes", "float32", "--device", "cpu", "--here", "--op", "attention")
 
     def missing(files: Path) -> str | None:
         return None if tool("compute-sanitizer") else "compute-sanitizer is not installed"
@@ -159,7 +155,7 @@ def sanitizer() -> tuple[Step, Step]:
 
 
 def profile() -> Step:
-    module = ("-m", "bench.profile_model")
+    module = ("-m", "bench.card.profile_model")
 
     def command(files: Path, seconds: float) -> list[str]:
         return python(*module, "--out", str(files / "profile"), "--results", str(files / "results"), "--seconds", f"{seconds:.0f}")

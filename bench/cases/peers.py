@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dpt import DPT, CheckpointError
 from dpt.checkpoints import MMSEG, TRANSFORMERS, Layout
 
-from .runner import Unavailable
+from ..harness.runner import Unavailable
 
 TRANSFORMERS_NOTE = "its default attention (sdpa); align_corners of its last resize set as in our model"
 MMSEGMENTATION_NOTE = "its DPT as published, with the patch embedding's bias"
