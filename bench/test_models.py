@@ -17,7 +17,7 @@ ROWS = (
 
 
 def cases(device_type: str, dtypes: tuple[torch.dtype, ...]) -> list[Case]:
-    return models.cases(ROWS, "models", models.CONTENDERS, dtypes, models.ModelWorkload)
+    return models.cases(ROWS, "models", models.CONTENDERS, dtypes, models.OpenedModel)
 
 
 def test_models(cell, measured):

@@ -12,7 +12,7 @@ ROWS = (
 
 
 def cases(device_type: str, dtypes: tuple[torch.dtype, ...]) -> list[Case]:
-    return models.cases(ROWS, "steps", steps.STEPS, dtypes, steps.StepsWorkload)
+    return models.cases(ROWS, "steps", steps.STEPS, dtypes, steps.OpenedSteps)
 
 
 def test_steps(cell, measured):

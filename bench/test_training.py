@@ -13,7 +13,7 @@ ROWS = (
 
 
 def cases(device_type: str, dtypes: tuple[torch.dtype, ...]) -> list[Case]:
-    return models.cases(ROWS, "training", training.CONTENDERS, dtypes, training.TrainingWorkload, cost=FORWARD_PASSES)
+    return models.cases(ROWS, "training", training.CONTENDERS, dtypes, training.OpenedTraining, cost=FORWARD_PASSES)
 
 
 def test_training(cell, measured):

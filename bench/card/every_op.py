@@ -32,10 +32,10 @@ def check(op: kernels.Op, direction: str, dtype: torch.dtype, context: Context) 
     """ "ok" and how far the op is off, or "FAILED" and why, whatever it raised."""
     started = time.monotonic()
     try:
-        workload = kernels.KernelWorkload(op, op.shapes[0], direction, dtype, context)
-        plain = workload.prepare(kernels.contenders(op)[0]).judged()
-        fused = workload.prepare(tables.FUSED)
-        verdict = gate.judge(fused.judged(), workload.exact(), plain, dtype, workload.rms, workload.other_plain())
+        opened = kernels.OpenedOp(op, op.shapes[0], direction, dtype, context)
+        plain = opened.prepare(kernels.contenders(op)[0]).judged()
+        fused = opened.prepare(tables.FUSED)
+        verdict = gate.judge(fused.judged(), opened.exact(), plain, dtype, opened.rms, opened.other_plain())
     except Exception as error:  # of the compiler, the driver or the op: told, and the next has its turn
         return "FAILED: " + " ".join(f"{type(error).__name__}: {error}".split())[:400]
     if context.device.type == "cuda" and fused.note:

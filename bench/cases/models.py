@@ -1,4 +1,4 @@
-"""Whole models as workloads: random weights that leave nothing at its initial value, inputs, references, and the contenders' table."""
+"""Whole models as cases: random weights that leave nothing at its initial value, inputs, references, and the contenders' table."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Sizes:
     width: int
 
 
-class ModelWorkload:
+class OpenedModel:
     """Forward passes of one model.
 
     ``name``: a model of `dpt.models()`; ``sizes``: of its input; ``dtype``: of parameters and input. The toy size is four patches square.
@@ -158,27 +158,27 @@ class ModelWorkload:
         return CONTENDERS[contender](self)
 
 
-def run_of(workload: ModelWorkload, model: Callable[[torch.Tensor], torch.Tensor]) -> measure.Run:
+def run_of(opened: OpenedModel, model: Callable[[torch.Tensor], torch.Tensor]) -> measure.Run:
     """A contender's run: the model on the input of that index, without gradients."""
 
     @torch.inference_mode()
     def run(index: int) -> torch.Tensor:
-        return model(workload.input(index))
+        return model(opened.input(index))
 
     return run
 
 
-def captured(model: Callable[[torch.Tensor], torch.Tensor], workload: ModelWorkload) -> Prepared:
+def captured(model: Callable[[torch.Tensor], torch.Tensor], opened: OpenedModel) -> Prepared:
     """A contender that replays a CUDA graph of the model; copying the input into the graph's own is part of each run.
 
     The peak memory that counts is the capture's: a replay allocates nothing. Where nothing is recorded, as at the toy size, the first run
     captures.
     """
-    device = workload.context.device
+    device = opened.context.device
     if device.type != "cuda":
         raise Unavailable(NO_GRAPHS)
     with torch.inference_mode():
-        static = workload.input(0).clone()
+        static = opened.input(0).clone()
         on_side_stream(lambda: model(static), device)
     graph, made = torch.cuda.CUDAGraph(), []
 
@@ -190,7 +190,7 @@ def captured(model: Callable[[torch.Tensor], torch.Tensor], workload: ModelWorkl
     def run(index: int) -> torch.Tensor:
         if not made:
             capture()
-        static.copy_(workload.input(index))
+        static.copy_(opened.input(index))
         graph.replay()
         return made[0]
 
@@ -221,10 +221,10 @@ def compiled(model: Callable, context: Context) -> tuple[Callable, str]:
     return torch.compile(model, dynamic=False), "default mode, not max-autotune, on a CPU"
 
 
-def prepared_compiled(workload: ModelWorkload, model: nn.Module) -> Prepared:
+def prepared_compiled(opened: OpenedModel, model: nn.Module) -> Prepared:
     """A contender under torch.compile. The second call on a GPU records its CUDA graph: that one's peak memory counts."""
-    function, note = compiled(model, workload.context)
-    plain_run = run_of(workload, function)
+    function, note = compiled(model, opened.context)
+    plain_run = run_of(opened, function)
 
     def run(index: int) -> torch.Tensor:
         torch.compiler.cudagraph_mark_step_begin()
@@ -233,42 +233,42 @@ def prepared_compiled(workload: ModelWorkload, model: nn.Module) -> Prepared:
     return Prepared(run, held=lambda: held_bytes(model), warm_up=1, recorded=lambda: run(0), note=note)
 
 
-def plain(workload: ModelWorkload) -> Prepared:
-    return Prepared(run_of(workload, workload.plain), held=lambda: held_bytes(workload.plain))
+def plain(opened: OpenedModel) -> Prepared:
+    return Prepared(run_of(opened, opened.plain), held=lambda: held_bytes(opened.plain))
 
 
-def fast(workload: ModelWorkload) -> Prepared:
-    model = dpt.accelerate(shared_copy(workload.plain))
-    return Prepared(run_of(workload, model), held=lambda: held_bytes(model), note=report_note(model))
+def fast(opened: OpenedModel) -> Prepared:
+    model = dpt.accelerate(shared_copy(opened.plain))
+    return Prepared(run_of(opened, model), held=lambda: held_bytes(model), note=report_note(model))
 
 
-def fast_graph(workload: ModelWorkload) -> Prepared:
-    model = dpt.accelerate(shared_copy(workload.plain))
-    prepared = captured(model, workload)
+def fast_graph(opened: OpenedModel) -> Prepared:
+    model = dpt.accelerate(shared_copy(opened.plain))
+    prepared = captured(model, opened)
     prepared.held, prepared.note = (lambda: held_bytes(model)), report_note(model)
     return prepared
 
 
-def plain_compiled(workload: ModelWorkload) -> Prepared:
-    return prepared_compiled(workload, shared_copy(workload.plain))
+def plain_compiled(opened: OpenedModel) -> Prepared:
+    return prepared_compiled(opened, shared_copy(opened.plain))
 
 
-def transformers(workload: ModelWorkload) -> Prepared:
-    model = peers.transformers_model(workload.plain, (workload.sizes.height, workload.sizes.width))
-    return Prepared(run_of(workload, model), held=lambda: held_bytes(model), note=peers.TRANSFORMERS_NOTE)
+def transformers(opened: OpenedModel) -> Prepared:
+    model = peers.transformers_model(opened.plain, (opened.sizes.height, opened.sizes.width))
+    return Prepared(run_of(opened, model), held=lambda: held_bytes(model), note=peers.TRANSFORMERS_NOTE)
 
 
-def transformers_compiled(workload: ModelWorkload) -> Prepared:
-    return prepared_compiled(workload, peers.transformers_model(workload.plain, (workload.sizes.height, workload.sizes.width)))
+def transformers_compiled(opened: OpenedModel) -> Prepared:
+    return prepared_compiled(opened, peers.transformers_model(opened.plain, (opened.sizes.height, opened.sizes.width)))
 
 
-def mmsegmentation(workload: ModelWorkload) -> Prepared:
-    model = peers.mmsegmentation_model(workload.plain)
-    return Prepared(run_of(workload, model), held=lambda: held_bytes(model), note=peers.MMSEGMENTATION_NOTE)
+def mmsegmentation(opened: OpenedModel) -> Prepared:
+    model = peers.mmsegmentation_model(opened.plain)
+    return Prepared(run_of(opened, model), held=lambda: held_bytes(model), note=peers.MMSEGMENTATION_NOTE)
 
 
 # In order of importance; the first is the baseline.
-CONTENDERS: dict[str, Callable[[ModelWorkload], Prepared]] = {
+CONTENDERS: dict[str, Callable[[OpenedModel], Prepared]] = {
     "plain": plain,
     "fast": fast,
     "fast, CUDA graph": fast_graph,
@@ -294,9 +294,9 @@ class ModelRow:
 
 
 def cases(
-    rows: Iterable[ModelRow], suite: str, contenders: Iterable[str], dtypes: Iterable[torch.dtype], workload: type, cost: float = 1.0
+    rows: Iterable[ModelRow], suite: str, contenders: Iterable[str], dtypes: Iterable[torch.dtype], kind: type, cost: float = 1.0
 ) -> list[Case]:
-    """The cases of a table of models, one for each batch and dtype. ``cost``: of a run of the workload, in forward passes."""
+    """The cases of a table of models, one for each batch and dtype. ``kind``: what opens them. ``cost``: of a run, in forward passes."""
     found = []
     for row in rows:
         name = find(row.model)
@@ -310,7 +310,7 @@ def cases(
                         dtype=dtype,
                         shape=(batch, 3, row.side, row.side),
                         contenders=tuple(contenders),
-                        open=lambda context, name=name, sizes=sizes, dtype=dtype: workload(name, sizes, dtype, context),
+                        open=lambda context, name=name, sizes=sizes, dtype=dtype: kind(name, sizes, dtype, context),
                         importance=row.importance + BATCH_IMPORTANCE.get(batch, 0.0),
                         estimate=lambda name=name, sizes=sizes: cost * sizes.batch * count_flops(name, (sizes.height, sizes.width)),
                         unavailable=None if name else f"dpt.models() has no {row.model} yet",

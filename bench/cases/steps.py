@@ -59,7 +59,7 @@ STEPS = {
 HALF = "half precision"
 
 
-class StepsWorkload(models.ModelWorkload):
+class OpenedSteps(models.OpenedModel):
     """One model through all steps. ``dtype`` is that of the steps after the first."""
 
     def __init__(self, name: str, sizes: models.Sizes, dtype: torch.dtype, context: Context):
@@ -132,12 +132,12 @@ class StepsWorkload(models.ModelWorkload):
 
 
 class _InDtype:
-    """A workload's inputs in another dtype and memory format."""
+    """An opened case's inputs in another dtype and memory format."""
 
-    def __init__(self, workload: StepsWorkload, dtype: torch.dtype, channels_last: bool):
-        self.context = workload.context
+    def __init__(self, opened: OpenedSteps, dtype: torch.dtype, channels_last: bool):
+        self.context = opened.context
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.inputs = [picture.to(dtype, memory_format=layout) for picture in workload.pictures]
+        self.inputs = [picture.to(dtype, memory_format=layout) for picture in opened.pictures]
 
     def input(self, index: int) -> Tensor:
         return self.inputs[index % len(self.inputs)]

@@ -1,4 +1,4 @@
-"""Training steps as workloads: forward, loss, backward and optimiser, on random pictures and targets.
+"""Training steps as cases: forward, loss, backward and optimiser, on random pictures and targets.
 
 The gate is on the gradients of all parameters after one backward pass from the same weights. Dropout is off, so that they can be compared.
 """
@@ -22,7 +22,7 @@ from . import models
 LEARNING_RATE = 1e-6
 
 
-class TrainingWorkload:
+class OpenedTraining:
     """Steps of AdamW on one segmentation model; under autocast unless ``dtype`` is float32. The parameters are float32."""
 
     unit = "steps"

@@ -46,7 +46,7 @@ class Prepared:
         return [tensor.detach().clone() for tensor in ([found] if isinstance(found, torch.Tensor) else found)]
 
 
-class Workload(Protocol):
+class Opened(Protocol):
     """A case, opened: its inputs and references are in memory."""
 
     flops: int | None
@@ -70,7 +70,7 @@ class Case:
     """One line of a suite's table.
 
     ``importance``: cases with a lower number come first, and so get their share of the budget first. ``contenders``: in order of
-    importance, the first is the baseline. ``open(context)``: the workload. ``estimate()``: FLOPs of one run, before it is opened.
+    importance, the first is the baseline. ``open(context)``: what runs it. ``estimate()``: FLOPs of one run, before it is opened.
     ``replays``: 0, or how many calls one graph replay holds. ``unavailable``: why the whole case cannot run here. ``key``: cases of one
     suite with the same key are the same at the toy size.
     """
@@ -80,7 +80,7 @@ class Case:
     dtype: torch.dtype
     shape: tuple[int, ...]
     contenders: tuple[str, ...]
-    open: Callable[[Context], Workload]
+    open: Callable[[Context], Opened]
     importance: float = 1.0
     estimate: Callable[[], float] = lambda: 0.0
     replays: int = 0
@@ -181,9 +181,9 @@ class _Measurement:
 
     def result(self) -> tuple[list[Row], list[Skip]]:
         try:
-            self.workload = self.case.open(self.context)
-            self.exact = self.workload.exact()
-            self.other_plain = self.workload.other_plain()
+            self.opened = self.case.open(self.context)
+            self.exact = self.opened.exact()
+            self.other_plain = self.opened.other_plain()
         except torch.OutOfMemoryError:
             return [], [Skip(self.case.name, "", "out of memory while the reference was computed")]
         except Unavailable as error:
@@ -204,7 +204,7 @@ class _Measurement:
             return
         started = self.context.clock()
         try:
-            prepared = self.workload.prepare(name)
+            prepared = self.opened.prepare(name)
             for _ in range(prepared.warm_up):
                 prepared.run(0)
             measure.synchronize(self.context.device)
@@ -242,7 +242,7 @@ class _Measurement:
         dtype = prepared.dtype or self.case.dtype
         plain = self.plain.setdefault(dtype, outputs)
         other = self.other_plain if dtype == self.case.dtype else None
-        verdict = gate.judge(outputs, self.exact, plain, dtype, self.workload.rms, other)
+        verdict = gate.judge(outputs, self.exact, plain, dtype, self.opened.rms, other)
         row = self._row(name, "failed" if verdict.problem else "ok", problem=verdict.problem or "", note=prepared.note)
         row.dtype = str(dtype).removeprefix("torch.")
         row.loss, row.allowed, row.peak_memory_bytes = _finite(verdict.loss), verdict.allowed, peak
@@ -250,7 +250,7 @@ class _Measurement:
             self.rows.append(row)
             return
         against = self.exact if self.exact[0].dtype == torch.float32 else self.plain.get(torch.float32, self.exact)
-        row.difference = gate.largest_difference(outputs, against, self.workload.rms)
+        row.difference = gate.largest_difference(outputs, against, self.opened.rms)
         self.entries[name] = _Entry(prepared, row, seconds)
 
     def _row(self, name: str, status: str, problem: str = "", note: str = "") -> Row:
@@ -265,9 +265,9 @@ class _Measurement:
             note=note,
             problem=problem,
             facts=dict(self.case.facts),
-            unit=self.workload.unit,
-            flops=self.workload.flops,
-            bytes=self.workload.bytes,
+            unit=self.opened.unit,
+            flops=self.opened.flops,
+            bytes=self.opened.bytes,
         )
 
     @property
@@ -304,7 +304,7 @@ class _Measurement:
         seconds = measure.interleave(runs, self.timer, self.context.rounds, self.context.budget)
         baseline = seconds.get(self.case.baseline)
         for name, entry in self.entries.items():
-            _fill(entry.row, seconds[name], baseline, self.workload.per_run)
+            _fill(entry.row, seconds[name], baseline, self.opened.per_run)
             if not self.context.toy:
                 entry.row.roofline_share = self._roofline_share(entry.row.p50_ms / 1000, getattr(torch, entry.row.dtype))
             self.rows.append(entry.row)
@@ -312,10 +312,10 @@ class _Measurement:
     def _roofline_share(self, seconds: float, dtype: torch.dtype) -> float | None:
         """The least time the device could need, by its measured rates, over the time taken."""
         floors = []
-        if self.workload.flops:
-            floors.append(self.workload.flops / self.context.gemm_rate(dtype))
-        if self.workload.bytes:
-            floors.append(self.workload.bytes / self.context.copy_rate())
+        if self.opened.flops:
+            floors.append(self.opened.flops / self.context.gemm_rate(dtype))
+        if self.opened.bytes:
+            floors.append(self.opened.bytes / self.context.copy_rate())
         return max(floors) / seconds if floors else None
 
 

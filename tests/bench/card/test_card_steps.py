@@ -57,19 +57,19 @@ def test_every_op_can_pass_and_fail(op, monkeypatch, capsys):
 def test_what_an_op_raises_is_told(monkeypatch, capsys):
     """Blind spot: an exception, as of the compiler, that ends the others; a card on which no kernel runs, where all "agree"."""
 
-    def broken(self, contender, prepare=kernels.KernelWorkload.prepare):
+    def broken(self, contender, prepare=kernels.OpenedOp.prepare):
         if contender == "fused" and self.op.name == "attention":
             raise RuntimeError("ptxas fatal")
         return prepare(self, contender)
 
-    monkeypatch.setattr(kernels.KernelWorkload, "prepare", broken)
+    monkeypatch.setattr(kernels.OpenedOp, "prepare", broken)
     assert every_op.main(["--here", "--op", "attention", "--op", "linear_residual", *ARGUMENTS]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [("FAILED: RuntimeError: ptxas fatal" in line) for line in lines] == [True, True, False, False]
     op = next(op for op in kernels.ops() if op.name == "linear_residual")
     context = every_op.Context(torch.device("cpu"), every_op.measure.Budget(1.0), every_op.measure.Rounds(1, 1, 0.0), toy=True)
-    workload = kernels.KernelWorkload(op, op.toy, "forward", torch.float32, context)
-    monkeypatch.setattr(kernels, "KernelWorkload", lambda *_: workload)
+    opened = kernels.OpenedOp(op, op.toy, "forward", torch.float32, context)
+    monkeypatch.setattr(kernels, "OpenedOp", lambda *_: opened)
     context.device = torch.device("cuda")
     assert every_op.check(op, "forward", torch.float32, context) == "FAILED: PyTorch algebra, no kernel on this device"
 

@@ -37,7 +37,7 @@ def test_a_broken_model_does_not_pass(toy, break_it, monkeypatch):
 
     monkeypatch.setattr(models.dpt, "accelerate", broken)
     [case] = models.cases(
-        [models.ModelRow("dpt-large-midas", 64, (1,), 0)], "models", ["plain", "fast"], [torch.float32], models.ModelWorkload
+        [models.ModelRow("dpt-large-midas", 64, (1,), 0)], "models", ["plain", "fast"], [torch.float32], models.OpenedModel
     )
     rows, _ = runner.measure_case(case, case.contenders, toy)
     assert {row.contender: row.status for row in rows} == {"plain": "ok", "fast": "failed"}
@@ -53,7 +53,7 @@ def test_a_lost_gradient_does_not_pass(toy, monkeypatch):
 
     monkeypatch.setitem(training.CONTENDERS, "fast", broken)
     row = models.ModelRow("dpt-base-ade20k", 64, (2,), 0)
-    [case] = models.cases([row], "training", training.CONTENDERS, [torch.bfloat16], training.TrainingWorkload)
+    [case] = models.cases([row], "training", training.CONTENDERS, [torch.bfloat16], training.OpenedTraining)
     rows, _ = runner.measure_case(case, case.contenders, toy)
     found = {row.contender: row for row in rows}
     assert found["plain"].status == "ok" and found["fast"].status == "failed" and "root mean square" in found["fast"].problem
@@ -61,18 +61,18 @@ def test_a_lost_gradient_does_not_pass(toy, monkeypatch):
 
 def test_wrong_labels_do_not_pass(toy):
     """Blind spot: logits that pass while the labels made of them are another class's."""
-    workload = steps.StepsWorkload("dpt-base-ade20k", SIZES, torch.float32, toy)
-    prepared = workload.prepare("plain float32")
-    exact, (logits, chosen) = workload.exact(), prepared.judged()
+    opened = steps.OpenedSteps("dpt-base-ade20k", SIZES, torch.float32, toy)
+    prepared = opened.prepare("plain float32")
+    exact, (logits, chosen) = opened.exact(), prepared.judged()
     assert (chosen - exact[1]).abs().max() <= 1e-5
     labels = prepared.run(0)[1].long()
-    wrong = workload._judged(logits, (labels + 1) % 5)[1]
+    wrong = opened._judged(logits, (labels + 1) % 5)[1]
     assert (wrong - exact[1]).abs().max() > 1e-2
 
 
 def test_steps_that_need_kernels_are_skipped_with_the_reason(toy):
     """Blind spot: a row of a fused step on a machine that has no kernels."""
-    [case] = models.cases([models.ModelRow("dpt-large-midas", 64, (1,), 0)], "steps", steps.STEPS, [torch.float32], steps.StepsWorkload)
+    [case] = models.cases([models.ModelRow("dpt-large-midas", 64, (1,), 0)], "steps", steps.STEPS, [torch.float32], steps.OpenedSteps)
     rows, skips = runner.measure_case(case, case.contenders, toy)
     assert [row.contender for row in rows] == ["plain float32", "+ channels_last", "+ exact rewrites"]
     assert {skip.contender for skip in skips} == set(steps.STEPS) - {row.contender for row in rows}
@@ -82,8 +82,8 @@ def test_steps_that_need_kernels_are_skipped_with_the_reason(toy):
 def test_a_cpu_never_claims_a_kernel(toy):
     """Blind spot: the same algebra in PyTorch, shown as the kernel's time."""
     for op in kernels.ops():
-        workload = kernels.KernelWorkload(op, op.toy, kernels.FORWARD, torch.float32, toy)
-        assert workload.prepare("fused").note == "PyTorch algebra, no kernel on this device"
+        opened = kernels.OpenedOp(op, op.toy, kernels.FORWARD, torch.float32, toy)
+        assert opened.prepare("fused").note == "PyTorch algebra, no kernel on this device"
 
 
 def test_a_wrong_op_does_not_pass(toy):
@@ -162,8 +162,8 @@ def test_a_graph_is_captured_before_it_is_replayed(toy, monkeypatch, recorded):
     monkeypatch.setattr(torch.cuda, "graph", fake_capture)
     monkeypatch.setattr(models, "on_side_stream", lambda call, device: call())
     toy.device = types.SimpleNamespace(type="cuda")
-    workload = types.SimpleNamespace(context=toy, input=lambda index: torch.full((2,), float(index)))
-    prepared = models.captured(lambda x: x, workload)
+    opened = types.SimpleNamespace(context=toy, input=lambda index: torch.full((2,), float(index)))
+    prepared = models.captured(lambda x: x, opened)
     if recorded:
         prepared.recorded()
     assert torch.equal(prepared.run(5), torch.full((2,), 5.0)) and torch.equal(prepared.judged()[0], torch.zeros(2))
@@ -191,6 +191,6 @@ def test_the_profile(toy, tmp_path):
 def test_a_missing_configuration_is_skipped_by_name(toy):
     """Blind spot: a case without a model that is silently left out."""
     [case] = models.cases(
-        [models.ModelRow("dpt-that-never-was", 64, (1,), 0)], "models", models.CONTENDERS, [torch.float32], models.ModelWorkload
+        [models.ModelRow("dpt-that-never-was", 64, (1,), 0)], "models", models.CONTENDERS, [torch.float32], models.OpenedModel
     )
     assert runner.measure_case(case, case.contenders, toy) == ([], [Skip(case.name, "", "dpt.models() has no dpt-that-never-was yet")])

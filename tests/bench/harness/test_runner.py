@@ -10,7 +10,7 @@ EXACT = torch.linspace(1.0, 2.0, 100, dtype=torch.float64)
 
 
 class Made:
-    """A workload whose contenders are functions: name -> (seconds of a run, output)."""
+    """An opened case whose contenders are functions: name -> (seconds of a run, output)."""
 
     flops, bytes, per_run, unit, rms = 1_000_000_000, None, 2.0, "images", False
 
@@ -55,10 +55,10 @@ def timer(monkeypatch, clock):
 
 
 def measured(contenders, context, clock, estimate=0.0, setup=None, names=None, **case):
-    workload = Made(contenders, clock, setup)
-    made = Case("models", "case", torch.float32, (1,), tuple(contenders), lambda c: workload, estimate=lambda: estimate, **case)
+    opened = Made(contenders, clock, setup)
+    made = Case("models", "case", torch.float32, (1,), tuple(contenders), lambda c: opened, estimate=lambda: estimate, **case)
     rows, skips = runner.measure_case(made, names or contenders, context)
-    return {row.contender: row for row in rows}, {skip.contender: skip.reason for skip in skips}, workload
+    return {row.contender: row for row in rows}, {skip.contender: skip.reason for skip in skips}, opened
 
 
 RIGHT = EXACT.float()
@@ -67,10 +67,10 @@ WRONG = RIGHT + 1e-3
 
 def test_a_wrong_contender_is_not_timed(context, clock, timer):
     """Blind spot: a number for something that computes something else; it is told, with how far it is off, and never run again."""
-    rows, _, workload = measured({"plain": (1.0, RIGHT), "quick": (0.1, WRONG), "fast": (0.5, RIGHT)}, context, clock)
+    rows, _, opened = measured({"plain": (1.0, RIGHT), "quick": (0.1, WRONG), "fast": (0.5, RIGHT)}, context, clock)
     assert rows["quick"].status == "failed" and rows["quick"].p50_ms is None and rows["quick"].durations_ms == []
     assert rows["quick"].problem.startswith("off by 5.00e-04") and rows["quick"].speedup is None
-    assert workload.runs == {"plain": 5, "quick": 1, "fast": 5}
+    assert opened.runs == {"plain": 5, "quick": 1, "fast": 5}
     assert rows["fast"].status == "ok" and rows["fast"].speedup == pytest.approx(2.0)
 
 
@@ -137,9 +137,9 @@ def test_without_its_baseline_a_case_is_skipped(context, clock, timer):
 
 def test_a_case_that_does_not_fit_is_not_begun(context, clock, timer):
     """Blind spot: the budget looked at only when it is over. 100 GFLOP at half of 1 GFLOP/s, 8 runs: 1600 s of 1000."""
-    rows, skips, workload = measured({"plain": (1.0, RIGHT)}, context, clock, estimate=1e11)
+    rows, skips, opened = measured({"plain": (1.0, RIGHT)}, context, clock, estimate=1e11)
     assert not rows and skips[""].startswith("does not fit: needs about 1600 s, 1000 s are left")
-    assert workload.runs == {"plain": 0}
+    assert opened.runs == {"plain": 0}
 
 
 def test_contenders_that_do_not_fit_are_left_out_last_first(context, clock, timer):
@@ -161,8 +161,8 @@ def test_a_contender_that_took_too_long_to_get_ready_is_dropped(context, clock, 
 
 def test_only_the_named_and_the_baseline(context, clock, timer):
     """Blind spot: a name filter that leaves out what the ratios are of."""
-    rows, _, workload = measured({"plain": (1.0, RIGHT), "fast": (0.5, RIGHT), "peer": (1.0, RIGHT)}, context, clock, names=["fast"])
-    assert set(rows) == {"plain", "fast"} and workload.runs["peer"] == 0
+    rows, _, opened = measured({"plain": (1.0, RIGHT), "fast": (0.5, RIGHT), "peer": (1.0, RIGHT)}, context, clock, names=["fast"])
+    assert set(rows) == {"plain", "fast"} and opened.runs["peer"] == 0
 
 
 def test_a_case_that_is_not_there_yet(context, clock, timer):
@@ -182,8 +182,8 @@ def test_each_dtype_is_allowed_what_plain_loses_in_it(context, clock, timer):
             prepared.dtype = torch.bfloat16 if contender.startswith("half") else torch.float32
             return prepared
 
-    workload = Mixed({name: (1.0, output) for name, output in outputs.items()}, clock)
-    case = Case("steps", "case", torch.bfloat16, (1,), tuple(outputs), lambda c: workload)
+    opened = Mixed({name: (1.0, output) for name, output in outputs.items()}, clock)
+    case = Case("steps", "case", torch.bfloat16, (1,), tuple(outputs), lambda c: opened)
     context.ceilings["gemm_bfloat16_flop_per_second"] = 1e9
     rows, _ = runner.measure_case(case, outputs, context)
     found = {row.contender: (row.status, row.dtype) for row in rows}
