@@ -5,7 +5,7 @@ import torch
 from bench.cases import models
 from bench.harness.runner import Case
 
-# The table; first the carried model, whose case costs little on any machine.
+# First the carried model, whose case costs little on any machine.
 ROWS = (
     models.ModelRow("dpt-tiny-depth", 192, (1, 16), 0.0),
     models.ModelRow("dpt-base-ade20k", 512, (1, 4, 16), 1.0),

@@ -19,11 +19,10 @@ import torch
 
 from .. import ROOT, gate
 from ..cases import kernels
-from ..harness import measure
+from ..harness import measure, records
 from ..harness.runner import Context
 from ..harness.session import parse_dtypes
 from ..harness.tools import tool
-from ..reporting import tables
 from .gpu_steps import FREE_CORES
 from .profile_model import our_kernels
 
@@ -34,7 +33,7 @@ def check(op: kernels.Op, direction: str, dtype: torch.dtype, context: Context) 
     try:
         opened = kernels.OpenedOp(op, op.shapes[0], direction, dtype, context)
         plain = opened.prepare(kernels.contenders(op)[0]).judged()
-        fused = opened.prepare(tables.FUSED)
+        fused = opened.prepare(records.FUSED)
         verdict = gate.judge(fused.judged(), opened.exact(), plain, dtype, opened.rms, opened.other_plain())
     except Exception as error:  # of the compiler, the driver or the op: told, and the next has its turn
         return "FAILED: " + " ".join(f"{type(error).__name__}: {error}".split())[:400]

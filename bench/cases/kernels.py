@@ -18,9 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpt.kernels import launch
 
 from .. import gate
-from ..harness import measure
+from ..harness import measure, records
 from ..harness.runner import Case, Context, Prepared, Unavailable
-from ..reporting import tables
 from . import models
 from .ops import Op, ops
 
@@ -123,9 +122,9 @@ class OpenedOp:
         """Its function, whether its maps are channels-last, and what to say of it."""
         if name == "eager" or name == CHANNELS_LAST:
             return self.op.plain, name == CHANNELS_LAST, ""
-        if name == tables.FUSED:
+        if name == records.FUSED:
             runs = launch.runs_kernels(self.sets[0][0], self.op.module)
-            return self.op.call, True, "" if runs else f"{tables.ALGEBRA}, no kernel on this device"
+            return self.op.call, True, "" if runs else f"{records.ALGEBRA}, no kernel on this device"
         if name == "torch.compile":
             return self._compiled()
         return self.op.peers[name](self), False, ""
@@ -173,7 +172,7 @@ def count(op: Op, shape: Any, direction: str, dtype: torch.dtype) -> tuple[int, 
 
 def contenders(op: Op) -> tuple[str, ...]:
     """In order of importance; the first is the baseline."""
-    return ("eager", tables.FUSED, *((CHANNELS_LAST,) if op.has_maps else ()), *op.peers, "torch.compile")
+    return ("eager", records.FUSED, *((CHANNELS_LAST,) if op.has_maps else ()), *op.peers, "torch.compile")
 
 
 def cases(device_type: str, dtypes: Iterable[torch.dtype], importance: float) -> Iterator[Case]:

@@ -15,9 +15,8 @@ import dpt
 from dpt.config import DPTConfig, config_of
 
 from .. import gate
-from ..harness import measure
+from ..harness import measure, records
 from ..harness.runner import Case, Context, Prepared, Unavailable
-from ..reporting import tables
 from . import peers
 
 INPUTS = 3  # rotated, so that no run finds its input in a cache
@@ -98,7 +97,7 @@ def report_note(model: nn.Module) -> str:
     rows = dpt.fast_report(model)
     fused = [row for row in rows if row.fused]
     kernels = sum("kernels" == row.how or row.how.startswith("kernels") for row in fused)
-    how = f"{tables.ALGEBRA}, no kernels on this device" if not kernels else f"{kernels} of {len(fused)} fused modules run kernels"
+    how = f"{records.ALGEBRA}, no kernels on this device" if not kernels else f"{kernels} of {len(fused)} fused modules run kernels"
     plain = len(rows) - len(fused)
     return how + (f"; {plain} modules refused" if plain else "")
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 import dpt
 from dpt.kernels import launch
 
-from ..harness import measure
+from ..harness import measure, records
 from ..harness.runner import Context, Prepared, Unavailable
-from ..reporting import tables
 from . import models
 
 NO_KERNELS = "no kernels on this device: they need an NVIDIA GPU of compute capability 8.0 or newer"
@@ -104,7 +103,7 @@ class OpenedSteps(models.OpenedModel):
         prepared.outputs = lambda: self._judged(*run(0))
         prepared.recorded = prepared.recorded or (lambda: run(0))
         prepared.held, prepared.dtype = (lambda: models.held_bytes(model)), dtype
-        prepared.note = "" if step.ops is None else models.report_note(model) if step.ops else f"{tables.ALGEBRA}, no kernels in this step"
+        prepared.note = "" if step.ops is None else models.report_note(model) if step.ops else f"{records.ALGEBRA}, no kernels in this step"
         return prepared
 
     def _model(self, step: Step, dtype: torch.dtype) -> nn.Module:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..harness.measure import ratio
-from ..harness.records import Row, Skip
+from ..harness.records import ALGEBRA, FUSED, Row, Skip
 
 PUBLISHED = "Published for dpt-base-ade20k by mmsegmentation, on V100s in float32: 10.41 images/s; 8.09 GB in training, 2 images a GPU."
-FUSED = "fused"  # what our op is called among the contenders of a kernel's case
-ALGEBRA = "PyTorch algebra"  # how the note of a fast row begins where no kernel runs
 
 
 @dataclass(frozen=True)

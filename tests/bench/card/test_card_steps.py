@@ -118,6 +118,14 @@ def test_the_sanitizer_looks_at_our_kernels(made_up_tool, monkeypatch):
 SUBJECT = profile_model.Subject("dpt-large-midas", 384, 1, "bfloat16")
 
 
+def test_the_profile():
+    """Blind spot: the profiling step of the GPU session, which no other test starts: on a torch.device("cpu"), at the toy size."""
+    run = profile_model.runner(profile_model.Subject("dpt-large-midas", dtype="float32"), torch.device("cpu"), toy=True)
+    table, found = profile_model.profile(run, torch.device("cpu"))
+    assert "aten::" in table and sum(kernel["share"] for kernel in found) == pytest.approx(1.0)
+    assert [k["share"] for k in found] == sorted((k["share"] for k in found), reverse=True)
+
+
 def test_nsight_compute_s_arguments(made_up_tool, tmp_path):
     """Blind spot: clocks that are fixed on a rented card; a first launch that is skipped where there is only one; a name that is a part of
     another's."""

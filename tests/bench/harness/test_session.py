@@ -8,10 +8,8 @@ import sys
 import pytest
 import torch
 
-from bench import ROOT, against
-from bench.cases import kernels, models, steps, training
+from bench import ROOT
 from bench.harness import records, session
-from bench.harness.runner import Case
 
 REPLAY = session.Replay()
 OURS = ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER")  # what this process is, and a run that measures is not
@@ -193,73 +191,3 @@ def test_only_what_is_measured_has_cudnn_try_its_algorithms(monkeypatch, toy):
 def test_sums_to_ten_minutes():
     """Blind spot: a default budget that is more than what the README promises."""
     assert session.DEFAULT_BUDGET["cpu"] < 600 and session.DEFAULT_BUDGET["cuda"] < 480
-
-
-def _all_cases(device, dtypes) -> list[Case]:
-    import importlib.util
-
-    found = []
-    for suite in records.SUITES:
-        path = ROOT / "bench" / f"test_{suite}.py"
-        spec = importlib.util.spec_from_file_location(f"bench_test_{suite}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found += module.cases(device, dtypes)
-    return found
-
-
-def test_the_issue_s_cases_are_there():
-    """Blind spot: a case that was promised and dropped. Names, contenders, batches, ops and both ways of timing."""
-    cases = _all_cases("cuda", (torch.bfloat16,))
-    assert len({case.name for case in cases if case.suite == "kernels"}) == len([case for case in cases if case.suite == "kernels"])
-    models_there = {(case.facts["model"], case.facts["batch"]) for case in cases if case.suite == "models"}
-    names = ["dpt-base-ade20k", "dpt-large-midas", *(f"depth-anything-v2-{size}" for size in ("small", "base", "large"))]
-    assert models_there >= {(name, batch) for name in names for batch in (1, 4, 16)}
-    wanted = {"plain", "fast", "fast, CUDA graph", "plain, torch.compile", "transformers", "transformers, torch.compile", "mmsegmentation"}
-    assert set(models.CONTENDERS) == wanted
-    assert ("dpt-base-ade20k", 2) in {(case.facts["model"], case.facts["batch"]) for case in cases if case.suite == "training"}
-    assert set(training.CONTENDERS) == {"plain", "fast"} and list(steps.STEPS)[0] == "plain float32"
-    of_ops = [case for case in cases if case.suite == "kernels"]
-    assert {bool(case.replays) for case in of_ops} == {True, False}
-    assert {case.facts["direction"] for case in of_ops} == {"forward", "forward+backward"}
-    peers = {name for case in of_ops for name in case.contenders}
-    assert peers >= {"eager", "fused", "SDPA cuDNN", "SDPA flash", "xformers", "eager, channels_last", "torch.compile"}
-
-
-def test_every_op_is_measured_and_named_by_a_step():
-    """Blind spot: a new kernel that no benchmark knows. Modules in kernels/ that decide whether they run their kernels."""
-    source = {path.stem: path.read_text() for path in (ROOT / "kernels").glob("*.py")}
-    ops = {
-        name for name, text in source.items() if f'runs_kernels(x, "{name}")' in text or f', "{name}")' in text and "runs_kernels" in text
-    }
-    assert "attention" in ops and "depth_head" in ops
-    assert {op.module for op in kernels.ops()} >= ops
-    assert set(steps.HEADS) >= ops
-
-
-def test_steps_are_cumulative():
-    """Blind spot: a step that loses what the one above it had."""
-    found = [set(step.ops) for step in steps.STEPS.values() if step.ops is not None]
-    assert all(one <= other for one, other in zip(found, found[1:], strict=False))
-
-
-def test_depth_anything_is_found_when_it_comes(monkeypatch):
-    """Blind spot: configurations that arrive under another spelling and stay skipped."""
-    for spelling in ("depth-anything-v2-small", "depth-anything-v2-s", "depth-anything-v2-vits"):
-        monkeypatch.setattr(models.dpt, "models", lambda spelling=spelling: ["dpt-tiny-depth", spelling])
-        assert models.find("depth-anything-v2-small") == spelling
-    monkeypatch.setattr(models.dpt, "models", lambda: ["dpt-tiny-depth"])
-    assert models.find("depth-anything-v2-small") is None
-
-
-def test_flops_of_the_seed_s_model():
-    """Blind spot: FLOPs counted as multiply-adds, or attention left out: 439 and 516 GFLOP were counted by hand on the graphs."""
-    assert models.count_flops("dpt-base-ade20k", (512, 512)) == pytest.approx(439e9, rel=0.005)
-    assert models.count_flops("dpt-large-midas", (384, 384)) == pytest.approx(516e9, rel=0.005)
-    both = models.count_flops("dpt-tiny-depth", (64, 64), backward=True)
-    assert 2.5 < both / models.count_flops("dpt-tiny-depth", (64, 64)) < 3.1
-
-
-def test_a_margin_is_stated():
-    """Blind spot: a default margin that nobody set, or that allows anything."""
-    assert 0 < against.MARGIN <= 0.1
