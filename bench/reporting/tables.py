@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..harness.measure import ratio
-from ..harness.records import ALGEBRA, FUSED, Row, Skip
+from ..harness.records import ALGEBRA, FUSED, Record, Row, Skip
 
 PUBLISHED = "Published for dpt-base-ade20k by mmsegmentation, on V100s in float32: 10.41 images/s; 8.09 GB in training, 2 images a GPU."
 
@@ -167,6 +167,25 @@ def _kernel_lines(rows: Iterable[Row], absolute: bool) -> list[str]:
             values += [""] * (len(titles) - 2 - len(values))
         lines.append(f"| {' | '.join([case, label(ours), *values])} |")
     return lines
+
+
+def gains(records: Iterable[Record]) -> list[str]:
+    """A Markdown table of fast beside plain: how many times as fast, and how many times its memory."""
+    lines = ["| model | | times as fast as plain | times its memory |", "| --- | --- | ---: | ---: |"]
+    for record in records:
+        for case, of_case in by_case(record.rows).items():
+            of_step = ", training step" if record.what == "training" else ""
+            for position, row in enumerate(row for row in of_case if row.contender.startswith("fast")):
+                plain = record.row((case, row.baseline))
+                values = [speedup(row), _memory_ratio(row, plain)] if row.status == "ok" else [f"{row.status.upper()}: {row.problem}", ""]
+                lines.append(f"| {' | '.join(['' if position else case + of_step, label(row), *values])} |")
+    return lines
+
+
+def _memory_ratio(row: Row, plain: Row | None) -> str:
+    if plain is None or not plain.peak_memory_bytes or row.peak_memory_bytes is None:
+        return ""
+    return f"{row.peak_memory_bytes / plain.peak_memory_bytes:.2f}"
 
 
 def skip_lines(skips: Iterable[Skip]) -> list[str]:

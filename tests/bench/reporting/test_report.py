@@ -1,22 +1,23 @@
-"""README and charts from recorded files, and the check that they agree."""
+"""Pages and charts from recorded files, and the check that they agree."""
 
 import re
 
 import pytest
 from made_up import GPU, record, row
 
-from bench import report
+from bench import ROOT, report
 from bench.harness import records
-from bench.reporting import tables
+from bench.reporting import charts, pages, tables
 
-README = f"# Title\n\nBefore.\n\n{report.BEGIN}\n{report.END}\n\nAfter.\n"
+PAGE = f"# Title\n\nBefore.\n\n{pages.BEGIN}\n{pages.END}\n\nAfter.\n"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A README with the markers, and one recorded GPU run."""
-    (tmp_path / "README.md").write_text(README)
+    """Both pages with the markers, and one recorded GPU run."""
     records.write(record(device=GPU), tmp_path / "results" / "made-up-models.json")
+    for page in (tmp_path, tmp_path / "results"):
+        (page / "README.md").write_text(PAGE)
     return tmp_path
 
 
@@ -24,11 +25,15 @@ def run(folder, *arguments):
     return report.main([*arguments, "--results", str(folder / "results"), "--readme", str(folder / "README.md")])
 
 
-def test_from_a_file_to_the_readme(folder):
+def tables_of(folder):
+    return (folder / "results" / "README.md").read_text()
+
+
+def test_from_a_file_to_its_page(folder):
     """Blind spot: a table that lacks a row or a column, or text outside the markers that is touched."""
     assert run(folder, "--check") == 1
     assert run(folder) == 0
-    text = (folder / "README.md").read_text()
+    text = tables_of(folder)
     assert text.startswith("# Title\n\nBefore.\n") and text.endswith("\nAfter.\n")
     header, rule, plain, fast = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in (header, rule, plain, fast)}) == 1
@@ -43,16 +48,17 @@ def test_from_a_file_to_the_readme(folder):
 def test_a_part_is_called_one(folder):
     """Blind spot: a filtered run presented as the whole suite; an older file, always of the whole, called a part."""
     run(folder)
-    assert "part" not in (folder / "README.md").read_text()
+    assert "part" not in tables_of(folder) + (folder / "README.md").read_text()
     options = {"dtypes": ["bfloat16"], "filter": "not batch-4", "without": ["torch.compile"], "cells": [36, 84]}
     records.write(record(device=GPU, options=options), folder / "results" / "made-up-models.json")
     run(folder)
-    text = (folder / "README.md").read_text()
-    assert "### Whole models, Made-up GPU (a part of the suite)" in text
+    text = tables_of(folder)
+    assert "only a part: 36 of 84 rows, only `not batch-4`" in (folder / "README.md").read_text()
+    assert "## Whole models, Made-up GPU (a part of the suite)" in text
     assert "**Only a part of the suite was asked for**: 36 of 84 rows, only `not batch-4`, without torch.compile." in text
     records.write(record(device=GPU, options={**options, "cells": [84, 84]}), folder / "results" / "made-up-models.json")
     run(folder)
-    assert "part" not in (folder / "README.md").read_text()
+    assert "part" not in tables_of(folder) + (folder / "README.md").read_text()
 
 
 def test_a_second_run_changes_nothing(folder):
@@ -72,11 +78,13 @@ def _edit(path, old, new):
 @pytest.mark.parametrize(
     ("disagree", "message"),
     [
-        (lambda f: _edit(f / "README.md", "| 200 |", "| 900 |"), "does not show"),
+        (lambda f: _edit(f / "results" / "README.md", "| 200 |", "| 900 |"), "results/README.md does not show"),
+        (lambda f: _edit(f / "README.md", "| 2.00 ", "| 9.00 "), "README.md does not show"),
         (lambda f: records.write(record(row("plain", 1.0), row("fast", 3.0)), f / "results" / "made-up-models.json"), "shows other data"),
         (lambda f: (f / "results" / "made-up-models.svg").unlink(), "is missing"),
         (lambda f: (f / "results" / "made-up-models.json").unlink(), "belongs to no recorded file"),
-        (lambda f: _edit(f / "README.md", report.END, ""), "needs the line"),
+        (lambda f: _edit(f / "README.md", pages.END, ""), "README.md: it needs the line"),
+        (lambda f: (f / "results" / "README.md").unlink(), "results/README.md"),
         (lambda f: (f / "results" / "made-up-steps.json").write_text("{}"), "not a benchmark record"),
     ],
 )
@@ -101,21 +109,21 @@ def test_without_a_gpu_run_the_readme_says_so(folder):
     algebra = record(row("plain", 1.0), row(note="PyTorch algebra, no kernels on this device"))
     records.write(algebra, folder / "results" / "made-up-models.json")
     run(folder)
-    text, chart = (folder / "README.md").read_text(), (folder / "results" / "made-up-models.svg").read_text()
-    assert report.NO_GPU in text and "2 threads" in text
+    text, chart = tables_of(folder), (folder / "results" / "made-up-models.svg").read_text()
+    assert pages.NO_GPU in text and pages.NO_GPU in (folder / "README.md").read_text() and "2 threads" in text
     assert "| fast (PyTorch algebra) | 2.00 [1.90, 2.10] | 1.5 | 25 % | 2.0e-07 |" in text and " ms" not in text
     assert "fast (PyTorch algebra)" in chart and "times as fast as the first" in chart and "per second" not in chart
     records.write(record(device=GPU), folder / "results" / "gpu-models.json")
     run(folder)
-    text = (folder / "README.md").read_text()
-    assert report.NO_GPU not in text and text.index("Made-up GPU") < text.index("Made-up CPU")
+    text = tables_of(folder)
+    assert pages.NO_GPU not in text + (folder / "README.md").read_text() and text.index("Made-up GPU") < text.index("Made-up CPU")
 
 
 def test_without_any_run(folder):
     """Blind spot: an empty table."""
     (folder / "results" / "made-up-models.json").unlink()
     assert run(folder) == 0
-    assert report.NOTHING in (folder / "README.md").read_text()
+    assert pages.NOTHING in tables_of(folder) and pages.NOTHING in (folder / "README.md").read_text()
 
 
 def test_what_failed_its_gate_has_no_numbers(folder):
@@ -123,9 +131,9 @@ def test_what_failed_its_gate_has_no_numbers(folder):
     failed = row("quick", status="failed", problem="off by 1.00e+00 of the largest value, allowed 1.00e-06", p50_ms=None)
     records.write(record(row("plain", 1.0), failed), folder / "results" / "made-up-models.json")
     run(folder)
-    line = next(line for line in (folder / "README.md").read_text().splitlines() if "quick" in line)
+    line = next(line for line in tables_of(folder).splitlines() if "quick" in line)
     assert "FAILED: off by 1.00e+00" in line and not re.search(r"\| \d", line)
-    assert "quick" not in [row.contender for row in report.charted_rows(records.read(folder / "results" / "made-up-models.json"))]
+    assert "quick" not in [row.contender for row in charts.charted_rows(records.read(folder / "results" / "made-up-models.json"))]
 
 
 def test_kernels_stand_beside_the_best_of_their_peers(folder):
@@ -135,16 +143,39 @@ def test_kernels_stand_beside_the_best_of_their_peers(folder):
     wrong = row("quick", status="failed", problem="off by 1.0", p50_ms=None)
     records.write(record(peers[0], ours, peers[1], wrong, what="kernels", device=GPU), folder / "results" / "made-up-kernels.json")
     run(folder)
-    [line] = [line for line in (folder / "README.md").read_text().splitlines() if "SDPA" in line]
+    [line] = [line for line in tables_of(folder).splitlines() if "SDPA" in line]
     assert "| fused (PyTorch algebra) | 2.5 | SDPA flash | 2 | 0.80 [0.78, 1.02] | 0.0004 | 2 | 25 % | 2.0e-07 |" in line
 
 
 def test_a_second_run_is_evidence_and_no_row(folder):
-    """Blind spot: every figure twice."""
+    """Blind spot: every figure twice; a second run that disagrees and is told to agree."""
     records.write(record(row("plain", 1.0), row("fast", 2.1)), folder / "results" / "made-up-models-again.json")
     run(folder)
-    assert "| 2.10 [" not in (folder / "README.md").read_text()
+    assert "| 2.10 [" not in tables_of(folder) + (folder / "README.md").read_text()
     assert [path.name for path in (folder / "results").glob("*.svg")] == ["made-up-models.svg"]
+    assert "agree on 1 of the 1 ratios" in tables_of(folder)
+    records.write(record(row("plain", 1.0), row("fast", 3.0)), folder / "results" / "made-up-models-again.json")
+    run(folder)
+    assert "agree on 0 of the 1 ratios" in tables_of(folder)
+
+
+def test_the_gain_is_one_table(folder):
+    """Blind spot: a memory ratio upside down, peers among ours, a contender without the training step's, a wrong result's numbers; a CPU's
+    rows beside a GPU's."""
+    fast = row("fast", 2.0, peak_memory_bytes=750_000_000)
+    broken = row("fast, CUDA graph", status="failed", problem="off by 1.0", peak_memory_bytes=None)
+    training = record(row("plain", 1.0), row("fast", 1.5), what="training", device=GPU)
+    records.write(record(row("plain", 1.0), fast, row("transformers"), broken, device=GPU), folder / "results" / "made-up-models.json")
+    records.write(training, folder / "results" / "made-up-training.json")
+    records.write(record(row("plain", 1.0), row("fast", 7.0)), folder / "results" / "cpu-models.json")
+    run(folder)
+    lines = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("|")][2:]
+    assert lines == [
+        "| model 64x64, batch 1, float32 | fast | 2.00 [1.90, 2.10] | 0.50 |",
+        "|  | fast, CUDA graph | FAILED: off by 1.0 |  |",
+        "| model 64x64, batch 1, float32, training step | fast | 1.50 [1.40, 1.60] | 1.00 |",
+    ]
+    assert "Made-up GPU. All that was recorded" in (folder / "README.md").read_text()
 
 
 def _luminance(colour):
@@ -154,7 +185,7 @@ def _luminance(colour):
 
 
 @pytest.mark.parametrize("background", ["#ffffff", "#0d1117"])
-@pytest.mark.parametrize("colour", [report.INK, report.PLAIN, report.FAST, report.PEER])
+@pytest.mark.parametrize("colour", [charts.INK, charts.PLAIN, charts.FAST, charts.PEER])
 def test_legible_on_light_and_dark(colour, background):
     """Blind spot: a chart made for one background. WCAG's contrast for graphics is 3."""
     one, other = sorted((_luminance(colour), _luminance(background)))
@@ -166,8 +197,8 @@ def test_the_chart_is_transparent_and_uses_these_colours(folder):
     run(folder)
     svg = (folder / "results" / "made-up-models.svg").read_text()
     used = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
-    assert report.FAST in used and report.INK in used
-    assert used <= {report.INK, report.PLAIN, report.FAST, report.PEER}
+    assert charts.FAST in used and charts.INK in used
+    assert used <= {charts.INK, charts.PLAIN, charts.FAST, charts.PEER}
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, ""), (12345.6, "12346"), (12.345, "12.3"), (0.0123, "0.0123"), (0.00123, "0.0012")])
@@ -182,8 +213,10 @@ def test_skips_say_why():
     assert tables.skip_lines(skips) == ["no GPU:", "    a", "    c: graph", "not installed:", "    b: peer"]
 
 
-def test_the_committed_readme_agrees_with_the_results():
-    """The check that CI runs: README and charts show what bench/results holds."""
+def test_the_committed_pages_agree_with_the_results():
+    """The check that CI runs: pages and charts show what bench/results holds, and the page beside it links to what is there."""
     if not records.read_all():
         pytest.skip("no run has been recorded")
-    assert report.problems(records.RESULTS, report.ROOT / "README.md") == []
+    assert report.problems(records.RESULTS, ROOT / "README.md") == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (records.RESULTS / "README.md").read_text())
+    assert links and all((records.RESULTS / link).exists() for link in links)
