@@ -35,7 +35,7 @@ mutate: .venv/ready
 	$(RUN) tests/mutate.py
 
 compiled-code: .venv/ready
-	$(RUN) -m dpt.kernels.tools.compiler --cases bench.launches --write
+	$(RUN) -m dpt.kernels.tools.compiler --cases bench.cases.launches --write
 
 # The carried models, from nothing: 9800 rendered scenes, then the trainings; depth a second time from where the first ended, at full size,
 # and a third time, in which it learns that the sky is far.

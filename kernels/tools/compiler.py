@@ -1,6 +1,6 @@
 """Compile every shipped configuration for every architecture, without a GPU, and read what came out.
 
-    python -m dpt.kernels.tools.compiler [--kernel attention] [--cases bench.launches] [--arch sm_90] [--draw 8] [--afresh] [--write]
+    python -m dpt.kernels.tools.compiler [--kernel attention] [--cases bench.cases.launches] [--arch sm_90] [--draw 8] [--afresh] [--write]
 
 Each op's space, ``spaces/<op>.py``, gives its launches by ``compile_cases(family)`` (``launch.record``), and so does any other module named
 by ``--cases``; Triton compiles them for the family's architecture, and cuobjdump and nvdisasm, which come with Triton, read registers,
@@ -369,7 +369,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if launch.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: interpreted functions cannot be compiled, start again without it")
     if options.write and (options.arch or options.kernel or not options.cases):
-        parser.error("--write needs everything: leave --arch and --kernel out, and name the models' launches, --cases bench.launches")
+        parser.error("--write needs everything: leave --arch and --kernel out, and name the models' launches, --cases bench.cases.launches")
     if options.write and triton.__version__ != TABLE_TRITON:
         parser.error(f"--write needs triton {TABLE_TRITON}, this is {triton.__version__}")
     return options

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # bench/ is run from a check
 sys.path.insert(0, str(Path(__file__).parent))  # for `from made_up import ...`, whatever the import mode
 torch.set_num_threads(1)
 
-from bench import measure, runner  # noqa: E402
+from bench.harness import measure, runner  # noqa: E402
 
 
 class Clock:

@@ -23,7 +23,7 @@ from dpt.kernels import launch
 from dpt.kernels.tools import compiler, ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = "bench.launches"
+MODELS = "bench.cases.launches"
 # Another Triton than the record's compiles everything, so it is held to one architecture (kernels/README.md says what an older one spills).
 FAMILIES = compiler.DEFAULT_FAMILIES if triton.__version__ == compiler.TABLE_TRITON else ("sm_90",)
 DRAWN = 1  # of the recorded, a module

@@ -28,8 +28,8 @@ import single_ops  # noqa: E402
 import stub  # noqa: E402
 import torch  # noqa: E402
 
-from bench import launches  # noqa: E402
-from bench.hollow import Hollow  # noqa: E402
+from bench.cases import launches  # noqa: E402
+from bench.harness.hollow import Hollow  # noqa: E402
 from dpt.config import CONFIGS  # noqa: E402
 from dpt.kernels import launch  # noqa: E402
 

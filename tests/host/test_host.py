@@ -43,7 +43,7 @@ def test_models(tmp_path):
     for family, seen in on_stub("models", tmp_path).items():
         assert seen["launches"] > 3000
         missing = {key: seen["keys"][key] for key in set(seen["keys"]) - set(ledger.read(family))}
-        assert not missing, "what runs is not in the gate: run `make compiled-code`, or give bench/launches.py what is missing"
+        assert not missing, "what runs is not in the gate: run `make compiled-code`, or give bench/cases/launches.py what is missing"
 
 
 def test_shapes_of_the_parity_tests(tmp_path):
