@@ -58,20 +58,6 @@ COMPILE_SECONDS = 60
 # After these the CUDA context is lost, and everything in this process fails.
 FATAL = ("illegal memory access", "misaligned address", "illegal instruction", "unspecified launch failure", "device-side assert")
 STAGES = {"forward": FORWARD, "backward": BACKWARD, "rare": RARE}
-# What costs the models most comes first.
-ORDER = (
-    "conv3x3",
-    "layernorm_linear",
-    "linear_residual",
-    "attention_forward",
-    "depth_head",
-    "upsample_argmax",
-    "upsample_bilinear",
-    "readout_project",
-    "transposed_conv",
-    "conv3x3_epilogue",
-)
-
 Timer = Callable[[Callable[[], Any], int], float]
 Gates = Callable[[Bucket, Config], Sequence[str]]
 
@@ -521,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("tuning measures, and there is no CUDA device here; the table stays as it is", file=sys.stderr)
         return 2
     family = options.arch or (launch.device_family(torch.device("cuda")) if torch.cuda.is_available() else "sm_90")
-    found = chosen(buckets(workloads(options.kernel), family, ORDER), options.stage, options.dtype)
+    found = chosen(buckets(workloads(options.kernel), family), options.stage, options.dtype)
     if options.dry_run:
         _list(found)
         return 0

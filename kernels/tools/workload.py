@@ -22,6 +22,7 @@ from .parity import assert_parity, float32_products, poisoned_memory, reference_
 DESCRIPTOR_FAMILIES = ("sm_90", "sm_100", "sm_120")
 # When a workload is tuned: what every inference runs, what training adds, what no model of the table does. float32 comes after all that.
 FORWARD, BACKWARD, RARE = range(3)
+LAST = 10  # in turn, within a stage: what costs the models most comes first
 
 Config = Mapping[str, Any]
 
@@ -52,8 +53,9 @@ class Workload:
     are not compared. Integers have to agree exactly.
     ``candidates``: of each kernel to be tuned, its configurations; see :func:`offered` for those with descriptors.
     ``narrow``: further conditions, where the table's entry serves sizes that are too different: an entry of its own is then proposed.
-    ``stage``: FORWARD, BACKWARD or RARE. ``shows``: ``tensor_cores`` and ``async_copies`` of :class:`launch.CompileCase`, as in
-    ``compile_cases``; ``simple``: the names of the kernels among its launches that have to show neither.
+    ``stage``: FORWARD, BACKWARD or RARE; ``turn``: its place in the stage.
+    ``shows``: ``tensor_cores`` and ``async_copies`` of :class:`launch.CompileCase`, as in ``compile_cases``; ``simple``: the names of the
+    kernels among its launches that have to show neither.
     """
 
     what: str
@@ -67,6 +69,7 @@ class Workload:
     precision: str = "ieee"
     narrow: Config = field(default_factory=dict)
     stage: int = FORWARD
+    turn: int = LAST
     shows: Mapping[str, bool | str] = field(default_factory=dict)
     simple: tuple[str, ...] = ()
 
@@ -192,9 +195,9 @@ def offered(candidates: Iterable[Config], family: str, when: Config, shipped: Co
     return list({json.dumps(candidate, sort_keys=True): candidate for candidate in (shipped, *candidates)}.values())
 
 
-def buckets(workloads: Iterable[Workload], family: str, order: Sequence[str] = ()) -> list[Bucket]:
+def buckets(workloads: Iterable[Workload], family: str) -> list[Bucket]:
     """The entries of the table that the workloads stand for, in the order of tuning: half precision before float32, FORWARD before
-    BACKWARD before RARE, and then as ``order`` has the kernels.
+    BACKWARD before RARE, and then by their turn.
 
     ValueError if a workload has candidates of a kernel that it does not launch.
     """
@@ -216,8 +219,6 @@ def buckets(workloads: Iterable[Workload], family: str, order: Sequence[str] = (
             found[key] = replace(known, workloads=(*known.workloads, workload), candidates=tuple(candidates))
 
     def rank(bucket: Bucket) -> tuple[bool, int, int]:
-        first = min(bucket.workloads, key=lambda workload: (workload.dtype == torch.float32, workload.stage))
-        place = order.index(bucket.kernel) if bucket.kernel in order else len(order)
-        return first.dtype == torch.float32, first.stage, place
+        return min((workload.dtype == torch.float32, workload.stage, workload.turn) for workload in bucket.workloads)
 
     return sorted(found.values(), key=rank)

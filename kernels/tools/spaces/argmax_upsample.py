@@ -65,6 +65,6 @@ def tuning_space() -> Iterator[Workload]:
             "argmax", _forward, _tuned_arguments, _labels_ref, {"upsample_argmax": _candidates(block_k)},
             sizes={"batch": batch, "classes": classes, "side": side, "classes_last": classes_last},
             small={"batch": 1, "classes": min(classes, 20), "side": 5},
-            stage=FORWARD if classes_last else RARE,
+            stage=FORWARD if classes_last else RARE, turn=5,
             shows={"tensor_cores": False, "async_copies": False},
         )  # fmt: skip

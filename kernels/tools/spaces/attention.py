@@ -117,7 +117,7 @@ def tuning_space() -> Iterator[Workload]:
             yield Workload(
                 "attention", _forward, _forward_arguments, _forward_ref, forward,
                 sizes={"batch": batch, "heads": heads, "tokens": tokens, "dim": dim},
-                stage=FORWARD if dim == 64 else RARE, narrow=narrow, **options,
+                stage=FORWARD if dim == 64 else RARE, turn=3, narrow=narrow, **options,
             )  # fmt: skip
         for heads, tokens in ((12, 1025), (16, 577))[: 2 if usual else 1]:
             yield Workload(

@@ -132,12 +132,12 @@ def tuning_space() -> Iterator[Workload]:
             "conv3x3", conv3x3, _tuned_arguments, _tuned_ref, {"conv3x3": _candidates(kind, channels, side)},
             sizes={"batch": batch, "channels": channels, "side": side}, small=small if channels > 20 else {**small, "channels": 20},
             dtype=torch.bfloat16 if half else torch.float32, precision="tf32" if kind == "tf32" else "ieee",
-            narrow={"pixels_max": FEW_PIXELS} if few else {}, stage=RARE if channels == 20 else FORWARD,
+            narrow={"pixels_max": FEW_PIXELS} if few else {}, stage=RARE if channels == 20 else FORWARD, turn=0,
             shows={"tensor_cores": not exact, "async_copies": not exact}, simple=("conv3x3_epilogue",),
         )  # fmt: skip
     for side in (32, 128):
         yield Workload(
             "convolution's epilogue", _with_cudnn, _epilogue_arguments, _epilogue_ref,
             {"conv3x3_epilogue": combinations([{}], BLOCK_M=(32, 64, 128), BLOCK_N=(32, 64, 128), num_warps=(4, 8), num_stages=(1,))},
-            sizes={"batch": 1, "channels": 256, "side": side}, small=small, simple=("conv3x3_epilogue",),
+            sizes={"batch": 1, "channels": 256, "side": side}, small=small, turn=9, simple=("conv3x3_epilogue",),
         )  # fmt: skip

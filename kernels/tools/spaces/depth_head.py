@@ -116,7 +116,7 @@ def tuning_space() -> Iterator[Workload]:
             sizes = {"channels": channels, "side": side, "size": size}
             yield Workload(
                 "depth head", _launch, _forward_arguments, _forward_ref, {"depth_head": candidates},
-                sizes={"batch": 1, **sizes}, **options,
+                sizes={"batch": 1, **sizes}, turn=4, **options,
             )  # fmt: skip
             yield Workload(
                 "depth head gradients", _backward, _backward_arguments, _backward_ref, {"depth_head_backward": candidates},

@@ -108,7 +108,7 @@ def tuning_space() -> Iterator[Workload]:
             few = {"rows_max": variants.FEW_ROWS} if half and shape[0] <= variants.FEW_ROWS else {}
             yield Workload(
                 "layernorm linear", products.linear, _linear_arguments, _linear_ref, candidates,
-                sizes=dict(zip(("rows", "depth", "columns", "gelu"), shape, strict=True)), small=small,
+                sizes=dict(zip(("rows", "depth", "columns", "gelu"), shape, strict=True)), small=small, turn=1,
                 **{**options, "narrow": options["narrow"] | few},
             )  # fmt: skip
         yield Workload(

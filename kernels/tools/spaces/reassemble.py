@@ -108,7 +108,7 @@ def tuning_space() -> Iterator[Workload]:
         for sizes in (base, {"batch": 1, "tokens": 577, "features": 1024}, {**base, "batch": 16})[: 3 if dtype == torch.bfloat16 else 1]:
             yield Workload(
                 "readout", _readout, _readout_arguments, _readout_ref, {"readout_project": CUBLAS + candidates},
-                sizes=sizes, small=small, **options,
+                sizes=sizes, small=small, turn=7, **options,
             )  # fmt: skip
         yield Workload(
             "readout gradient", _readout, _readout_gradient_arguments, _readout_ref, {"readout_project_backward": CUBLAS + candidates},
@@ -119,5 +119,5 @@ def tuning_space() -> Iterator[Workload]:
             yield Workload(
                 "transposed convolution", _transposed_conv, _transposed_conv_arguments, _transposed_conv_workload_ref,
                 {"transposed_conv": CUDNN + candidates}, sizes={"batch": batch, "channels": channels, "side": side, "stride": stride},
-                small={"batch": 2, "channels": 24, "side": 3}, **options,
+                small={"batch": 2, "channels": 24, "side": 3}, turn=8, **options,
             )  # fmt: skip

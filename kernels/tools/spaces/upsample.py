@@ -85,7 +85,7 @@ def tuning_space() -> Iterator[Workload]:
         yield Workload(
             "upsample", _forward, _resize_arguments, _forward_ref, {"upsample_bilinear": NARROW_CANDIDATES if channels == 32 else wide},
             sizes={"batch": batch, "channels": channels, "side": side, "size": size},
-            small=small, stage=RARE if channels == 32 else FORWARD, shows=shows,
+            small=small, stage=RARE if channels == 32 else FORWARD, turn=6, shows=shows,
         )  # fmt: skip
     for channels, taps in ((256, 1), (32, 3)):
         yield Workload(

@@ -71,14 +71,14 @@ def test_proposed_entries_fit_the_table(family, declared, monkeypatch):
 
 def test_what_costs_most_comes_first(declared):
     """Convolutions in half precision at once, no float32 before the last half, no gradient before the last inference."""
-    found = workload.buckets(declared, "sm_90", tune.ORDER)
+    found = workload.buckets(declared, "sm_90")
     stages = [(b.workloads[0].dtype == torch.float32, min(work.stage for work in b.workloads)) for b in found]
     assert found[0].kernel == "conv3x3" and stages == sorted(stages)
 
 
 def test_what_is_chosen(declared):
     """The options leave what they say, in the same order: half-precision forward kernels are those that every inference runs."""
-    found = workload.buckets(declared, "sm_90", tune.ORDER)
+    found = workload.buckets(declared, "sm_90")
     assert tune.chosen(found, None, None) == found
     forward = tune.chosen(found, "forward", "half")
     assert forward == found[: len(forward)] and {"conv3x3", "attention_forward", "layernorm_linear"} <= {b.kernel for b in forward}
