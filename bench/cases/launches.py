@@ -23,8 +23,8 @@ from dpt.kernels.tools import spaces
 from dpt.kernels.tools.parity import float32_products
 
 from ..harness.hollow import Form, Hollow, implementation
+from ..harness.shrunk import shortened
 
-BLOCKS = 4  # of an encoder: each is like the next
 HALVES = (torch.bfloat16, torch.float16)
 ALIGNMENT = 16  # bytes; what Triton asks of an address
 
@@ -99,12 +99,6 @@ class Call:
         arguments = (value.tensor() if isinstance(value, Memory) else value for value in self.arguments)
         with launch.stand_ins(), Hollow(), torch.no_grad(), float32_products(self.precision):
             implementation(self.op)(*arguments)
-
-
-def shortened(config: DPTConfig) -> DPTConfig:
-    """The model with an encoder of few blocks: what it launches is the same, a block being like the next."""
-    hooks = tuple(range(BLOCKS))[len(config.encoder.stem_hooks) :]
-    return config.with_("encoder", depth=BLOCKS, hooks=hooks)
 
 
 @functools.lru_cache(maxsize=2)

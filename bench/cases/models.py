@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from dpt.kernels.tools import parity
 
 from ..harness import measure, records
 from ..harness.runner import Case, Context, Prepared, Unavailable
+from ..harness.shrunk import shrunk
 from . import peers
 
 INPUTS = 3  # rotated, so that no run finds its input in a cache
@@ -34,12 +35,7 @@ def find(name: str) -> str | None:
 
 def toy(config: DPTConfig) -> DPTConfig:
     """A named model shrunk to four blocks of width 64, with every part it had."""
-    hooks = (0, 1, 2, 3)[len(config.encoder.stem_hooks) :]  # the stem gives the other maps, a quarter and half as wide as the tokens
-    small = config.with_("encoder", embed_dim=64, depth=4, num_heads=2, hooks=hooks, pos_grid=(3, 3))
-    small = small.with_("decoder", neck_channels=(16, 32, 32, 32), features=32)
-    if config.head.task == "segmentation":
-        small = small.with_("head", classes=config.head.classes[:5], palette=config.head.palette[:5])
-    return replace(small, name=f"toy {config.name}")
+    return shrunk(config, "toy", width=64, features=32, grid=3)
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import dpt
-from bench.cases.launches import shortened
 from bench.harness.hollow import Hollow
+from bench.harness.shrunk import shortened
 from dpt import fast
 from dpt.config import CONFIGS
 from dpt.kernels import launch
