@@ -1,7 +1,6 @@
 """`make mutate` runs tests for each mutation; that all of them still fit the code is seen in a moment."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -13,13 +12,13 @@ TESTS = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("mutate", TESTS / "mutate.py")
 mutate = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(mutate)
-FILES = sorted(mutate.MUTATIONS.glob("*.json"))
+FILES = sorted(mutate.MUTATIONS.glob("*.toml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_mutation_fits_the_code(file):
     """Blind spot: code that was rewritten, and a mutation that is never made any more."""
-    mutations = json.loads(file.read_text())
+    mutations = mutate.read(file)
     assert len(mutations) >= 3 and len({mutation["name"] for mutation in mutations}) == len(mutations)
     for mutation in mutations:
         mutate.mutated((mutate.ROOT / mutation["file"]).read_text(), mutation)
@@ -28,9 +27,9 @@ def test_every_mutation_fits_the_code(file):
 
 def test_every_op_is_broken():
     """Blind spot: a kernel that nobody breaks. Modules with jit functions of their own, by the files that mutations change."""
-    changed = {mutation["file"] for file in FILES for mutation in json.loads(file.read_text())}
-    kernels = {f"kernels/{path.name}" for path in (mutate.ROOT / "kernels").glob("*.py") if "@triton.jit" in path.read_text()}
-    assert kernels <= changed
+    changed = {mutation["file"] for file in FILES for mutation in mutate.read(file)}
+    kernels = {path for path in (mutate.ROOT / "kernels").rglob("*.py") if "@triton.jit" in path.read_text()}
+    assert kernels and {path.relative_to(mutate.ROOT).as_posix() for path in kernels} <= changed
 
 
 def test_the_tests_of_every_mutation_exist():
@@ -39,5 +38,5 @@ def test_the_tests_of_every_mutation_exist():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     lines = subprocess.run(command, cwd=mutate.ROOT, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     collected = {name for line in lines for name in (line, line.split("[")[0])}
-    named = {test for file in FILES for mutation in json.loads(file.read_text()) for test in mutation["tests"] if "::" in test}
+    named = {test for file in FILES for mutation in mutate.read(file) for test in mutation["tests"] if "::" in test}
     assert named and not named - collected

@@ -1,26 +1,18 @@
 """Small models for the tests: every stage there, in milliseconds."""
 
-from dataclasses import replace
-
 import torch
 
+from bench.harness.shrunk import shrunk
 from dpt.config import DPTConfig
 from dpt.model import DPT
 from dpt.zoo import CONFIGS
 
 
-def config(name: str = "dpt-large-midas", classes: int = 5, **encoder) -> DPTConfig:
+def config(name: str = "dpt-large-midas", classes: int = 5, embed_dim: int = 32, **encoder) -> DPTConfig:
     """A named model shrunk to 4 blocks of width 32 and 16 features."""
     full = CONFIGS[name]
-    hybrid = bool(full.encoder.stem_hooks)
-    changes = {"embed_dim": 32, "depth": 4, "num_heads": 2, "hooks": (2, 3) if hybrid else (0, 1, 2, 3), "pos_grid": (4, 4), **encoder}
-    width = changes["embed_dim"]
-    small = full.with_("encoder", **changes)
-    small = small.with_("decoder", neck_channels=(width // 4, width // 2, 16, 16) if hybrid else (8, 12, 16, 16), features=16)
-    if full.head.task == "segmentation":
-        names = tuple(f"class {index}" for index in range(classes))
-        small = small.with_("head", classes=names, palette=full.head.palette[:classes])
-    return replace(small, name=f"small {name}")
+    neck = None if full.encoder.stem_hooks else (8, 12, 16, 16)
+    return shrunk(full, "small", width=embed_dim, features=16, grid=4, neck=neck, classes=classes, **encoder)
 
 
 TRANSFORMERS_FIELDS = {  # of transformers.DPTConfig: the same small model
