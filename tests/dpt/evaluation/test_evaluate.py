@@ -185,7 +185,7 @@ def test_the_command_says_what_is_wrong(folder, weights, tmp_path, capsys, spoil
 
 def test_a_file_of_figures_that_cannot_be_written_is_told_first(folder, weights, tmp_path, capsys, monkeypatch):
     """Blind spot: hours of evaluation whose figures are then lost; a file that was there half written over."""
-    monkeypatch.setattr("dpt.evaluation.scoring.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    monkeypatch.setattr("dpt.commands.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
     (tmp_path / "a.json").mkdir()
     (tmp_path / "file").write_text("")
     for name, rule in (("a.json", "is a folder"), ("file/a.json", "file")):
