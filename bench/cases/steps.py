@@ -21,6 +21,7 @@ from dpt.kernels import launch
 from ..harness import measure, records
 from ..harness.runner import Context, Prepared, Unavailable
 from . import models
+from .ops import modules
 
 NO_KERNELS = "no kernels on this device: they need an NVIDIA GPU of compute capability 8.0 or newer"
 
@@ -39,7 +40,7 @@ class Step:
 ATTENTION = ("attention",)
 MLP = (*ATTENTION, "layernorm_linear", "linear_residual", "layernorm_mlp")
 CONVOLUTIONS = (*MLP, "residual_conv", "conv_norm_relu", "upsample", "reassemble")
-HEADS = (*CONVOLUTIONS, "depth_head", "argmax_upsample")
+HEADS = modules()  # and whatever else there is
 STEPS = {
     step.name: step
     for step in (

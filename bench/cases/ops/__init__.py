@@ -50,8 +50,12 @@ def both(ours: Callable[..., Tensor], reference: Callable[..., Tensor], call: Ca
     return {"call": lambda *arguments: call(ours, *arguments), "plain": lambda *arguments: call(reference, *arguments)}
 
 
+def modules() -> tuple[str, ...]:
+    """The names of the files here, which are those of the op modules."""
+    return tuple(found.name for found in pkgutil.iter_modules(__path__))
+
+
 @functools.cache
 def ops() -> tuple[Op, ...]:
     """All of them. A function, since importing the ops imports Triton."""
-    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    return tuple(replace(op, module=module.__name__.rpartition(".")[2]) for module in modules for op in module.OPS)
+    return tuple(replace(op, module=name) for name in modules() for op in importlib.import_module(f"{__name__}.{name}").OPS)
