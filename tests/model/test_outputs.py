@@ -121,11 +121,15 @@ def test_depth_scale():
     assert right[:30].any() and right[-30:].any() and not right[40:-40].any()
 
 
-def test_the_demo_picture(tmp_path, monkeypatch):
+def test_the_demo_picture(tmp_path, monkeypatch, capsys):
     """Blind spot: columns of different sizes; a legend inside the pictures, or without a class that they have; maps of another picture."""
     monkeypatch.setattr(demo, "REPEATS", 1)
     monkeypatch.setattr(demo, "PICTURES", demo.PICTURES[:2])
+    seconds = iter([0.25, 0.35, 0.5, 0.5])
+    monkeypatch.setattr(demo, "_seconds", lambda model, image: next(seconds))
     assert main(["demo", "-o", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "dpt-tiny-depth: 300 ms a picture of 384x384 (median of 2)\ndpt-tiny-scenes: 500 ms" in said
     with Image.open(tmp_path / "demo.png") as sheet:
         sheet = np.array(sheet.convert("RGB"))
     present = set()
@@ -145,6 +149,18 @@ def test_the_demo_picture(tmp_path, monkeypatch):
     colors, counts = np.unique(sheet[2 * side :].reshape(-1, 3), axis=0, return_counts=True)
     swatches = {tuple(color) for color in colors[counts >= 100].tolist()} & set(SCENES.palette)
     assert swatches == {SCENES.palette[index] for index in present}
+
+
+def test_the_demos_seconds(monkeypatch):
+    """Blind spot: a time told that is another clock's, or that of nothing."""
+    clock = [10.0]
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
+
+    class Model:
+        def predict(self, image):
+            clock[0] += image
+
+    assert demo._seconds(Model(), 0.25) == 0.25
 
 
 def test_label_files(tmp_path):
