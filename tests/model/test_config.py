@@ -12,9 +12,11 @@ import dpt
 from dpt import checkpoints
 from dpt.checkpoints import CheckpointError
 from dpt.config import ACTIVATIONS, CONFIGS, SECTIONS, DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig, config_from
+from dpt.datasets import Augmentation
 from dpt.decoder import READOUT
 from dpt.encoder import ACTIVATION, ATTENTION, STEMS
 from dpt.head import HEADS
+from dpt.train import Recipe
 
 WRONG = [  # section, field, value, part of the rule
     ("encoder", "embed_dim", 0, "a whole number from 1 to 65536"),
@@ -270,3 +272,21 @@ def test_input_needs_no_more_than_its_three():
     InputConfig(mean=(0.5,) * 3, std=(0.5,) * 3, size=(384, 384))
     HeadConfig(task="depth")
     DecoderConfig(neck_channels=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        CONFIGS["dpt-base-ade20k"],
+        *(getattr(CONFIGS["dpt-base-ade20k"], name) for name in SECTIONS),
+        Recipe.of("dpt-tiny-depth"),
+        Augmentation(),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_what_was_checked_stays_so(made):
+    """Blind spot: a configuration that is changed after it was checked, in one model and so in all that share it."""
+    field = dataclasses.fields(made)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, field, getattr(made, field))
+    assert hash(made) == hash(dataclasses.replace(made)) and made == dataclasses.replace(made)

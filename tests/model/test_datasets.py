@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,19 @@ def test_pairs_that_are_none(tmp_path, folders, message):
     """Blind spot: two pictures that share one target; a training on half the pictures without a word."""
     with pytest.raises(ValueError, match=message):
         FolderDataset(write(tmp_path, **folders), SCENES.head)
+
+
+def test_a_check_ends_at_the_first_target_that_cannot_be_used(tmp_path, monkeypatch):
+    """Blind spot: an hour of reading before the first file is named."""
+    names = [f"{index:03}.png" for index in range(100)]
+    root = write(tmp_path, images=dict.fromkeys(names, colour()), labels=dict.fromkeys(names, grey()))
+    Image.fromarray(grey(9)).save(root / "labels" / names[0])
+    data, read = FolderDataset(root, SCENES.head), []
+    target = data.target
+    monkeypatch.setattr(data, "target", lambda index: (read.append(index), time.sleep(0.01), target(index))[-1])
+    with pytest.raises(TargetError, match=names[0]):
+        data.check()
+    assert len(read) < 50
 
 
 def test_two_targets_for_one_picture(tmp_path):
@@ -356,14 +370,18 @@ def labelled(tmp_path, *labels: int, **description) -> FolderDataset:
 
 @pytest.mark.parametrize(
     ("stored", "reduce", "wanted"),
-    [((0, 1, 8, 255), False, [0, 1, 8, IGNORE]), ((0, 1, 9, 255), True, [IGNORE, 0, 8, IGNORE])],
+    [
+        ((0, 1, 8, 255), False, [0, 1, 8, IGNORE]),
+        ((0, 1, 9, 255), True, [IGNORE, 0, 8, IGNORE]),
+        ((0, 1, 8, 255), None, [0, 1, 8, IGNORE]),
+    ],
 )
 def test_reduce_zero_label(tmp_path, stored, reduce, wanted):
     """Blind spot: "other" taken for the first class, every class one off, 255 that becomes class 254. Nine classes, by hand."""
-    data = labelled(tmp_path, *stored, reduce_zero_label=reduce)
+    data = labelled(tmp_path, *stored, **({} if reduce is None else {"reduce_zero_label": reduce}))
     assert data[0][1].tolist() == [wanted] and data[0][1].dtype == np.int64
     other = FolderDataset(data.root, SCENES.head, reduce_zero_label=not reduce)  # the argument goes before the file
-    assert other.reduce_zero_label is not reduce
+    assert other.reduce_zero_label is not bool(reduce)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +395,7 @@ def test_reduce_zero_label(tmp_path, stored, reduce, wanted):
 )
 def test_labels_outside_the_classes(tmp_path, stored, reduce, message):
     """Blind spot: an IndexError from inside the loss, or a class that is scored as another."""
-    data = labelled(tmp_path, *stored, reduce_zero_label=reduce)
+    data = labelled(tmp_path, *stored, **({} if reduce is None else {"reduce_zero_label": reduce}))
     for read in (lambda: data[0], data.check):
         with pytest.raises(TargetError, match=message):
             read()
