@@ -249,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*(trial.name for trial in ops), *(f"{mutation.kind:10}  {mutation}" for mutation in mutations), sep="\n")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: copies and tests are cleared away
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     with copies(ROOT, options.jobs) as free:
         failures = try_written(ops, free, options.jobs) if ops else 0
