@@ -202,6 +202,17 @@ def test_overlay(height, width):
     assert (canvas[:, -1] == 255).all() or canvas.shape[1] == width
 
 
+def test_the_legend_by_hand():
+    """Blind spot: shares of something else than the picture, the smallest class first, equal ones in any order; letters of one size in
+    pictures of all sizes."""
+    labels = np.repeat(np.uint8([3, 0, 8, 5]), [1, 5, 3, 1]).reshape(2, 5)
+    names, palette = SCENES.classes, SCENES.palette
+    wanted = [(f"{names[0]} 50.0%", palette[0]), (f"{names[8]} 30.0%", palette[8])]
+    assert outputs.legend(labels, SCENES) == [*wanted, (f"{names[3]} 10.0%", palette[3]), (f"{names[5]} 10.0%", palette[5])]
+    sizes = {(100, 100): 12, (540, 20): 12, (20, 585): 13, (900, 1800): 40, (3240, 9): 72, (9, 9000): 72}
+    assert {size: outputs.letter_height(Image.new("L", size)) for size in sizes} == sizes
+
+
 def test_all_classes_fit_a_small_picture():
     """Blind spot: 150 entries beyond the canvas of a 100-pixel picture."""
     labels = np.arange(75 * 100).reshape(75, 100) % 150
