@@ -11,7 +11,20 @@ from small import config, depth_anything, small
 import dpt
 from dpt import checkpoints
 from dpt.checkpoints import CheckpointError
-from dpt.config import ACTIVATIONS, CONFIGS, SECTIONS, DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig, config_from
+from dpt.config import (
+    ACTIVATIONS,
+    CONFIGS,
+    MAX_DEPTH,
+    MAX_SIDE,
+    MAX_WIDTH,
+    SECTIONS,
+    DecoderConfig,
+    DPTConfig,
+    EncoderConfig,
+    HeadConfig,
+    InputConfig,
+    config_from,
+)
 from dpt.datasets import Augmentation
 from dpt.decoder import READOUT
 from dpt.encoder import ACTIVATION, ATTENTION, STEMS
@@ -112,6 +125,35 @@ def test_each_field_has_a_rule(saved, section, field, value, rule):
     rewrite(values)
     with pytest.raises(CheckpointError, match=rf"model\.safetensors: its configuration cannot be read \({named}"):
         dpt.load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        *(("encoder", "mlp_ratio", value) for value in (0.5, 64)),
+        *(("encoder", "pos_offset", value) for value in (0, 1.0)),
+        *(("encoder", "pos_grid", value) for value in ((1, 1), (MAX_SIDE, MAX_SIDE))),
+        *(("encoder", "patch_size", value) for value in (1, MAX_SIDE)),
+        *(("encoder", "embed_dim", value) for value in (2, MAX_WIDTH)),
+        *(("encoder", "depth", value) for value in (4, MAX_DEPTH)),
+        *(("decoder", "features", value) for value in (2, MAX_WIDTH)),
+        *(("decoder", "neck_channels", (value,) * 4) for value in (1, MAX_WIDTH)),
+        *(("head", "hidden", value) for value in (1, MAX_WIDTH)),
+        *(("head", "dropout", value) for value in (0, 1)),
+        *(("input", "multiple", value) for value in (1, MAX_SIDE)),
+        *(("input", "size", (value, value)) for value in (1, MAX_WIDTH)),
+    ],
+)
+def test_each_bound_is_allowed(section, field, value):
+    """Blind spot: a rule that is narrower than it says."""
+    made = config("dpt-large-midas").with_(section, **{field: value})
+    assert getattr(getattr(made, section), field) == value
+
+
+def test_colours_are_bytes():
+    """Blind spot: black or white refused."""
+    made = config("dpt-large-ade20k", classes=2).with_("head", palette=((0, 0, 0), (255, 255, 255)))
+    assert made.head.palette[1] == (255, 255, 255)
 
 
 def test_every_field_is_in_a_table_of_wrong_values():
