@@ -65,7 +65,13 @@ def mutated(source: str, mutation: dict) -> str:
 @contextmanager
 def copies(root: Path, count: int) -> Iterator[queue.Queue[Path]]:
     """Copies of the repository to work in, without what git ignores."""
-    ignored = shutil.ignore_patterns(".git", *(line.strip("/") for line in (root / ".gitignore").read_text().split()))
+    lines = (root / ".gitignore").read_text().split()
+    everywhere = shutil.ignore_patterns(".git", *(line.rstrip("/") for line in lines if not line.startswith("/")))
+    at_the_top = shutil.ignore_patterns(*(line.strip("/") for line in lines if line.startswith("/")))
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return everywhere(folder, names) | (at_the_top(folder, names) if Path(folder) == root else set())
+
     with tempfile.TemporaryDirectory() as folder:
         free: queue.Queue[Path] = queue.Queue()
         for number in range(count):

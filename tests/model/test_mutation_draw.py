@@ -102,8 +102,16 @@ def test():
 def test_who_notices_is_told_apart(tmp_path, monkeypatch, capsys):
     """Blind spot: a mutation that is never made, or stays made; tests that hang taken for tests that pass; tests that fail anyway; a
     mutation that is listed and is noticed after all."""
-    for name, text in {"dpt/__init__.py": "", "dpt/box.py": CODE, "test_box.py": TEST, ".gitignore": "/out/\n", "out/large": ""}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name, text in {
+        "dpt/__init__.py": "",
+        "dpt/box.py": CODE,
+        "test_box.py": TEST,
+        ".gitignore": "/out/\n*.part\n",
+        "out/large": "",
+        "dpt/out/a.part": "",
+        "dpt/out/b": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     found = [each for _, each in mutation_draw.mutations(CODE, "dpt/box.py")]
     chosen = {each.becomes: each for each in found}
@@ -118,7 +126,7 @@ def test_who_notices_is_told_apart(tmp_path, monkeypatch, capsys):
     def tried(*mutations) -> tuple[int, list[str]]:
         """How much is wrong, and what is said of each mutation."""
         with mutate.copies(tmp_path, 2) as free:
-            assert not (free.queue[0] / "out").exists()
+            assert not (free.queue[0] / "out").exists() and [path.name for path in (free.queue[0] / "dpt" / "out").iterdir()] == ["b"]
             wrong = mutate.try_drawn(list(mutations), free, 2)
             assert {(copy / "dpt/box.py").read_text() for copy in free.queue} == {CODE}
         return wrong, [line[9:21].strip() for line in capsys.readouterr().out.splitlines() if " dpt/box.py:" in line]
