@@ -2,9 +2,9 @@
 
     python tests/mutate.py [--only attention] [--only dpt/train.py] [--jobs 2] [--list]
 
-The kernels are broken as `tests/mutations/<op>.json` says: {"name", "file", "old", "new", "tests", "count"?}, where ``old`` must occur
-exactly ``count`` times (default once) in ``file``, and all are replaced. One that its tests do not notice is an error; so is one whose
-tests cannot even be collected, for that proves nothing.
+The kernels are broken as `tests/mutations/kernels/<op>.toml` says, in a table `[[mutation]]` each: name, file, old, new, tests, and perhaps
+count. ``old`` must occur exactly ``count`` times (default once) in ``file``, and all are replaced. One that its tests do not notice is an
+error; so is one whose tests cannot even be collected, for that proves nothing.
 
 dpt/ is broken as `mutation_draw` draws it by a fixed seed: `tests/mutations/dpt/draw.toml` says how many of each kind, and which tests must
 notice a change to which files. At least 90 % have to be noticed, and `tests/mutations/dpt/unnoticed.toml` has to give the reason for each
@@ -16,7 +16,6 @@ Tests run in temporary copies of the repository. Tests that hang have noticed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import queue
 import resource
@@ -41,7 +40,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-MUTATIONS = ROOT / "tests" / "mutations"
+MUTATIONS = ROOT / "tests" / "mutations" / "kernels"
+DRAWN = MUTATIONS.with_name("dpt")
 REQUIRED = 0.9  # of what is drawn must be noticed
 NOTHING_COLLECTED = 5  # pytest's exit codes: 0 passed, 1 tests failed, 2 to 4 interrupted, broken, misused
 TESTS_FAILED = 1
@@ -50,6 +50,13 @@ CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)  # a kernel that le
 SECONDS = 600  # the longest that a kernel's tests take
 PATIENCE = 60  # seconds more than three times what dpt's tests take without a change; after that they hang
 MEMORY = 12 << 30  # bytes of a process's addresses: a change may ask for all that there is
+
+_running: set[subprocess.Popen] = set()  # sessions of tests
+
+
+def read(file: Path) -> list[dict]:
+    """The mutations of a file, in order."""
+    return tomllib.loads(file.read_text(encoding="utf-8"))["mutation"]
 
 
 def mutated(source: str, mutation: dict) -> str:
@@ -86,12 +93,14 @@ def run_tests(tests: Sequence[str], copy: Path, seconds: float) -> tuple[int | s
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": scratch}
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace", "start_new_session": True}
         process = subprocess.Popen(command, cwd=copy, env=environment, **how)
+        _running.add(process)
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             return HUNG, ""
         finally:
             _end_group(process)
+            _running.discard(process)
     return process.returncode, output
 
 
@@ -138,13 +147,18 @@ def outcomes(trials: Iterable[Trial], free: queue.Queue[Path], jobs: int) -> Ite
 
     trials = list(trials)
     with ThreadPoolExecutor(jobs) as pool:
-        yield from zip(trials, pool.map(outcome, trials), strict=True)
+        try:
+            yield from zip(trials, pool.map(outcome, trials), strict=True)
+        finally:  # of a run that was interrupted, what still runs
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running):
+                _end_group(process)
 
 
 def written(file: Path) -> list[Trial]:
     """The trials of a file of written mutations."""
     trials = []
-    for mutation in json.loads(file.read_text()):
+    for mutation in read(file):
         text = mutated((ROOT / mutation["file"]).read_text(), mutation)
         trials.append(Trial(f"{file.stem}: {mutation['name']}", mutation["file"], text, tuple(mutation["tests"]), SECONDS))
     return trials
@@ -166,8 +180,8 @@ def try_written(trials: list[Trial], free: queue.Queue[Path], jobs: int) -> int:
     return failures
 
 
-def read_toml(name: str) -> dict[str, Any]:
-    return tomllib.loads((MUTATIONS / "dpt" / name).read_text(encoding="utf-8"))
+def settings(name: str) -> dict[str, Any]:
+    return tomllib.loads((DRAWN / name).read_text(encoding="utf-8"))
 
 
 def tests_of(file: str, table: dict[str, list[str]]) -> tuple[str, ...]:
@@ -180,12 +194,12 @@ def tests_of(file: str, table: dict[str, list[str]]) -> tuple[str, ...]:
 
 def drawn(only: Sequence[str] = (), count: int | None = None) -> list[mutation_draw.Mutation]:
     """What the seed draws: of all of dpt/, of which `only` keeps some files; or `count` of each kind of these files alone."""
-    settings = read_toml("draw.toml")
+    chosen = settings("draw.toml")
     files = sorted((ROOT / "dpt").rglob("*.py"))
     wanted = {file for file in files if not only or any(_is_in(file.relative_to(ROOT), part) for part in only)}
-    found = mutation_draw.candidates(ROOT, [file for file in files if count is None or file in wanted], settings["seed"])
-    counts = settings["counts"] if count is None else dict.fromkeys(settings["counts"], count)
-    return [each for each in mutation_draw.draw(found, counts, settings["seed"]) if ROOT / each.file in wanted]
+    found = mutation_draw.candidates(ROOT, [file for file in files if count is None or file in wanted], chosen["seed"])
+    counts = chosen["counts"] if count is None else dict.fromkeys(chosen["counts"], count)
+    return [each for each in mutation_draw.draw(found, counts, chosen["seed"]) if ROOT / each.file in wanted]
 
 
 def _is_in(file: Path, part: str) -> bool:
@@ -201,13 +215,13 @@ def reasons() -> dict[tuple[str, ...], str]:
     """Why those mutations that nobody notices need not be."""
     return {
         tuple(entry[name] for name in ("file", "function", "line", "becomes")): entry["reason"]
-        for entry in read_toml("unnoticed.toml").get("unnoticed", [])
+        for entry in settings("unnoticed.toml").get("unnoticed", [])
     }
 
 
 def try_drawn(mutations: list[mutation_draw.Mutation], free: queue.Queue[Path], jobs: int) -> int:
     """Print a line for every drawn mutation and the share that was noticed; how much is wrong."""
-    table, accepted = read_toml("draw.toml")["tests"], reasons()
+    table, accepted = settings("draw.toml")["tests"], reasons()
     tests = {mutation.file: tests_of(mutation.file, table) for mutation in mutations}
     limits: dict[tuple[str, ...], float] = {}
     some = mutations[0].file
@@ -238,7 +252,7 @@ def try_drawn(mutations: list[mutation_draw.Mutation], free: queue.Queue[Path], 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line for every mutation; 1 if too few were noticed."""
-    files = sorted(MUTATIONS.glob("*.json"))
+    files = sorted(MUTATIONS.glob("*.toml"))
     parser = argparse.ArgumentParser(prog="python tests/mutate.py", description=__doc__.split("\n")[0])
     parser.add_argument("--only", action="append", metavar="WHAT", help="an op, or dpt, or a file or folder of it; default: all")
     parser.add_argument("--draw", type=int, metavar="N", help="draw N of each kind from the files of --only, and not from all of dpt/")
