@@ -104,29 +104,29 @@ def test():
 """
 
 
-def test_who_notices_is_told_apart(tmp_path, monkeypatch, capsys):
-    """Blind spot: a mutation that is never made, or stays made; tests that hang taken for tests that pass; tests that fail anyway; a
-    mutation that is listed and is noticed after all."""
-    for name, text in {
-        "dpt/__init__.py": "",
-        "dpt/box.py": CODE,
-        "test_box.py": TEST,
-        ".gitignore": "/out/\n*.part\n",
-        "out/large": "",
-        "dpt/out/a.part": "",
-        "dpt/out/b": "",
-    }.items():
+FILES = {"dpt/__init__.py": "", "dpt/box.py": CODE, "test_box.py": TEST, ".gitignore": "/out/\n*.part\n"}
+IGNORED = {"out/large": "", "dpt/out/a.part": "", "dpt/out/b": ""}  # but for the last
+
+
+@pytest.fixture
+def chosen(tmp_path) -> dict[str, mutation_draw.Mutation]:
+    """The mutations of a small package, by what a line becomes."""
+    for name, text in {**FILES, **IGNORED}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = [each for _, each in mutation_draw.mutations(CODE, "dpt/box.py")]
-    chosen = {each.becomes: each for each in found}
+    return {each.becomes: each for _, each in mutation_draw.mutations(CODE, "dpt/box.py")}
+
+
+def test_who_notices_is_told_apart(tmp_path, chosen, monkeypatch, capsys):
+    """Blind spot: a mutation that is never made, or stays made; tests that hang taken for tests that pass; tests that fail anyway; a
+    mutation that is listed and is noticed after all."""
     same, less, endless = (chosen[line] for line in ("if x <= 3:", "return 4 * 1", "n = n + 1"))
     settings = {"tests": {"dpt": ["test_box.py"]}}
     listed: dict[tuple[str, ...], str] = {}
     monkeypatch.setattr(mutate, "ROOT", tmp_path)
     monkeypatch.setattr(mutate, "settings", lambda name: settings)
     monkeypatch.setattr(mutate, "reasons", lambda: listed)
-    monkeypatch.setattr(mutate, "PATIENCE", 1)
+    monkeypatch.setattr(mutate, "PATIENCE", 3)
 
     def tried(*mutations) -> tuple[int, list[str]]:
         """How much is wrong, and what is said of each mutation."""
@@ -144,6 +144,17 @@ def test_who_notices_is_told_apart(tmp_path, monkeypatch, capsys):
     assert tried(less)[0] == 1
     (tmp_path / "test_box.py").write_text("def test():\n    assert False\n")
     assert tried(same) == (1, [])  # tests that fail anyway tell nothing
+
+
+def test_a_run_that_is_interrupted_ends(tmp_path, chosen):
+    """Blind spot: tests that go on, without end, in folders that are gone."""
+    endless = chosen["n = n + 1"].made(CODE)
+    trials = [mutate.Trial(name, "dpt/box.py", text, ("test_box.py",), 600) for name, text in (("same", CODE), ("endless", endless))] * 2
+    with mutate.copies(tmp_path, 2) as free:
+        found = mutate.outcomes(trials, free, 2)
+        assert next(found)[1].code == 0
+        found.close()
+        assert not mutate._running and {(copy / "dpt/box.py").read_text() for copy in free.queue} == {CODE}
 
 
 def test_every_file_has_tests_and_they_exist():
