@@ -26,6 +26,7 @@ from dpt.config import (
 )
 from dpt.data.datasets import Augmentation
 from dpt.nets.decoder import READOUT
+from dpt.nets.encoders import ENCODERS
 from dpt.nets.encoders.vit import ATTENTION, STEMS
 from dpt.nets.functional import ACTIVATION
 from dpt.nets.heads import HEADS
@@ -64,6 +65,7 @@ WRONG = [  # section, field, value, part of the rule
     ("encoder", "pos_by_count", None, "True or False"),
     ("encoder", "attention", "flash", "one of sdpa, xformers"),
     ("encoder", "activation", "tanh", "one of gelu, gelu_tanh"),
+    ("encoder", "kind", "resnet", "one of vit"),
     ("decoder", "neck_channels", [8, 12, 16], "a tuple of 4"),
     ("decoder", "neck_channels", [8, 12, 16, 0], "a tuple of 4"),
     ("decoder", "features", 1, "a whole number from 2"),
@@ -169,6 +171,7 @@ def test_names_are_those_that_are_computed():
     """Blind spot: a name that the rules allow and no table has, or the other way round."""
     for section, field, table in (
         (EncoderConfig, "activation", ACTIVATION),
+        (EncoderConfig, "kind", ENCODERS),
         (EncoderConfig, "attention", ATTENTION),
         (EncoderConfig, "stem", STEMS),
         (DecoderConfig, "readout", READOUT),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Of each part the parts that it may import; those that stand before it are all that a part can name, so there is no way round in a circle.
 DPT = {
