@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import dpt
+from dpt.commands import demo
 from dpt.evaluation.metrics import DepthMetrics
 
 pytest.importorskip("pybullet", reason="the scenes need the extra `train`")
@@ -54,6 +55,17 @@ def test_same_bytes_in_any_order_client_and_process(monkeypatch):
     assert len(set(here)) == len(seeds)
     output, _ = other.communicate(timeout=300)
     assert output.strip().splitlines()[-1] == repr(here[::-1])
+
+
+@pytest.mark.parametrize("path", demo.PICTURES, ids=lambda path: path.stem)
+def test_the_carried_pictures_are_what_their_seeds_give(path):
+    """Blind spot: scenes that are drawn in another way than those of the recorded trainings and evaluations. Other processors round
+    otherwise, by a level of 255 here and there."""
+    with Image.open(path) as image:
+        carried = np.array(image).astype(int)
+    seed = int(path.stem.removeprefix("scene-"))
+    assert rendering.split_of(seed) == "test"
+    assert (abs(rendering.render(seed, len(carried)).image - carried) > 1).mean() < 1e-3
 
 
 def test_depth_and_outline_of_known_geometry():
