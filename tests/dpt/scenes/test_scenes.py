@@ -48,8 +48,9 @@ def plain() -> surfaces.Surface:
 def test_same_bytes_in_any_order_client_and_process(monkeypatch):
     """State left by earlier scenes, by a renewed client or by the process itself."""
     seeds = [3, 4, 5, 10_000_001]
-    code = "import sys; sys.path.insert(0, 'tests/dpt/scenes'); from test_scenes import *; print([digest(rendering.render(s, 64)) for s in [%s]])"
-    other = run_python(code % ", ".join(map(str, seeds[::-1])))
+    code = "import sys; sys.path.insert(0, 'tests/dpt/scenes'); from test_scenes import *; "
+    code += "print([digest(rendering.render(seed, 64)) for seed in %r])"
+    other = run_python(code % seeds[::-1])
     monkeypatch.setattr(world, "_SCENES_PER_CLIENT", 3)
     here = [digest(rendering.render(seed, 64)) for seed in seeds]
     assert len(set(here)) == len(seeds)
