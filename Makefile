@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test bench lint mutate data weights compiled clean
+.PHONY: demo test bench lint mutate data weights compiled-code clean
 
 .venv/ready: constraints.txt setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is " + sys.version'
@@ -19,7 +19,7 @@ demo: .venv/ready
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8
 
 test: lint
-	$(TESTS) tests/model tests/bench
+	$(TESTS) tests/dpt tests/bench
 	TRITON_INTERPRET=1 $(TESTS) tests/kernels
 	$(TESTS) --maxschedchunk 1 tests/host tests/compiled
 	$(RUN) -m pytest -q bench
@@ -34,8 +34,8 @@ bench: .venv/ready
 mutate: .venv/ready
 	$(RUN) tests/mutate.py
 
-compiled: .venv/ready
-	$(RUN) -m dpt.kernels.compiled --cases bench.launches --write
+compiled-code: .venv/ready
+	$(RUN) -m dpt.kernels.tools.compiler --cases bench.cases.launches --write
 
 # The carried models, from nothing: 9800 rendered scenes, then the trainings; depth a second time from where the first ended, at full size,
 # and a third time, in which it learns that the sky is far.

@@ -36,5 +36,5 @@ setup(
         "test": ["pytest", "pytest-xdist", "transformers", "torchmetrics", "pybullet", "pillow-heif", "ruff"],
         "bench": ["pytest", "pytest-benchmark", "transformers"],
     },
-    entry_points={"console_scripts": ["dpt=dpt.cli:main"]},
+    entry_points={"console_scripts": ["dpt=dpt.commands.main:main"]},
 )

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # a checkout that is not installed
 
-from bench import against, environment, measure, records, session, tables  # noqa: E402
+from bench.harness import comparison, environment, measure, records, session  # noqa: E402
+from bench.reporting import tables  # noqa: E402
 
 BENCH = pytest.StashKey[session.Bench]()
 AGAINST = pytest.StashKey[list[records.Record]]()
@@ -30,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--record-to", metavar="FOLDER", type=Path, help="write them there, after every case: a run that is cut off loses nothing")
     add("--record-suffix", metavar="NAME", default="", help="write <device>-<what>-NAME.json, beside an earlier run")
     add("--against", metavar="FILE", action="append", default=[], help="compare ratios with a recorded run of this device")
-    add("--margin", type=float, default=against.MARGIN, help="the loss of a ratio that --against allows; default 0.05")
+    add("--margin", type=float, default=comparison.MARGIN, help="the loss of a ratio that --against allows; default 0.05")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         compared = [records.read(file) for file in config.option.against]
         facts = environment.device_facts(device)
         for file, record in zip(config.option.against, compared, strict=True):
-            against.check_device(record.device, facts, file)
+            comparison.check_device(record.device, facts, file)
     except (ValueError, OSError) as error:
         raise pytest.UsageError(str(error)) from error
     budget = measure.Budget(session.DEFAULT_BUDGET[device.type] if config.option.budget is None else config.option.budget)
@@ -139,7 +140,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     bench.comparisons = []
     for file, record in zip(session.config.option.against, session.config.stash[AGAINST], strict=True):
-        lines, passed = against.lines(record, bench.rows.get(record.what, []), session.config.option.margin)
+        lines, passed = comparison.lines(record, bench.rows.get(record.what, []), session.config.option.margin)
         bench.comparisons += [f"against {file}:", *lines]
         if not passed and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

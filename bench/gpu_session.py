@@ -3,10 +3,10 @@
     python bench/gpu_session.py first --out FOLDER                       # what must hold, and the tables' tuning
     python bench/gpu_session.py second --out FOLDER --after all.tar.xz   # what had failed, and the numbers with the new tables
 
-Runs from a checkout, uninstalled, with the standard library alone. GPU.md says what to do with what comes back; gpu_steps.py has the steps.
-In the folder are `all.tar.xz` (all that was written so far, and the tables), `summary.txt` (a line a step) and `files/`, which the archive
-holds too, and which `--files` puts elsewhere, if the way back is narrow. Archive and summary are replaced, whole, after every step and
-every minute of one: who cuts the command off, at any second, has them. Each step is a process that is ended at its time with all it
+Runs from a checkout, uninstalled, with the standard library alone. GPU.md says what to do with what comes back, card/gpu_steps.py has the
+steps. In the folder are `all.tar.xz` (all that was written so far, and the tables), `summary.txt` (a line a step) and `files/`, which the
+archive holds too, and which `--files` puts elsewhere, if the way back is narrow. Archive and summary are replaced, whole, after every step
+and every minute of one: who cuts the command off, at any second, has them. Each step is a process that is ended at its time with all it
 started. What does not fit is not begun, what has passed before (in the folder, or in the archive of `--after`) is not done again. Steps
 run one at a time: what times something has the machine to itself.
 """
@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # a checkout that is not installed, and a script in a folder of it
 
-from bench import gpu_steps  # noqa: E402
-from bench.gpu_steps import Step  # noqa: E402
+from bench.card import gpu_steps  # noqa: E402
+from bench.card.gpu_steps import Step  # noqa: E402
 
 TABLES = "kernels/configs"
 ARCHIVE, SUMMARY, FILES = "all.tar.xz", "summary.txt", "files"

@@ -2,14 +2,14 @@
 
 import torch
 
-from bench import kernel_cases
-from bench.runner import Case
+from bench.cases import kernels
+from bench.harness.runner import Case
 
 IMPORTANCE = 1.5
 
 
 def cases(device_type: str, dtypes: tuple[torch.dtype, ...]) -> list[Case]:
-    return list(kernel_cases.cases(device_type, dtypes, IMPORTANCE))
+    return list(kernels.cases(device_type, dtypes, IMPORTANCE))
 
 
 def test_kernels(cell, measured):

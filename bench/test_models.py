@@ -2,10 +2,10 @@
 
 import torch
 
-from bench import models
-from bench.runner import Case
+from bench.cases import models
+from bench.harness.runner import Case
 
-# The table; first the carried model, whose case costs little on any machine.
+# First the carried model, whose case costs little on any machine.
 ROWS = (
     models.ModelRow("dpt-tiny-depth", 192, (1, 16), 0.0),
     models.ModelRow("dpt-base-ade20k", 512, (1, 4, 16), 1.0),
@@ -17,7 +17,7 @@ ROWS = (
 
 
 def cases(device_type: str, dtypes: tuple[torch.dtype, ...]) -> list[Case]:
-    return models.cases(ROWS, "models", models.CONTENDERS, dtypes, models.ModelWorkload)
+    return models.cases(ROWS, "models", models.CONTENDERS, dtypes, models.OpenedModel)
 
 
 def test_models(cell, measured):

@@ -2,8 +2,8 @@
 
 import torch
 
-from bench import models, steps
-from bench.runner import Case
+from bench.cases import models, steps
+from bench.harness.runner import Case
 
 ROWS = (
     models.ModelRow("dpt-base-ade20k", 512, (1, 16), 1.2),
@@ -12,7 +12,7 @@ ROWS = (
 
 
 def cases(device_type: str, dtypes: tuple[torch.dtype, ...]) -> list[Case]:
-    return models.cases(ROWS, "steps", steps.STEPS, dtypes, steps.StepsWorkload)
+    return models.cases(ROWS, "steps", steps.STEPS, dtypes, steps.OpenedSteps)
 
 
 def test_steps(cell, measured):

@@ -2,8 +2,8 @@
 
 import torch
 
-from bench import models, training
-from bench.runner import Case
+from bench.cases import models, training
+from bench.harness.runner import Case
 
 FORWARD_PASSES = 4.0  # a step costs three; the optimiser and the gradients' reference are the rest
 ROWS = (
@@ -13,7 +13,7 @@ ROWS = (
 
 
 def cases(device_type: str, dtypes: tuple[torch.dtype, ...]) -> list[Case]:
-    return models.cases(ROWS, "training", training.CONTENDERS, dtypes, training.TrainingWorkload, cost=FORWARD_PASSES)
+    return models.cases(ROWS, "training", training.CONTENDERS, dtypes, training.OpenedTraining, cost=FORWARD_PASSES)
 
 
 def test_training(cell, measured):

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which run nothing
     from .checkpoints import CheckpointError, save
-    from .config import DPTConfig, models
+    from .config import DPTConfig
     from .factory import build, load
-    from .fast import accelerate, fast_report
+    from .fast.acceleration import accelerate, fast_report
+    from .inference.prediction import Prediction
     from .model import DPT
-    from .predict import Prediction
+    from .zoo import models
 
 __version__ = "0.1.0"
 __all__ = ["DPT", "CheckpointError", "DPTConfig", "Prediction", "accelerate", "build", "fast_report", "load", "models", "save"]
@@ -22,12 +23,12 @@ _HOME = {  # the module of each public name
     "DPT": "model",
     "CheckpointError": "checkpoints",
     "DPTConfig": "config",
-    "Prediction": "predict",
-    "accelerate": "fast",
+    "Prediction": "inference.prediction",
+    "accelerate": "fast.acceleration",
     "build": "factory",
-    "fast_report": "fast",
+    "fast_report": "fast.acceleration",
     "load": "factory",
-    "models": "config",
+    "models": "zoo",
     "save": "checkpoints",
 }
 _FOLDER = Path(__file__).resolve().parent
@@ -50,6 +51,6 @@ def __dir__() -> list[str]:
 
 
 def _modules() -> set[str]:
-    """The modules of the package, which need not be imported by name: `import dpt; dpt.config.CONFIGS`."""
+    """The modules of the package, which need not be imported by name: `import dpt; dpt.zoo.CONFIGS`."""
     inside = {path.stem for path in _FOLDER.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     return {name for name in inside if not name.startswith("_")} | {"kernels"}

@@ -1,7 +1,4 @@
-"""Every named model, as data: frozen dataclasses that check themselves, and one table, `CONFIGS`.
-
-What differs between the checkpoint families is a field here and never an `if` in the model. Nothing here needs PyTorch.
-"""
+"""What a model is, as data: frozen dataclasses that check themselves. `dpt.zoo` has the named ones. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
@@ -11,8 +8,6 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, ClassVar
-
-from . import ade20k, scene_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -90,12 +85,13 @@ class Checked:
         return ()
 
 
+ENCODERS = ("vit",)
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
 
 
 @dataclass(frozen=True)
 class EncoderConfig(Checked):
-    """The Vision Transformer."""
+    """An encoder; the fields are a Vision Transformer's."""
 
     embed_dim: int
     depth: int
@@ -116,6 +112,7 @@ class EncoderConfig(Checked):
     pos_by_count: bool = False  # mmsegmentation resizes only when the NUMBER of patches differs
     attention: str = "sdpa"  # "sdpa" or "xformers"
     activation: str = "gelu"  # between the MLP's linear layers; "gelu" is the exact one
+    kind: str = "vit"  # which of `dpt.nets.encoders`
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "embed_dim": _WIDTH,
@@ -135,6 +132,7 @@ class EncoderConfig(Checked):
         "pos_by_count": _TRUTH,
         "attention": _one_of("sdpa", "xformers"),
         "activation": _one_of(*ACTIVATIONS),
+        "kind": _one_of(*ENCODERS),
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
@@ -216,7 +214,7 @@ class InputConfig(Checked):
     mean: tuple[float, float, float]  # on RGB in 0..1
     std: tuple[float, float, float]
     size: tuple[int, int]  # height, width that `rule` aims at
-    rule: str = "minimal"  # see `dpt.images.network_size`
+    rule: str = "minimal"  # see `dpt.inference.images.network_size`
     multiple: int = 16
     pad: bool = False  # reach the multiple by zeros at the bottom and right, instead of by resizing
     mode: str = "bicubic"  # of the resize on the way in
@@ -321,87 +319,6 @@ def _earlier(section: str, field: str, value: Any) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-_BASE = EncoderConfig(embed_dim=768, depth=12, num_heads=12, hooks=(2, 5, 8, 11))
-_LARGE = EncoderConfig(embed_dim=1024, depth=24, num_heads=16, hooks=(5, 11, 17, 23))
-_TINY = EncoderConfig(
-    embed_dim=192, depth=6, num_heads=3, hooks=(3, 5), mlp_ratio=3.0, pos_grid=(12, 12), stem="convolutions", stem_hooks=(1, 2)
-)
-_TINY_DECODER = DecoderConfig(neck_channels=(48, 96, 96, 128), features=48)
-_TINY_INPUT = InputConfig(mean=HALF, std=HALF, size=(192, 192), rule="short_side", mode="bilinear", antialias=True, output_mode="bilinear")
-_ISL = "https://github.com/isl-org/DPT/releases/download/1_0/"
-_MMSEG = "https://download.openmmlab.com/mmsegmentation/v0.5/dpt/dpt_vit-b16_512x512_160k_ade20k/"
-
-CONFIGS: dict[str, DPTConfig] = {
-    config.name: config
-    for config in (
-        DPTConfig(
-            name="dpt-base-ade20k",
-            encoder=replace(_BASE, pos_grid=(14, 14), norm_eps=1e-5, pos_mode="bicubic", pos_by_count=True),
-            decoder=DecoderConfig(neck_channels=(96, 192, 384, 768), batch_norm=True),
-            head=HeadConfig(task="segmentation", classes=ade20k.CLASSES, palette=ade20k.PALETTE, align_corners=False),
-            input=InputConfig(
-                mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
-                std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
-                size=(512, 2048),
-                rule="short_and_long_side",
-                pad=True,
-                mode="bilinear",
-                output_mode="bilinear",
-            ),
-            source=_MMSEG + "dpt_vit-b16_512x512_160k_ade20k-db31cf52.pth",
-        ),
-        DPTConfig(
-            name="dpt-large-midas",
-            encoder=_LARGE,
-            decoder=DecoderConfig(neck_channels=(256, 512, 1024, 1024), dead_unit=True),
-            head=HeadConfig(task="depth"),
-            input=InputConfig(mean=HALF, std=HALF, size=(384, 384), multiple=32),
-            source=_ISL + "dpt_large-midas-2f21e586.pt",
-            licence="MIT",
-        ),
-        DPTConfig(
-            name="dpt-large-ade20k",
-            encoder=_LARGE,
-            decoder=DecoderConfig(neck_channels=(256, 512, 1024, 1024), batch_norm=True, dead_unit=True),
-            head=HeadConfig(task="segmentation", classes=ade20k.CLASSES, palette=ade20k.PALETTE, auxiliary=True),
-            input=InputConfig(mean=HALF, std=HALF, size=(480, 480), multiple=32),
-            source=_ISL + "dpt_large-ade20k-b12dca68.pt",
-            licence="MIT",
-        ),
-        DPTConfig(
-            name="dpt-tiny-depth",
-            encoder=_TINY,
-            decoder=_TINY_DECODER,
-            head=HeadConfig(task="depth"),
-            input=_TINY_INPUT,
-            source="weights/dpt-tiny-depth.safetensors",
-        ),
-        DPTConfig(
-            name="dpt-tiny-scenes",
-            encoder=_TINY,
-            decoder=_TINY_DECODER,
-            head=HeadConfig(task="segmentation", classes=scene_classes.CLASSES, palette=scene_classes.PALETTE),
-            input=_TINY_INPUT,
-            source="weights/dpt-tiny-scenes.safetensors",
-        ),
-    )
-}
-
-
-def models() -> list[str]:
-    """The names that `build` takes."""
-    return list(CONFIGS)
-
-
-def config_of(name: str | DPTConfig) -> DPTConfig:
-    """The configuration of a named model; a configuration is returned as it is. ValueError for an unknown name."""
-    if isinstance(name, DPTConfig):
-        return name
-    if name not in CONFIGS:
-        raise ValueError(f"no model is named {name!r}{nearest(str(name), CONFIGS)}; the names are {', '.join(CONFIGS)}")
-    return CONFIGS[name]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

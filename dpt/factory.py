@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoints, downloads
-from .checkpoints import Checkpoint, CheckpointError, Layout
-from .config import CONFIGS, DPTConfig, config_of, numbered_classes
-from .encoder import check_attention
+from . import checkpoints
+from .checkpoints import Checkpoint, CheckpointError, Layout, downloads
+from .config import DPTConfig, numbered_classes
 from .model import DPT
+from .nets.encoders.vit import check_attention
+from .zoo import CONFIGS, config_of
 
 DEFAULT = "dpt-base-ade20k"
 
@@ -41,7 +42,7 @@ def build(
     Raises:
         ValueError: an unknown name or attention; CheckpointError, a ValueError, for a file that does not fit.
         ImportError: the attention's package is missing.
-        FileNotFoundError: no such weights file; `dpt.downloads.DownloadError`, an OSError too, for a download that failed.
+        FileNotFoundError: no such weights file; `dpt.checkpoints.downloads.DownloadError`, an OSError too, for a download that failed.
     """
     config = config_of(name)
     if attention is not None:
@@ -108,7 +109,7 @@ def _assembled(config: DPTConfig, checkpoint: Checkpoint, layout: Layout, device
 def _finished(model: DPT, fast: bool) -> DPT:
     model = model.eval()
     if fast:
-        from .fast import accelerate  # Triton is loaded only by those who ask for it
+        from .fast.acceleration import accelerate  # Triton is loaded only by those who ask for it
 
         accelerate(model)
     return model

@@ -1,21 +1,14 @@
-"""The Dense Prediction Transformer, stage by stage (Ranftl, Bochkovskiy, Koltun 2021, arXiv 2103.13413)."""
+"""`DPT`, what `build` and `load` give: the network of `nets`, with `predict`."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import MethodType
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from .config import DPTConfig
-from .decoder import Fusion, Reassemble, ReassembleMap
-from .encoder import Encoder, LayerScale
-from .head import HEADS, SegmentationHead
+from .nets.dpt import DPTNetwork
 
 
 class MethodOfWrapper:
@@ -37,115 +30,15 @@ class MethodOfWrapper:
         return MethodType(self.function, asks if isinstance(asks, wrapper) and asks._orig_mod is model else model)
 
 
-class DPT(nn.Module):
-    """Encoder, Reassemble, Fusion, head, with random parameters of PyTorch's default dtype on its default device.
-
-    Args:
-        config: which model; `dpt.build` takes the named ones.
-    """
-
-    def __init__(self, config: DPTConfig):
-        super().__init__()
-        self.config = config
-        encoder, decoder = config.encoder, config.decoder
-        with _Unfilled():
-            self.encoder = Encoder(encoder)
-            self.reassemble = nn.ModuleList(
-                ReassembleMap()
-                if level < len(encoder.stem_hooks)
-                else Reassemble(encoder.embed_dim, channels, level, decoder.readout, decoder.readout_activation)
-                for level, channels in enumerate(decoder.neck_channels)
-            )
-            self.fusion = Fusion(decoder)
-            self.head = HEADS[config.head.task](decoder.features, config.head)
-            if config.head.auxiliary:
-                self.auxiliary_head = SegmentationHead(decoder.features, config.head)
-        _initialise(self)
-        if config.head.task == "depth":
-            nn.init.ones_(self.head.conv3.bias)  # a last ReLU that starts below zero gets no gradient and never leaves it
-
-    def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
-        grid = self.encoder.grid(x)
-        tokens = self.encoder(x)
-        return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W) or logits (B, K, H, W).
-
-        Depth is inverse depth up to scale and shift where `config.head.inverse`, else metres. H and W are multiples of
-        the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with `patch * Dim(..., min=3)` for the sides: of one
-        or two patches PyTorch makes rules of their own.
-        """
-        return self.head(self.features(x), tuple(x.shape[2:]))
-
-    def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""
-        size = tuple(x.shape[2:])
-        fused, deeper = self.features(x, deeper=True)
-        return self.head(fused, size), self.auxiliary_head(deeper, size)
+class DPT(DPTNetwork):
+    """The Dense Prediction Transformer, and how it predicts. `dpt.build` makes the named ones; the arguments are `DPTNetwork`'s."""
 
     @MethodOfWrapper
     def predict(self, images, **options):
-        """Pictures -> `dpt.predict.Prediction`(s) at each picture's own size; see `dpt.predict.predict` for the options.
+        """Pictures -> `dpt.Prediction`(s) at each picture's own size; `dpt.inference.prediction.predict` has the options.
 
         `torch.compile(model).predict` predicts compiled, and so does `model.predict` after `model.compile()`.
         """
-        from .predict import predict  # the model does not need image libraries; predicting does
+        from .inference.prediction import predict  # the model does not need image libraries; predicting does
 
         return predict(self, images, **options)
-
-
-class _Unfilled(TorchFunctionMode):
-    """Layers made within skip their own initialisation: `_initialise` gives each parameter its numbers, once."""
-
-    FILLS = (Tensor.fill_, Tensor.zero_, Tensor.normal_, Tensor.uniform_)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function in self.FILLS or getattr(function, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
-
-
-def _initialise(model: nn.Module) -> None:
-    """Fill every parameter and buffer; on the meta device, or of fake tensors, there is no memory to fill.
-
-    Each module draws from a generator of its own, seeded from PyTorch's, so that threads share the work, of which DPT-Large has 340
-    million numbers, and the numbers do not depend on them.
-    """
-    first = next(model.parameters())
-    if first.is_meta or type(first) is not nn.Parameter:
-        return
-    modules, inference = list(model.modules()), torch.is_inference_mode_enabled()
-
-    def fill(module: nn.Module, seed: int) -> None:
-        with torch.inference_mode(inference):  # which each thread has for itself
-            _fill(module, torch.Generator(first.device).manual_seed(seed))
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        seeds = torch.randint(2**63 - 1, (len(modules),), device="cpu").tolist()
-        list(pool.map(fill, modules, seeds))
-
-
-def _fill(module: nn.Module, generator: torch.Generator) -> None:
-    """A module's own tensors: ViT's initialisation of linear layers, class token and positional embedding, PyTorch's of convolutions, with
-    biases of zero, and of norms.
-
-    ViT's is a normal distribution of standard deviation 0.02 cut off at 2, which is at a hundred of them: it is not cut. TypeError for a
-    module that is none of these and has tensors, which would stay as the memory was.
-    """
-    if isinstance(module, Encoder):
-        nn.init.normal_(module.cls_token, std=0.02, generator=generator)
-        nn.init.normal_(module.pos_embed, std=0.02, generator=generator)
-    elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02, generator=generator)
-        else:
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d | LayerScale):
-        module.reset_parameters()
-    elif any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
-        raise TypeError(f"{type(module).__name__} has tensors that no rule here initialises")

@@ -16,16 +16,15 @@ which a class is infinite or NaN, or all are -inf, is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 
 from . import launch
-from .upsample import SIDES, bilinear_source, check_map, check_size, gather_bilinear, upsample_bilinear_ref
-from .workload import FORWARD, RARE, Inputs, Workload, combinations
+from .parts.bilinear import bilinear_source, gather_bilinear
+from .upsample import SIDES, upsample_bilinear_ref
 
 MAX_CLASSES = 32767  # of int16
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
@@ -150,8 +149,8 @@ def upsample_argmax(
         TypeError: ``logits`` are not float32, float16 or bfloat16.
         ValueError: ``logits`` are not (B, K, h, w), K is not from 1 to 32767, or a side is not from 1 to 32767.
     """
-    check_map("logits", logits)
-    height, width = check_size("size", size)
+    launch.check_map("logits", logits)
+    height, width = launch.check_size("size", size)
     if logits.shape[1] > MAX_CLASSES:
         raise ValueError(f"{logits.shape[1]} classes: int16 labels allow at most {MAX_CLASSES}")
     logits = logits.detach()
@@ -159,62 +158,3 @@ def upsample_argmax(
         return upsample_argmax_ref(logits, (height, width), align_corners, return_probability)
     labels, probability = _upsample_argmax(logits, height, width, align_corners, return_probability)
     return (labels, probability) if return_probability else labels
-
-
-# (dtype, K, memory format, align_corners, whether the probability is asked for) that are compiled: 300 classes have labels of int16. Left
-# out, for CI's time: the other products of these. A dtype is a conversion at the loads, coordinates are integers before the loop over the
-# classes, and the probability only adds to what is there without it.
-COMPILED = (
-    (torch.bfloat16, 150, torch.channels_last, False, False),
-    (torch.bfloat16, 150, torch.channels_last, True, True),
-    (torch.bfloat16, 150, torch.contiguous_format, True, False),
-    (torch.bfloat16, 150, torch.contiguous_format, False, True),
-    (torch.bfloat16, 12, torch.channels_last, False, True),
-    (torch.float16, 300, torch.channels_last, False, True),
-    (torch.float32, 150, torch.channels_last, False, True),
-    (torch.float32, 150, torch.contiguous_format, False, True),
-)
-
-
-def compile_cases(family: str) -> Iterable[launch.CompileCase]:
-    """Every shipped configuration: both memory formats, both rules of coordinates, with and without the probability."""
-    for dtype, classes, memory_format, align_corners, probability in COMPILED:
-        logits = torch.empty(2, classes, 16, 24, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
-        names = (str(value).removeprefix("torch.") for value in (memory_format, dtype))
-        variant = f"K={classes} align_corners={align_corners}{' probability' if probability else ''} {' '.join(names)}"
-        arguments = (logits, 64, 96, align_corners, probability)
-        yield from launch.record(family, variant, _forward, *arguments, tensor_cores=False, async_copies=False)
-
-
-def _tuned_arguments(inputs: Inputs, batch: int, classes: int, side: int, classes_last: bool) -> dict[str, Any]:
-    """Logits that are multiples of 1/16, for a resize by two: all that follows is exact in float32, and so the labels are."""
-    logits = (inputs.map if classes_last else inputs.normal)(batch, classes, side, side)
-    logits = (logits.float() * 16).round().div(16).to(logits.dtype)
-    return {"logits": logits, "height": 2 * side, "width": 2 * side, "align_corners": False, "probability": False}
-
-
-def _labels_ref(logits: torch.Tensor, height: int, width: int, align_corners: bool, probability: bool) -> torch.Tensor:
-    return upsample_argmax_ref(logits, (height, width), align_corners)
-
-
-def _candidates(block_k: Sequence[int]) -> list[dict[str, int]]:
-    """1 to 8 elements a thread: 16 spill."""
-    found = combinations([{}], BLOCK_P=(16, 32, 64, 128, 256, 512), BLOCK_K=block_k, num_warps=(4, 8), num_stages=(1,))
-    return [c for c in found if 1 <= c["BLOCK_P"] * c["BLOCK_K"] // (32 * c["num_warps"]) <= (8 if c["BLOCK_K"] > 4 else 4)]
-
-
-def tuning_space() -> Iterator[Workload]:
-    """ADE20K's 150 classes at 512 pixels, in both memory formats, and the few classes of a small model."""
-    for batch, classes, side, classes_last, block_k in (
-        (1, 150, 256, True, (16, 32, 64)),
-        (16, 150, 256, True, (16, 32, 64)),
-        (1, 9, 96, True, (16,)),
-        (1, 150, 256, False, (1, 2, 4)),
-    ):
-        yield Workload(
-            "argmax", _forward, _tuned_arguments, _labels_ref, {"upsample_argmax": _candidates(block_k)},
-            sizes={"batch": batch, "classes": classes, "side": side, "classes_last": classes_last},
-            small={"batch": 1, "classes": min(classes, 20), "side": 5},
-            stage=FORWARD if classes_last else RARE,
-            shows={"tensor_cores": False, "async_copies": False},
-        )  # fmt: skip

@@ -17,24 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
-from .conv3x3 import (
-    NormArguments,
-    check_norm,
-    check_tensor,
-    check_vector,
-    conv3x3,
-    conv3x3_input_weight,
-    folded,
-    norm_or_none,
-    norm_scale,
-    parameter_gradients,
-    through_norm,
-)
-from .upsample import channels_last, check_map, empty_channels_last
+from .parts.conv3x3 import conv3x3, conv3x3_input_weight, parameter_gradients
+from .parts.maps import channels_last, empty_channels_last
+from .parts.norms import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
 
 
 def conv_norm_relu_ref(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: NormArguments | None = None, relu: bool = True
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: BatchNormArguments | None = None, relu: bool = True
 ) -> torch.Tensor:
     """:func:`conv_norm_relu` in plain PyTorch. Same arguments and result."""
     y = F.conv2d(x, weight, bias, padding=1)
@@ -104,7 +93,7 @@ _op.register_autograd(_differentiate, setup_context=_save)
 
 
 def conv_norm_relu(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: NormArguments | None = None, relu: bool = True
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: BatchNormArguments | None = None, relu: bool = True
 ) -> torch.Tensor:
     """relu(norm(conv3x3(x) + bias)), stride 1 and padding 1: (B, O, H, W), channels_last, in x's dtype. Differentiable.
 
@@ -123,12 +112,12 @@ def conv_norm_relu(
         ValueError: a shape or device that is not as above, or a side over 32767.
     """
     x, weight = launch.autocast(x, weight)
-    check_map("x", x)
+    launch.check_map("x", x)
     if weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: must be (O, C, 3, 3)")
-    check_tensor("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x)
-    check_vector("bias", bias, weight)
-    check_norm("norm", norm, weight)
+    launch.check_tensor("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x)
+    launch.check_vector("bias", bias, weight)
+    check_batch_norm("norm", norm, weight)
     if not launch.runs_kernels(x, "conv_norm_relu"):
         y = F.conv2d(x, *folded(weight, bias, norm), padding=1)
         return y.relu_() if relu else y

@@ -3,7 +3,7 @@
     out = activation(LN(x) @ weight.T + bias)        LN(x) = (x - mean) * rstd * norm_weight + norm_bias, over the last dimension
 
 x (..., D), weight (N, D), out (..., N). 2*M*N*D FLOPs for M rows; (M*D + N*D + M*N) elements moved, where PyTorch moves 2*M*D more for the
-normalised copy, and 2*M*N more for GELU. The kernel is ``fused_linear``'s, LayerNorm its prologue.
+normalised copy, and 2*M*N more for GELU. The kernel is ``products``'s, LayerNorm its prologue.
 
 Saved for the backward: the inputs, mean and rstd (M,) float32, and with GELU the pre-activation; the normalised rows are computed again:
 
@@ -17,18 +17,15 @@ gradients are taken in two stages in float32, in a fixed order, so all gradients
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from . import fused_linear, launch
-from .fused_linear import Norm, Statistics, rows_of
-from .workload import BACKWARD, Inputs, Workload, by_autograd, combinations
+from . import launch
+from .parts import products
+from .parts.norms import LayerNorm, Statistics, check_layer_norm
+from .parts.products import rows_of
 
 
 def layernorm_linear_ref(
@@ -64,15 +61,15 @@ def layernorm_linear(
     used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be copied in wide pieces.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
-    fused_linear.check_input("x", x)
+    launch.check_input("x", x)
     x, weight = launch.autocast(x, weight)
-    fused_linear.check_norm(norm_weight, norm_bias, eps, x)
-    fused_linear.check_linear("the", weight, bias, x.shape[-1], x)
+    check_layer_norm(norm_weight, norm_bias, eps, x)
+    products.check_linear("the", weight, bias, x.shape[-1], x)
     if activation not in (None, "gelu"):
         raise ValueError(f"activation={activation!r}: it must be None or 'gelu'")
     if not launch.runs_kernels(x, "layernorm_linear"):
         return layernorm_linear_ref(x, norm_weight, norm_bias, weight, bias, eps, activation)
-    save = fused_linear.needs_gradient(x, norm_weight, norm_bias, weight, bias)
+    save = products.needs_gradient(x, norm_weight, norm_bias, weight, bias)
     return torch.ops.dpt.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, activation == "gelu", save)[0]
 
 
@@ -168,7 +165,7 @@ def _(grad, x, mean, rstd, norm_weight, skip, needs_input, needs_norm):
 def gradients(
     grad: torch.Tensor,
     x: torch.Tensor,
-    norm: Norm,
+    norm: LayerNorm,
     statistics: Statistics,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -211,14 +208,14 @@ def _layernorm_linear_op(
     save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, epilogue = rows_of(x), "gelu" if gelu else "none"
-    out, pre, statistics = fused_linear.linear(
+    out, pre, statistics = products.linear(
         "layernorm_linear",
         rows,
         weight.contiguous(),
         launch.input_precision(x.dtype),
         epilogue=epilogue,
         bias=bias,
-        norm=Norm(norm_weight, norm_bias),
+        norm=LayerNorm(norm_weight, norm_bias),
         eps=eps,
         save_pre=gelu and save,
     )
@@ -258,117 +255,8 @@ def _backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, 
     grad = rows_of(grad)
     if ctx.gelu:
         grad = torch.ops.dpt.gelu_gradient(grad, pre)
-    found = gradients(grad, x, Norm(norm_weight, norm_bias), Statistics(mean, rstd), weight, bias, ctx.needs_input_grad[:5])
+    found = gradients(grad, x, LayerNorm(norm_weight, norm_bias), Statistics(mean, rstd), weight, bias, ctx.needs_input_grad[:5])
     return *found, None, None, None
 
 
 _layernorm_linear_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-COMPILED = (  # see fused_linear.COMPILED_ROWS: ViT-B, -S and rows that no 16-byte copy fits
-    ("bfloat16", 768, 2304, ("none", "gelu", "gelu saved", "weight gradient", "norm gradient")),
-    ("float16", 384, 1536, ("gelu saved", "weight gradient", "norm gradient")),
-    ("float32", 384, 1536, ("none", "gelu saved", "weight gradient", "norm gradient")),
-    ("tf32", 384, 1536, ("none", "gelu saved", "weight gradient")),
-    ("bfloat16", 50, 150, ("gelu saved", "weight gradient", "norm gradient")),
-    ("float32", 50, 150, ("gelu saved",)),
-)
-
-
-def compile_cases(family: str) -> Iterator[launch.CompileCase]:
-    """Every launch of both passes."""
-    yield from launch.distinct(_cases(family))
-
-
-def _cases(family: str) -> Iterator[launch.CompileCase]:
-    for name, where, precision, shows, (x, weight, grad) in fused_linear.compiled_operands(COMPILED):
-        norm, statistics = Norm(x[0], x[0]), Statistics(*torch.empty((2, x.shape[0]), dtype=torch.float32, device="meta"))
-        if name == "weight gradient":
-            options = {"prologue": "layernorm", "norm": norm, "statistics": statistics}
-            yield from launch.record(family, where, fused_linear.weight_gradient, grad, x, precision, **options, **shows)
-        elif name == "norm gradient":
-            arguments = (x, x, statistics, norm.weight, x, True, True)
-            yield from launch.record(family, where, _layernorm_backward, *arguments, tensor_cores=False, async_copies=False)
-        else:
-            options = {"epilogue": name.removesuffix(" saved"), "save_pre": name.endswith("saved")}
-            arguments = ("layernorm_linear", x, weight, precision)
-            options |= {"bias": grad[0], "norm": norm, "eps": 1e-6}
-            yield from launch.record(family, where, fused_linear.linear, *arguments, **options, **shows)
-
-
-EPS = 1e-6
-
-
-def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int, gelu: bool) -> dict[str, Any]:
-    return {
-        "name": "layernorm_linear",
-        "x": inputs.normal(rows, depth),
-        "weight": inputs.normal(columns, depth, std=depth**-0.5),
-        "precision": inputs.precision,
-        "epilogue": "gelu" if gelu else "none",
-        "bias": inputs.normal(columns),
-        "norm": Norm(inputs.normal(depth), inputs.normal(depth)),
-        "eps": EPS,
-    }
-
-
-def _linear_ref(x, weight, bias, norm, eps, epilogue, **_) -> torch.Tensor:
-    return layernorm_linear_ref(x, *norm, weight, bias, eps, "gelu" if epilogue == "gelu" else None)
-
-
-def _statistics(x: torch.Tensor) -> Statistics:
-    x = x.float()
-    return Statistics(x.mean(1), torch.rsqrt(x.var(1, correction=0) + EPS))
-
-
-def _weight_gradient_arguments(inputs: Inputs, rows: int, depth: int, columns: int) -> dict[str, Any]:
-    x, norm = inputs.normal(rows, depth), Norm(inputs.normal(depth), inputs.normal(depth))
-    prologue = {"prologue": "layernorm", "norm": norm, "statistics": _statistics(x)}
-    return {"grad": inputs.normal(rows, columns), "x": x, "precision": inputs.precision, **prologue}
-
-
-def _weight_gradient_ref(grad, x, norm, **_) -> list[torch.Tensor]:
-    weight = x.new_zeros(grad.shape[1], x.shape[1])
-    return by_autograd(lambda weight: layernorm_linear_ref(x, *norm, weight, None, EPS), [weight], grad)
-
-
-def _norm_gradient_arguments(inputs: Inputs, rows: int, depth: int) -> dict[str, Any]:
-    grad, x, skip = (inputs.normal(rows, depth) for _ in range(3))
-    needs = {"needs_input": True, "needs_norm": True}
-    return {"grad": grad, "x": x, "statistics": _statistics(x), "norm_weight": inputs.normal(depth), "skip": skip, **needs}
-
-
-def _norm_gradient_ref(grad, x, norm_weight, skip, **_) -> tuple[torch.Tensor, torch.Tensor]:
-    norm = functools.partial(F.layer_norm, normalized_shape=x.shape[1:], eps=EPS)
-    inputs = [x, norm_weight, torch.zeros_like(norm_weight)]
-    x_grad, *sums = by_autograd(lambda x, weight, bias: norm(x, weight=weight, bias=bias), inputs, grad)
-    return x_grad + skip, torch.stack(sums)
-
-
-def tuning_space() -> Iterator[Workload]:
-    """qkv and fc1 of ViT-B at 512 pixels, -L at 384 and -S at 518, one picture and many; and the gradients of training with two."""
-    small = {"rows": 19, "depth": 24, "columns": 40}
-    for kind, options in fused_linear.tuned_variants():
-        candidates = {"layernorm_linear": fused_linear.linear_candidates(kind, prologue=True)}
-        half = kind == "bfloat16"
-        shapes = ((1025, 768, 2304, False), (577, 1024, 4096, True), (1370, 384, 1152, False))
-        shapes += ((16400, 768, 2304, False), (9232, 1024, 4096, True))
-        for shape in shapes if half else shapes[:1]:
-            few = {"rows_max": fused_linear.FEW_ROWS} if half and shape[0] <= fused_linear.FEW_ROWS else {}
-            yield Workload(
-                "layernorm linear", fused_linear.linear, _linear_arguments, _linear_ref, candidates,
-                sizes=dict(zip(("rows", "depth", "columns", "gelu"), shape, strict=True)), small=small,
-                **{**options, "narrow": options["narrow"] | few},
-            )  # fmt: skip
-        yield Workload(
-            "layernorm linear's weight gradient", fused_linear.weight_gradient, _weight_gradient_arguments, _weight_gradient_ref,
-            {"weight_gradient": fused_linear.weight_gradient_candidates(kind)},
-            sizes={"rows": 2050, "depth": 768, "columns": 3072}, small=small, stage=BACKWARD, **options,
-        )  # fmt: skip
-    for rows, depth in ((2740, 384), (2050, 768), (1154, 1024)):
-        yield Workload(
-            "layernorm's gradients", _layernorm_backward, _norm_gradient_arguments, _norm_gradient_ref,
-            {"layernorm_backward": combinations([{}], BLOCK_M=(1, 2, 4, 8), STEPS=(1, 2, 4, 8), num_warps=(4, 8), num_stages=(1,))},
-            sizes={"rows": rows, "depth": depth}, small={"rows": 19, "depth": 24}, stage=BACKWARD,
-            shows={"tensor_cores": False, "async_copies": False},
-        )  # fmt: skip

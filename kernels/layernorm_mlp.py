@@ -17,19 +17,16 @@ and the biases, the scale and the norm as in the two ops. Gradients are reproduc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 
-from . import fused_linear, launch
-from .fused_linear import Norm, Statistics, rows_of
+from . import launch
 from .layernorm_linear import gradients as layernorm_linear_gradients
 from .layernorm_linear import layernorm_linear, layernorm_linear_ref
 from .linear_residual import gradients as linear_residual_gradients
-from .linear_residual import linear_residual, linear_residual_ref, scaled, scaled_weight_gradient_arguments, scaled_weight_gradient_ref
-from .workload import BACKWARD, Inputs, Workload, by_autograd
+from .linear_residual import linear_residual, linear_residual_ref, scaled
+from .parts import products
+from .parts.norms import LayerNorm, Statistics, check_layer_norm
+from .parts.products import rows_of
 
 __all__ = ["layernorm_linear", "layernorm_linear_ref", "layernorm_mlp", "layernorm_mlp_ref", "linear_residual", "linear_residual_ref"]
 
@@ -71,16 +68,16 @@ def layernorm_mlp(
     slow.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
-    fused_linear.check_input("x", x)
+    launch.check_input("x", x)
     x, w1, w2 = launch.autocast(x, w1, w2)
-    fused_linear.check_norm(norm_weight, norm_bias, eps, x)
-    hidden = fused_linear.check_linear("w1, b1:", w1, b1, x.shape[-1], x)
-    if fused_linear.check_linear("w2, b2:", w2, b2, hidden, x) != x.shape[-1]:
+    check_layer_norm(norm_weight, norm_bias, eps, x)
+    hidden = products.check_linear("w1, b1:", w1, b1, x.shape[-1], x)
+    if products.check_linear("w2, b2:", w2, b2, hidden, x) != x.shape[-1]:
         raise ValueError(f"w2 has shape {tuple(w2.shape)}: it must be {(x.shape[-1], hidden)}, for its output is added to x")
-    fused_linear.check_operand("layer_scale", layer_scale, x.shape[-1:], x, vector=True)
+    launch.check_operand("layer_scale", layer_scale, x.shape[-1:], x, vector=True)
     if not launch.runs_kernels(x, "layernorm_mlp"):
         return layernorm_mlp_ref(x, norm_weight, norm_bias, w1, b1, w2, b2, eps, layer_scale)
-    save = fused_linear.needs_gradient(x, norm_weight, norm_bias, w1, b1, w2, b2, layer_scale)
+    save = products.needs_gradient(x, norm_weight, norm_bias, w1, b1, w2, b2, layer_scale)
     return torch.ops.dpt.layernorm_mlp(x, norm_weight, norm_bias, w1, b1, w2, b2, eps, layer_scale, save)[0]
 
 
@@ -88,7 +85,7 @@ def layernorm_mlp(
 def _gelu_input_gradient_op(grad: torch.Tensor, weight: torch.Tensor, pre: torch.Tensor) -> torch.Tensor:
     """(grad (M, N) @ weight (N, K)) * GELU'(pre (M, K))."""
     precision = launch.input_precision(grad.dtype)
-    return fused_linear.linear("gelu_input_gradient", grad, weight.contiguous(), precision, epilogue="gelu_gradient", extra=pre)[0]
+    return products.linear("gelu_input_gradient", grad, weight.contiguous(), precision, epilogue="gelu_gradient", extra=pre)[0]
 
 
 @_gelu_input_gradient_op.register_fake
@@ -109,11 +106,11 @@ def _layernorm_mlp_op(
     layer_scale: torch.Tensor | None,
     save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    rows, precision, norm = rows_of(x), launch.input_precision(x.dtype), Norm(norm_weight, norm_bias)
-    hidden, pre, statistics = fused_linear.linear(
+    rows, precision, norm = rows_of(x), launch.input_precision(x.dtype), LayerNorm(norm_weight, norm_bias)
+    hidden, pre, statistics = products.linear(
         "layernorm_linear", rows, w1.contiguous(), precision, epilogue="gelu", bias=b1, norm=norm, eps=eps, save_pre=save
     )
-    out, _, _ = fused_linear.linear(
+    out, _, _ = products.linear(
         "linear_residual", hidden, w2.contiguous(), precision, epilogue="residual", bias=b2, scale=layer_scale, extra=rows
     )
     return out.reshape(x.shape), x.new_empty(0) if pre is None else pre, *statistics
@@ -143,66 +140,9 @@ def _backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, 
     first_grads = (None,) * 5
     if any(first):
         pre_grad = torch.ops.dpt.gelu_input_gradient(*scaled(grad, w2, layer_scale), pre)
-        norm, statistics = Norm(norm_weight, norm_bias), Statistics(mean, rstd)
+        norm, statistics = LayerNorm(norm_weight, norm_bias), Statistics(mean, rstd)
         first_grads = layernorm_linear_gradients(pre_grad, x, norm, statistics, w1, b1, first, skip=grad)
     return *first_grads, *second_grads[:2], None, second_grads[2], None
 
 
 _layernorm_mlp_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-COMPILED = (  # see fused_linear.COMPILED_ROWS: fc2, (N, K), of ViT-B and -S, and rows that no 16-byte copy fits
-    ("bfloat16", 3072, 768, ("pre gradient", "weight gradient", "scaled weight gradient")),
-    ("float16", 1536, 384, ("pre gradient", "scaled weight gradient")),
-    ("float32", 1536, 384, ("pre gradient", "scaled weight gradient")),
-    ("tf32", 1536, 384, ("pre gradient", "scaled weight gradient")),
-    ("bfloat16", 150, 50, ("pre gradient", "scaled weight gradient")),
-)
-
-
-def compile_cases(family: str) -> Iterator[launch.CompileCase]:
-    """The launches that the two ops it is made of do not have."""
-    yield from launch.distinct(_cases(family))
-
-
-def _cases(family: str) -> Iterator[launch.CompileCase]:
-    for name, where, precision, shows, (pre, w2, grad) in fused_linear.compiled_operands(COMPILED):
-        if name == "pre gradient":
-            arguments = ("gelu_input_gradient", grad, w2, precision)
-            yield from launch.record(family, where, fused_linear.linear, *arguments, epilogue="gelu_gradient", extra=pre, **shows)
-        else:
-            options = {"prologue": "gelu", "scale": grad[0], "weight": w2} if name.startswith("scaled") else {"prologue": "gelu"}
-            yield from launch.record(family, where, fused_linear.weight_gradient, grad, pre, precision, **options, **shows)
-
-
-def _gelu_gradient_arguments(inputs: Inputs, rows: int, depth: int, hidden: int) -> dict[str, Any]:
-    return {
-        "name": "gelu_input_gradient",
-        "x": inputs.normal(rows, depth),
-        "weight": inputs.normal(depth, hidden, std=hidden**-0.5),
-        "precision": inputs.precision,
-        "epilogue": "gelu_gradient",
-        "extra": inputs.normal(rows, hidden),
-    }
-
-
-def _gelu_gradient_ref(x, weight, extra, **_) -> list[torch.Tensor]:
-    return by_autograd(lambda pre: F.linear(F.gelu(pre), weight), [extra], x)
-
-
-def tuning_space() -> Iterator[Workload]:
-    """What training adds to the two ops' own launches: ViT-B with two pictures of 512 pixels, ViT-L with eight of 384."""
-    for kind, options in fused_linear.tuned_variants():
-        for rows, depth, hidden in ((2050, 768, 3072), (4616, 1024, 4096))[: 2 if kind == "bfloat16" else 1]:
-            yield Workload(
-                "GELU's input gradient", fused_linear.linear, _gelu_gradient_arguments, _gelu_gradient_ref,
-                {"gelu_input_gradient": fused_linear.linear_candidates(kind, prologue=False)},
-                sizes={"rows": rows, "depth": depth, "hidden": hidden}, small={"rows": 19, "depth": 24, "hidden": 40},
-                stage=BACKWARD, **options,
-            )  # fmt: skip
-        yield Workload(
-            "weight gradient behind GELU", fused_linear.weight_gradient, scaled_weight_gradient_arguments, scaled_weight_gradient_ref,
-            {"weight_gradient": fused_linear.weight_gradient_candidates(kind)},
-            sizes={"rows": 2050, "depth": 3072, "columns": 768, "prologue": "gelu"}, small={"rows": 19, "depth": 24, "columns": 40},
-            stage=BACKWARD, **options,
-        )  # fmt: skip

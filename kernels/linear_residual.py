@@ -3,7 +3,7 @@
     out = residual + layer_scale * (x @ weight.T + bias)
 
 x (..., K), weight (N, K), residual and out (..., N). 2*M*N*K FLOPs for M rows; (M*K + N*K + 2*M*N) elements moved, where PyTorch moves
-2*M*N more for the sum and 2*M*N more for the scale. The kernel is ``fused_linear``'s, scale and residual its epilogue.
+2*M*N more for the sum and 2*M*N more for the scale. The kernel is ``products``'s, scale and residual its epilogue.
 
 Saved for the backward: x, weight, bias and layer_scale. With s = sum(dout) over the rows:
 
@@ -16,15 +16,12 @@ are reproducible bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
-from . import fused_linear, launch
-from .fused_linear import rows_of
-from .workload import BACKWARD, Inputs, Workload, by_autograd
+from . import launch
+from .parts import products
+from .parts.products import rows_of
 
 
 def linear_residual_ref(
@@ -55,11 +52,11 @@ def linear_residual(
     dtype.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
-    fused_linear.check_input("x", x)
+    launch.check_input("x", x)
     x, weight, residual = launch.autocast(x, weight, residual)
-    columns = fused_linear.check_linear("the", weight, bias, x.shape[-1], x)
-    fused_linear.check_operand("residual", residual, (*x.shape[:-1], columns), x)
-    fused_linear.check_operand("layer_scale", layer_scale, (columns,), x, vector=True)
+    columns = products.check_linear("the", weight, bias, x.shape[-1], x)
+    launch.check_operand("residual", residual, (*x.shape[:-1], columns), x)
+    launch.check_operand("layer_scale", layer_scale, (columns,), x, vector=True)
     if not launch.runs_kernels(x, "linear_residual"):
         return linear_residual_ref(x, weight, bias, residual, layer_scale)
     return torch.ops.dpt.linear_residual(x, weight, bias, residual, layer_scale)
@@ -111,7 +108,7 @@ def _linear_residual_op(
     residual: torch.Tensor,
     layer_scale: torch.Tensor | None,
 ) -> torch.Tensor:
-    out, _, _ = fused_linear.linear(
+    out, _, _ = products.linear(
         "linear_residual",
         rows_of(x),
         weight.contiguous(),
@@ -145,79 +142,3 @@ def _backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 
 
 _linear_residual_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-COMPILED = (  # see fused_linear.COMPILED_ROWS: the projection of ViT-B and fc2 of ViT-S, and rows that no 16-byte copy fits
-    ("bfloat16", 768, 768, ("residual", "scaled", "weight gradient")),
-    ("float16", 1536, 384, ("scaled", "weight gradient")),
-    ("float32", 1536, 384, ("residual", "scaled", "weight gradient")),
-    ("tf32", 1536, 384, ("scaled", "weight gradient")),
-    ("bfloat16", 50, 50, ("scaled", "weight gradient")),
-    ("float32", 50, 50, ("scaled", "weight gradient")),
-)
-
-
-def compile_cases(family: str) -> Iterator[launch.CompileCase]:
-    """Every launch of both passes."""
-    yield from launch.distinct(_cases(family))
-
-
-def _cases(family: str) -> Iterator[launch.CompileCase]:
-    for name, where, precision, shows, (x, weight, grad) in fused_linear.compiled_operands(COMPILED):
-        if name == "weight gradient":
-            options = {"scale": grad[0], "weight": weight}
-            yield from launch.record(family, where, fused_linear.weight_gradient, grad, x, precision, **options, **shows)
-        else:
-            options = {"epilogue": "residual", "bias": grad[0], "scale": grad[0] if name == "scaled" else None, "extra": grad}
-            yield from launch.record(family, where, fused_linear.linear, "linear_residual", x, weight, precision, **options, **shows)
-
-
-def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int) -> dict[str, Any]:
-    return {
-        "name": "linear_residual",
-        "x": inputs.normal(rows, depth),
-        "weight": inputs.normal(columns, depth, std=depth**-0.5),
-        "precision": inputs.precision,
-        "epilogue": "residual",
-        "bias": inputs.normal(columns),
-        "scale": inputs.normal(columns),
-        "extra": inputs.normal(rows, columns),
-    }
-
-
-def _linear_ref(x, weight, bias, scale, extra, **_) -> torch.Tensor:
-    return linear_residual_ref(x, weight, bias, extra, scale)
-
-
-def scaled_weight_gradient_arguments(inputs: Inputs, rows: int, depth: int, columns: int, prologue: str) -> dict[str, Any]:
-    """Keywords of ``fused_linear.weight_gradient`` for a layer with LayerScale."""
-    grad, x, scale = inputs.normal(rows, columns), inputs.normal(rows, depth), inputs.normal(columns)
-    weight = inputs.normal(columns, depth, std=depth**-0.5)
-    return {"grad": grad, "x": x, "precision": inputs.precision, "prologue": prologue, "scale": scale, "weight": weight}
-
-
-def scaled_weight_gradient_ref(grad, x, precision, prologue, scale, weight) -> list[torch.Tensor]:
-    """The gradients of weight and scale, by autograd."""
-    x, none = F.gelu(x) if prologue == "gelu" else x, torch.zeros_like(grad)
-    return by_autograd(lambda weight, scale: linear_residual_ref(x, weight, None, none, scale), [weight, scale], grad)
-
-
-def tuning_space() -> Iterator[Workload]:
-    """The projection and fc2 of ViT-B at 512 pixels, -L at 384 and -S at 518, one picture and many; and a gradient of training with two."""
-    small = {"rows": 19, "depth": 24, "columns": 40}
-    for kind, options in fused_linear.tuned_variants():
-        candidates = {"linear_residual": fused_linear.linear_candidates(kind, prologue=False)}
-        half = kind == "bfloat16"
-        shapes = ((1025, 768, 768), (577, 4096, 1024), (1370, 1536, 384), (16400, 768, 768), (9232, 4096, 1024))
-        for shape in shapes if half else shapes[:1]:
-            few = {"rows_max": fused_linear.FEW_ROWS} if half and shape[0] <= fused_linear.FEW_ROWS else {}
-            yield Workload(
-                "linear residual", fused_linear.linear, _linear_arguments, _linear_ref, candidates,
-                sizes=dict(zip(("rows", "depth", "columns"), shape, strict=True)), small=small,
-                **{**options, "narrow": options["narrow"] | few},
-            )  # fmt: skip
-        yield Workload(
-            "linear residual's weight gradient", fused_linear.weight_gradient, scaled_weight_gradient_arguments, scaled_weight_gradient_ref,
-            {"weight_gradient": fused_linear.weight_gradient_candidates(kind)},
-            sizes={"rows": 2050, "depth": 768, "columns": 768, "prologue": "none"}, small=small, stage=BACKWARD, **options,
-        )  # fmt: skip

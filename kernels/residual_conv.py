@@ -23,20 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
-from .conv3x3 import (
-    NormArguments,
-    check_norm,
-    check_tensor,
-    check_vector,
-    conv3x3,
-    conv3x3_input_weight,
-    folded,
-    norm_or_none,
-    norm_scale,
-    parameter_gradients,
-    through_norm,
-)
-from .upsample import channels_last, check_map, empty_channels_last
+from .parts.conv3x3 import conv3x3, conv3x3_input_weight, parameter_gradients
+from .parts.maps import channels_last, empty_channels_last
+from .parts.norms import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
 
 
 def residual_conv_unit_ref(
@@ -46,13 +35,13 @@ def residual_conv_unit_ref(
     w2: torch.Tensor,
     b2: torch.Tensor | None,
     *,
-    norm1: NormArguments | None = None,
-    norm2: NormArguments | None = None,
+    norm1: BatchNormArguments | None = None,
+    norm2: BatchNormArguments | None = None,
     add: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The unit in plain PyTorch. Same arguments and result as :func:`residual_conv_unit`."""
 
-    def normalise(y: torch.Tensor, norm: NormArguments | None) -> torch.Tensor:
+    def normalise(y: torch.Tensor, norm: BatchNormArguments | None) -> torch.Tensor:
         if norm is None:
             return y
         weight, bias, mean, variance, eps = norm
@@ -188,8 +177,8 @@ def residual_conv_unit(
     w2: torch.Tensor,
     b2: torch.Tensor | None,
     *,
-    norm1: NormArguments | None = None,
-    norm2: NormArguments | None = None,
+    norm1: BatchNormArguments | None = None,
+    norm2: BatchNormArguments | None = None,
     add: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """conv3x3(relu(conv3x3(relu(x)))) + x, plus ``add`` resized to x's size: (B, C, H, W), channels_last, in x's dtype.
@@ -210,17 +199,17 @@ def residual_conv_unit(
         ValueError: a shape or device that is not as above, or a side over 32767.
     """
     x, w1, w2, add = launch.autocast(x, w1, w2, add)
-    check_map("x", x)
+    launch.check_map("x", x)
     channels = x.shape[1]
-    check_tensor("w1", w1, (channels, channels, 3, 3), x)
-    check_tensor("w2", w2, (channels, channels, 3, 3), x)
-    check_vector("b1", b1, w1)
-    check_vector("b2", b2, w2)
-    check_norm("norm1", norm1, w1)
-    check_norm("norm2", norm2, w2)
+    launch.check_tensor("w1", w1, (channels, channels, 3, 3), x)
+    launch.check_tensor("w2", w2, (channels, channels, 3, 3), x)
+    launch.check_vector("b1", b1, w1)
+    launch.check_vector("b2", b2, w2)
+    check_batch_norm("norm1", norm1, w1)
+    check_batch_norm("norm2", norm2, w2)
     if add is not None:
-        check_map("add", add)
-        check_tensor("add", add, (x.shape[0], channels, None, None), x)
+        launch.check_map("add", add)
+        launch.check_tensor("add", add, (x.shape[0], channels, None, None), x)
     if not launch.runs_kernels(x, "residual_conv"):
         return _rewritten(x, w1, b1, w2, b2, norm1, norm2, add)
     nothing = (None, None, None, None, 0.0)

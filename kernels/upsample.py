@@ -20,10 +20,7 @@ All fusion levels but the last need no kernel of this file: residual_conv gather
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,63 +28,13 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, combinations
-
-MAX_SIDE = 32767  # 2 * side * side stays below 2^31, in which the kernels compute source coordinates
+from .parts.bilinear import bilinear_source, first_target, gather_bilinear
+from .parts.maps import channels_last, empty_channels_last
 
 
 def upsample_bilinear_ref(x: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
     """The resize in plain PyTorch. Same arguments and result as :func:`upsample_bilinear`."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
-
-
-@triton.jit
-def bilinear_source(position, source_side, target_side, ALIGN_CORNERS: tl.constexpr):
-    """(lower index, upper index, weight of the upper) in a source of ``source_side``, for target positions >= 0."""
-    if ALIGN_CORNERS:
-        numerator = position * (source_side - 1)
-        denominator = tl.maximum(target_side - 1, 1)
-    else:
-        numerator = tl.maximum((2 * position + 1) * source_side - target_side, 0)
-        denominator = 2 * target_side
-    lower = numerator // denominator
-    weight = (numerator - lower * denominator).to(tl.float32) / (denominator * 1.0)
-    return lower, tl.minimum(lower + 1, source_side - 1), weight
-
-
-@triton.jit
-def first_target(source, source_side, target_side, ALIGN_CORNERS: tl.constexpr):
-    """The first target position whose lower index is at least ``source``, 0 for ``source`` <= 0; of a source of side 1, at most 0."""
-    if ALIGN_CORNERS:
-        denominator = tl.maximum(source_side - 1, 1)
-        numerator = source * (target_side - 1)
-    else:
-        denominator = 2 * source_side
-        numerator = (2 * source + 1) * target_side - source_side
-    return tl.maximum(numerator + denominator - 1, 0) // denominator
-
-
-@triton.jit
-def gather_bilinear(x_ptr, source_y, source_x, stride_y, stride_x, channel_offset, mask):
-    """The interpolated (pixels, channels) tile, float32; ``source_y`` and ``source_x`` are triples of bilinear_source, a pixel an entry.
-
-    A neighbour whose weight is 0 is not read: were it infinite, its product would be NaN.
-    """
-    top, bottom, weight_y = source_y
-    left, right, weight_x = source_x
-    top = x_ptr + top.to(tl.int64)[:, None] * stride_y + channel_offset[None, :]
-    bottom = x_ptr + bottom.to(tl.int64)[:, None] * stride_y + channel_offset[None, :]
-    left = left.to(tl.int64)[:, None] * stride_x
-    right = right.to(tl.int64)[:, None] * stride_x
-    weight_x = weight_x[:, None]
-    weight_y = weight_y[:, None]
-    on_right = mask & (weight_x != 0)
-    below = mask & (weight_y != 0)
-    upper = (1 - weight_x) * tl.load(top + left, mask, 0.0).to(tl.float32)
-    upper += weight_x * tl.load(top + right, on_right, 0.0).to(tl.float32)
-    lower = (1 - weight_x) * tl.load(bottom + left, below, 0.0).to(tl.float32)
-    lower += weight_x * tl.load(bottom + right, below & on_right, 0.0).to(tl.float32)
-    return (1 - weight_y) * upper + weight_y * lower
 
 
 SIDES = ["source_height", "source_width", "target_height", "target_width"]
@@ -177,34 +124,6 @@ def _upsample_backward_kernel(
     tl.store(out_ptr, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """``x`` itself if its memory is dense and channels-last, else a copy that is."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def empty_channels_last(like: torch.Tensor, channels: int, height: int, width: int) -> torch.Tensor:
-    """An uninitialised (B, channels, height, width) map, channels-last, of the batch, dtype and device of ``like``."""
-    return torch.empty((like.shape[0], channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
-def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
-    """``size`` as (height, width); TypeError unless it holds integers, ValueError unless it is two sides of 1 to 32767."""
-    if not all(isinstance(side, (int, torch.SymInt)) for side in size):  # not converted: an exported graph keeps its sides open
-        raise TypeError(f"{name}={tuple(size)}: must be two integers")
-    if len(size) != 2 or not all(1 <= side <= MAX_SIDE for side in size):
-        raise ValueError(f"{name}={tuple(size)}: must be (height, width), each from 1 to {MAX_SIDE}")
-    return size[0], size[1]
-
-
-def check_map(name: str, x: torch.Tensor) -> None:
-    """TypeError unless ``x`` has a dtype of the kernels, ValueError unless it is (B, C, H, W) with C >= 1 and sides of 1 to 32767."""
-    if x.dtype not in launch.DTYPES:
-        raise TypeError(f"{name} is {x.dtype}: must be one of {', '.join(map(str, launch.DTYPES))}")
-    # Compared, not converted to int: an exported graph keeps its sides open.
-    if x.dim() != 4 or x.shape[1] == 0 or not all(1 <= side <= MAX_SIDE for side in x.shape[2:]):
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: must be (B, C, H, W), C at least 1, H and W from 1 to {MAX_SIDE}")
-
-
 def _forward(x: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
     x = channels_last(x)
     batch, channels, source_height, source_width = x.shape
@@ -288,8 +207,8 @@ def upsample_bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool)
         TypeError: ``x`` is not float32, float16 or bfloat16, or ``size`` not of integers.
         ValueError: ``x`` is not (B, C, H, W), or a side is not from 1 to 32767.
     """
-    check_map("x", x)
-    height, width = check_size("size", size)
+    launch.check_map("x", x)
+    height, width = launch.check_size("size", size)
     if not launch.runs_kernels(x, "upsample"):
         return upsample_bilinear_ref(x, (height, width), align_corners)
     return _upsample(x, height, width, align_corners)
@@ -310,87 +229,5 @@ def conv1x1_upsample(
 
     Equal to the convolution of the resized map, at the work of the smaller one. Errors as of :func:`upsample_bilinear`.
     """
-    check_map("x", x)
+    launch.check_map("x", x)
     return upsample_bilinear(conv1x1(x, weight, bias), size, align_corners)
-
-
-# (dtype, C, align_corners, passes) that are compiled. Left out, for CI's time: the other products of these. Either width is one block of
-# the table, coordinates are integers that no dtype enters, and a dtype is a conversion at the loads and the store; nine taps are the
-# depth head's, which aligns corners and has few channels.
-COMPILED = (
-    (torch.bfloat16, 256, True, ("forward", "gradient")),
-    (torch.bfloat16, 256, False, ("forward", "gradient")),
-    (torch.bfloat16, 32, True, ("forward", "gradient", "nine taps")),
-    (torch.float16, 256, True, ("forward",)),
-    (torch.float16, 32, True, ("nine taps",)),
-    (torch.float32, 256, False, ("forward", "gradient")),
-    (torch.float32, 32, True, ("nine taps",)),
-)
-
-
-def compile_cases(family: str) -> Iterable[launch.CompileCase]:
-    """Every shipped configuration, forward and backward, at the sizes of a fusion level and of the head's nine taps."""
-    for dtype, channels, align_corners, passes in COMPILED:
-        x = torch.empty(2, channels, 24, 32, dtype=dtype, device="meta", memory_format=torch.channels_last)
-        launchers = {
-            "forward": (_forward, 48, 64, align_corners),
-            "gradient": (upsample_backward, (12, 16), align_corners),
-            "nine taps": (upsample_backward, (12, 16), align_corners, 3),
-        }
-        for name in passes:
-            launcher, *arguments = launchers[name]
-            variant = f"{name} C={channels} align_corners={align_corners} {str(dtype).removeprefix('torch.')}"
-            yield from launch.record(family, variant, launcher, x, *arguments, tensor_cores=False, async_copies=False)
-
-
-def _resize_arguments(inputs: Inputs, batch: int, channels: int, side: int, size: int) -> dict[str, Any]:
-    return {"x": inputs.map(batch, channels, side, side), "height": size, "width": size, "align_corners": True}
-
-
-def _gradient_arguments(inputs: Inputs, batch: int, channels: int, side: int, size: int, taps: int) -> dict[str, Any]:
-    return {"grad": inputs.map(batch, channels, size, size), "source_size": (side, side), "align_corners": True, "taps": taps}
-
-
-def _forward_ref(x: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
-    return upsample_bilinear_ref(x, (height, width), align_corners)
-
-
-def _upsample_backward_ref(grad: torch.Tensor, source_size: tuple[int, int], align_corners: bool, taps: int) -> torch.Tensor:
-    """:func:`upsample_backward` by autograd: each tap is resized by itself, and sees the gradient moved by its place in the window."""
-    (batch, channels, height, width), reach = grad.shape, taps // 2
-    padded = F.pad(grad, (reach,) * 4)
-    parts = []
-    for dy, dx in itertools.product(range(taps), repeat=2):
-        moved = padded[:, :, 2 * reach - dy :][:, :, :height, 2 * reach - dx :][..., :width]
-        source = grad.new_zeros((batch, channels, *source_size))
-        parts += by_autograd(functools.partial(upsample_bilinear_ref, size=(height, width), align_corners=align_corners), [source], moved)
-    return torch.cat(parts, dim=1)
-
-
-# 4 to 32 elements a thread.
-CANDIDATES = [
-    candidate
-    for candidate in combinations([{}], BLOCK_P=(16, 32, 64, 128, 256), BLOCK_C=(32, 64, 128, 256), num_warps=(4, 8), num_stages=(1,))
-    if 4 <= candidate["BLOCK_P"] * candidate["BLOCK_C"] // (32 * candidate["num_warps"]) <= 32
-]
-NARROW_CANDIDATES = [candidate for candidate in CANDIDATES if candidate["BLOCK_C"] == 32]
-
-
-def tuning_space() -> Iterator[Workload]:
-    """The last level of the neck at 512 and 518 pixels, batch 1 and 16; few channels; and what training adds: both gradients."""
-    shows = {"tensor_cores": False, "async_copies": False}
-    wide = [candidate for candidate in CANDIDATES if candidate["BLOCK_C"] > 32]
-    small = {"batch": 1, "channels": 5, "side": 3, "size": 5}
-    for batch, channels, side, size in ((1, 256, 128, 256), (16, 256, 128, 256), (1, 128, 148, 296), (1, 32, 96, 192)):
-        yield Workload(
-            "upsample", _forward, _resize_arguments, _forward_ref, {"upsample_bilinear": NARROW_CANDIDATES if channels == 32 else wide},
-            sizes={"batch": batch, "channels": channels, "side": side, "size": size},
-            small=small, stage=RARE if channels == 32 else FORWARD, shows=shows,
-        )  # fmt: skip
-    for channels, taps in ((256, 1), (32, 3)):
-        yield Workload(
-            "upsample gradient", upsample_backward, _gradient_arguments, _upsample_backward_ref,
-            {"upsample_bilinear_backward": NARROW_CANDIDATES if channels == 32 else wide},
-            sizes={"batch": 2, "channels": channels, "side": 128, "size": 256, "taps": taps},
-            small=small, stage=BACKWARD, shows=shows,
-        )  # fmt: skip

@@ -2,15 +2,15 @@
 
     python tests/mutate.py [--only attention]
 
-``tests/mutations/<op>.json`` lists {"name", "file", "old", "new", "tests", "count"?}: ``old`` must occur exactly ``count`` times (default
-once) in ``file``; all are replaced in a temporary copy of the repository, and ``tests`` (arguments to pytest) run there. A mutation that
-the tests do not notice is an error; so is one whose tests cannot even be collected, for that proves nothing.
+``tests/mutations/kernels/<op>.toml`` has a table `[[mutation]]` each: name, file, old, new, tests, and perhaps count. ``old`` must occur
+exactly ``count`` times (default once) in ``file``; all are replaced in a temporary copy of the repository, and ``tests`` (arguments to
+pytest) run there. A mutation that the tests do not notice is an error; so is one whose tests cannot even be collected, for that proves
+nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -21,11 +21,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
-MUTATIONS = ROOT / "tests" / "mutations"
+MUTATIONS = ROOT / "tests" / "mutations" / "kernels"
 COPIED = ("dpt", "kernels", "tests", "bench", "pyproject.toml")
 PYTEST_TESTS_FAILED = 1  # pytest's exit codes: 0 passed, 1 tests failed, 2 to 5 interrupted, broken, misused, nothing collected
 CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)  # a kernel that leaves its tensors may end the interpreter's process
+
+
+def read(file: Path) -> list[dict]:
+    """The mutations of a file, in order."""
+    return tomllib.loads(file.read_text(encoding="utf-8"))["mutation"]
 
 
 def mutated(source: str, mutation: dict) -> str:
@@ -65,7 +75,7 @@ def check(mutation: dict, copy: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line for every mutation; 1 if one was not caught."""
-    files = sorted(MUTATIONS.glob("*.json"))
+    files = sorted(MUTATIONS.glob("*.toml"))
     parser = argparse.ArgumentParser(prog="python tests/mutate.py", description=__doc__.split("\n")[0])
     parser.add_argument("--only", action="append", choices=[file.stem for file in files], help="an op; default: all")
     options = parser.parse_args(arguments)
@@ -80,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             elif source.exists():
                 shutil.copy(source, copy / name)
         for file in chosen:
-            for mutation in json.loads(file.read_text()):
+            for mutation in read(file):
                 started = time.monotonic()
                 verdict = check(mutation, copy)
                 failures += not verdict.startswith("caught")

@@ -1,18 +1,13 @@
-"""Checkpoints: reading files safely (`files`, `pickles`, `stored`), what families call their tensors (`layouts`) and say of their models
-(`pretrained_configs`), and transformers' hub (`hub`)."""
+"""Checkpoints: reading files safely, and writing (`files`, `pickles`, `stored`), state dicts brought to our keys (`layouts`), what files
+say of their models (`pretrained_configs`), downloads (`downloads`) and transformers' hub (`hub`)."""
 
+from ..zoo import CheckpointError, Layout
 from .files import Checkpoint, read, save
 from .hub import find
-from .layouts import ISL, LAYOUTS, MMSEG, NATIVE, TRANSFORMERS, Layout, convert, layout_of, problems, shortened
+from .layouts import convert, layout_of, problems, shortened
 from .pretrained_configs import palette, saved_config, stated_config
-from .stored import CheckpointError
 
 __all__ = [
-    "ISL",
-    "LAYOUTS",
-    "MMSEG",
-    "NATIVE",
-    "TRANSFORMERS",
     "Checkpoint",
     "CheckpointError",
     "Layout",

@@ -22,9 +22,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..files import read_object, write_whole
+from ..system.disk import read_object, write_whole
+from ..zoo import CheckpointError
 from .pickles import Global, unpickle
-from .stored import CheckpointError, Opaque, Storage, Stored, contiguous_stride
+from .stored import Opaque, Storage, Stored, contiguous_stride
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "ema")
 PREFIX = re.compile(r"(?:(?:module|_orig_mod|model)\.)+")  # DistributedDataParallel, torch.compile, Lightning

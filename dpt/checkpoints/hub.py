@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from ..zoo import CheckpointError
 from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, read, shards_of
-from .stored import CheckpointError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")

@@ -1,176 +1,22 @@
-"""Each family's keys in terms of ours, one table a layout, and a state dict brought from one to the other, strictly.
-
-A table row is (our key, their key). `{n}` is a block, `{i}` a level from 0 (shallow) to 3, `{j}` = 3 - i, `{k}` = i + 1, and `{p}`
-the rest of the key. A row whose second part is a tuple joins tensors along their first dimension.
-"""
+"""A state dict brought from a family's keys to ours, strictly: every expected key once, in its shape, type and finite."""
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .stored import CheckpointError, Opaque, Stored
+from ..zoo import LAYOUTS, CheckpointError, Layout
+from .stored import Opaque, Stored
 
 State = Mapping[str, Stored | Opaque | Tensor]
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int64, torch.int32)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one family of files names its tensors.
-
-    `marker` is a key only this layout has. `unused` are patterns of keys that the network never reads. `norm_eps`, where the
-    family's own code runs another LayerNorm epsilon than the named model. `final_norm`: what it means that a file holds the encoder's norm.
-    """
-
-    name: str
-    marker: str
-    rows: tuple[tuple[str, str | tuple[str, ...]], ...]
-    unused: tuple[str, ...] = ()
-    norm_eps: float | None = None
-    final_norm: str = "every"
-
-    def source(self, key: str) -> tuple[str, ...]:
-        """Their key(s) for one of ours."""
-        for ours, theirs in self.rows:
-            match = _pattern(ours).fullmatch(key)
-            if match:
-                names = match.groupdict()
-                if "i" in names:
-                    names |= {"j": str(3 - int(names["i"])), "k": str(int(names["i"]) + 1)}
-                return tuple(their.format(**names) for their in ((theirs,) if isinstance(theirs, str) else theirs))
-        raise CheckpointError(f"the layout {self.name} has no {key}: its models have no such part")
-
-    def find(self, key: str, state: State) -> Stored | Opaque | Tensor | None:
-        """The state's (first) tensor for one of our keys; None if it or the layout has none."""
-        try:
-            return state.get(self.source(key)[0])
-        except CheckpointError:
-            return None
-
-
-@functools.cache
-def _pattern(template: str) -> re.Pattern:
-    """The regular expression of one of our keys in a table."""
-    escaped = re.escape(template)
-    for name, what in (("n", r"\d+"), ("i", r"\d"), ("p", r"[\w.]+")):
-        escaped = escaped.replace(rf"\{{{name}\}}", f"(?P<{name}>{what})")
-    return re.compile(escaped)
-
-
-def _residual_units(theirs: str, conv: str, norm: str) -> tuple[tuple[str, str], ...]:
-    """The rows of both residual units; in the templates `#` is the unit and `@` the convolution within it."""
-    return tuple(
-        (f"fusion.blocks.{{i}}.unit{unit}.{ours}{index}.{{p}}", theirs.replace("#", str(unit)) + their.replace("@", str(index)) + ".{p}")
-        for unit in (1, 2)
-        for index in (1, 2)
-        for ours, their in (("conv", conv), ("norm", norm))
-    )
-
-
-MMSEG = Layout(
-    name="mmsegmentation",
-    marker="backbone.patch_embed.projection.weight",
-    rows=(
-        ("encoder.cls_token", "backbone.cls_token"),
-        ("encoder.pos_embed", "backbone.pos_embed"),
-        ("encoder.patch_embed.{p}", "backbone.patch_embed.projection.{p}"),
-        ("encoder.blocks.{n}.norm1.{p}", "backbone.layers.{n}.ln1.{p}"),
-        ("encoder.blocks.{n}.attn.qkv.{p}", "backbone.layers.{n}.attn.attn.in_proj_{p}"),
-        ("encoder.blocks.{n}.attn.proj.{p}", "backbone.layers.{n}.attn.attn.out_proj.{p}"),
-        ("encoder.blocks.{n}.norm2.{p}", "backbone.layers.{n}.ln2.{p}"),
-        ("encoder.blocks.{n}.mlp.fc1.{p}", "backbone.layers.{n}.ffn.layers.0.0.{p}"),
-        ("encoder.blocks.{n}.mlp.fc2.{p}", "backbone.layers.{n}.ffn.layers.1.{p}"),
-        ("encoder.norm.{p}", "backbone.ln1.{p}"),
-        ("reassemble.{i}.readout.linear.{p}", "decode_head.reassemble_blocks.readout_projects.{i}.0.{p}"),
-        ("reassemble.{i}.project.{p}", "decode_head.reassemble_blocks.projects.{i}.conv.{p}"),
-        ("reassemble.{i}.resize.{p}", "decode_head.reassemble_blocks.resize_layers.{i}.{p}"),
-        ("fusion.convs.{i}.{p}", "decode_head.convs.{i}.conv.{p}"),
-        ("fusion.blocks.{i}.project.{p}", "decode_head.fusion_blocks.{j}.project.conv.{p}"),
-        *_residual_units("decode_head.fusion_blocks.{j}.res_conv_unit#.", "conv@.conv", "conv@.bn"),
-        ("head.conv.{p}", "decode_head.project.conv.{p}"),
-        ("head.norm.{p}", "decode_head.project.bn.{p}"),
-        ("head.classifier.{p}", "decode_head.conv_seg.{p}"),
-    ),
-    unused=(r"auxiliary_head\..*",),
-    final_norm="last",
-)
-
-ISL = Layout(
-    name="isl-org",
-    marker="pretrained.model.patch_embed.proj.weight",
-    rows=(
-        ("encoder.cls_token", "pretrained.model.cls_token"),
-        ("encoder.pos_embed", "pretrained.model.pos_embed"),
-        ("encoder.patch_embed.{p}", "pretrained.model.patch_embed.proj.{p}"),
-        ("encoder.blocks.{n}.{p}", "pretrained.model.blocks.{n}.{p}"),
-        ("reassemble.{i}.readout.linear.{p}", "pretrained.act_postprocess{k}.0.project.0.{p}"),
-        ("reassemble.{i}.project.{p}", "pretrained.act_postprocess{k}.3.{p}"),
-        ("reassemble.{i}.resize.{p}", "pretrained.act_postprocess{k}.4.{p}"),
-        ("fusion.convs.{i}.{p}", "scratch.layer{k}_rn.{p}"),
-        ("fusion.blocks.{i}.project.{p}", "scratch.refinenet{k}.out_conv.{p}"),
-        *_residual_units("scratch.refinenet{k}.resConfUnit#.", "conv@", "bn@"),
-        ("head.conv1.{p}", "scratch.output_conv.0.{p}"),
-        ("head.conv2.{p}", "scratch.output_conv.2.{p}"),
-        ("head.conv3.{p}", "scratch.output_conv.4.{p}"),
-        ("head.conv.{p}", "scratch.output_conv.0.{p}"),
-        ("head.norm.{p}", "scratch.output_conv.1.{p}"),
-        ("head.classifier.{p}", "scratch.output_conv.4.{p}"),
-        ("auxiliary_head.conv.{p}", "auxlayer.0.{p}"),
-        ("auxiliary_head.norm.{p}", "auxlayer.1.{p}"),
-        ("auxiliary_head.classifier.{p}", "auxlayer.4.{p}"),
-    ),
-    unused=(r"pretrained\.model\.(norm|head|pre_logits)\..*",),
-)
-
-TRANSFORMERS = Layout(
-    name="transformers",
-    marker="dpt.embeddings.patch_embeddings.projection.weight",
-    rows=(
-        ("encoder.cls_token", "dpt.embeddings.cls_token"),
-        ("encoder.pos_embed", "dpt.embeddings.position_embeddings"),
-        ("encoder.patch_embed.{p}", "dpt.embeddings.patch_embeddings.projection.{p}"),
-        ("encoder.blocks.{n}.norm1.{p}", "dpt.encoder.layer.{n}.layernorm_before.{p}"),
-        (
-            "encoder.blocks.{n}.attn.qkv.{p}",
-            tuple(f"dpt.encoder.layer.{{n}}.attention.attention.{part}.{{p}}" for part in ("query", "key", "value")),
-        ),
-        ("encoder.blocks.{n}.attn.proj.{p}", "dpt.encoder.layer.{n}.attention.output.dense.{p}"),
-        ("encoder.blocks.{n}.norm2.{p}", "dpt.encoder.layer.{n}.layernorm_after.{p}"),
-        ("encoder.blocks.{n}.mlp.fc1.{p}", "dpt.encoder.layer.{n}.intermediate.dense.{p}"),
-        ("encoder.blocks.{n}.mlp.fc2.{p}", "dpt.encoder.layer.{n}.output.dense.{p}"),
-        ("reassemble.{i}.readout.linear.{p}", "neck.reassemble_stage.readout_projects.{i}.0.{p}"),
-        ("reassemble.{i}.project.{p}", "neck.reassemble_stage.layers.{i}.projection.{p}"),
-        ("reassemble.{i}.resize.{p}", "neck.reassemble_stage.layers.{i}.resize.{p}"),
-        ("fusion.convs.{i}.{p}", "neck.convs.{i}.{p}"),
-        ("fusion.blocks.{i}.project.{p}", "neck.fusion_stage.layers.{j}.projection.{p}"),
-        *_residual_units("neck.fusion_stage.layers.{j}.residual_layer#.", "convolution@", "batch_norm@"),
-        ("head.conv1.{p}", "head.head.0.{p}"),
-        ("head.conv2.{p}", "head.head.2.{p}"),
-        ("head.conv3.{p}", "head.head.4.{p}"),
-        ("head.conv.{p}", "head.head.0.{p}"),
-        ("head.norm.{p}", "head.head.1.{p}"),
-        ("head.classifier.{p}", "head.head.4.{p}"),
-        ("auxiliary_head.conv.{p}", "auxiliary_head.head.0.{p}"),
-        ("auxiliary_head.norm.{p}", "auxiliary_head.head.1.{p}"),
-        ("auxiliary_head.classifier.{p}", "auxiliary_head.head.4.{p}"),
-    ),
-    unused=(r"dpt\.(layernorm|pooler)\..*",),
-    norm_eps=1e-12,
-)
-
-NATIVE = Layout(name="dpt", marker="encoder.pos_embed", rows=(("{p}", "{p}"),))
-
-LAYOUTS = (NATIVE, MMSEG, ISL, TRANSFORMERS)
 
 
 def layout_of(state: Mapping[str, object], path: str | Path = "state dict") -> Layout:

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from .. import ade20k
+from ..classes import ade20k
 from ..config import DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig, config_from
+from ..zoo import CheckpointError, transformers_dpt
 from .files import INPUT_FILE, MODEL_FILE, Checkpoint, read_json
-from .layouts import TRANSFORMERS, layout_of
-from .stored import CheckpointError
+from .layouts import layout_of
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -144,7 +144,7 @@ def _refusal(path: Path, name: str, value: Any, rule: str) -> CheckpointError:
 def stated_config(checkpoint: Checkpoint) -> DPTConfig | None:
     """The configuration that a checkpoint carries, in itself or beside it; None if it carries none, CheckpointError if a wrong one."""
     saved = saved_config(checkpoint.metadata, checkpoint.path)
-    if saved is not None or layout_of(checkpoint.state, checkpoint.path) is not TRANSFORMERS:
+    if saved is not None or layout_of(checkpoint.state, checkpoint.path) is not transformers_dpt.LAYOUT:
         return saved
     path = checkpoint.folder / MODEL_FILE
     return transformers_config(path, checkpoint.name, checkpoint.folder / INPUT_FILE) if path.is_file() else None

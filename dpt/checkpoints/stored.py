@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..zoo import CheckpointError
+
 MAX_DIMENSIONS = 16
-
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint of the model it was loaded into; the message says which keys or why."""
 
 
 @dataclass(eq=False)

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # bench/ is run from a checkout, not installed
 sys.path.insert(0, str(Path(__file__).parent))  # for `from made_up import ...`, whatever the import mode
 torch.set_num_threads(1)
 
-from bench import measure, runner  # noqa: E402
+from bench.harness import measure, runner  # noqa: E402
 
 
 class Clock:

@@ -1,6 +1,6 @@
 """Recorded runs that nobody measured, of devices that do not exist."""
 
-from bench import records
+from bench.harness import records
 
 CPU = {"kind": "cpu", "name": "Made-up CPU", "capability": "AVX2", "threads": 2}
 GPU = {"kind": "cuda", "name": "Made-up GPU", "capability": "9.0", "multiprocessors": 132, "memory_bytes": 1}

@@ -19,21 +19,22 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from dpt.kernels import compiled, launch, ledger
+from dpt.kernels import launch
+from dpt.kernels.tools import compiler, ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = "bench.launches"
+MODELS = "bench.cases.launches"
 # Another Triton than the record's compiles everything, so it is held to one architecture (kernels/README.md says what an older one spills).
-FAMILIES = compiled.DEFAULT_FAMILIES if triton.__version__ == compiled.TABLE_TRITON else ("sm_90",)
+FAMILIES = compiler.DEFAULT_FAMILIES if triton.__version__ == compiler.TABLE_TRITON else ("sm_90",)
 DRAWN = 1  # of the recorded, a module
 OPS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "\ndef compile_cases(" in path.read_text())
 
 
 def run_compiler(*arguments):
-    """``python -m dpt.kernels.compiled`` in a fresh process."""
+    """``python -m dpt.kernels.tools.compiler`` in a fresh process."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "dpt.kernels.compiled", *arguments]
+    command = [sys.executable, "-m", "dpt.kernels.tools.compiler", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -49,7 +50,7 @@ def reports(tmp_path_factory):
             drawn = ["--draw", str(DRAWN), "--seed", str(random.randrange(2**32))]
             done = run_compiler("--cases", MODELS, *arch, *drawn, "--json", str(file))
             assert file.exists(), done.stderr[-4000:]
-    return {op: [compiled.Report(**report) for report in reports] for op, reports in json.loads(file.read_text()).items()}
+    return {op: [compiler.Report(**report) for report in reports] for op, reports in json.loads(file.read_text()).items()}
 
 
 @pytest.mark.parametrize("op", [*OPS, MODELS])
@@ -63,19 +64,19 @@ def test_every_configuration_passes(op, reports):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_record_is_current(family, reports):
     """The record holds what the ops' cases and the models' launches compile to now, each of them, and nothing else."""
-    if triton.__version__ != compiled.TABLE_TRITON:
-        pytest.skip(f"the record is of triton {compiled.TABLE_TRITON}; {triton.__version__} allocates registers differently")
+    if triton.__version__ != compiler.TABLE_TRITON:
+        pytest.skip(f"the record is of triton {compiler.TABLE_TRITON}; {triton.__version__} allocates registers differently")
     keys = {report.key for found in reports.values() for report in found if report.family == family}
-    assert set(ledger.read(family)) == keys, "run `make compiled`"
+    assert set(ledger.read(family)) == keys, "run `make compiled-code`"
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_table_is_current(op, reports):
     """The table in the repository is what the code compiles to now."""
-    if triton.__version__ != compiled.TABLE_TRITON:
-        pytest.skip(f"the tables were made with triton {compiled.TABLE_TRITON}; {triton.__version__} allocates registers differently")
+    if triton.__version__ != compiler.TABLE_TRITON:
+        pytest.skip(f"the tables were made with triton {compiler.TABLE_TRITON}; {triton.__version__} allocates registers differently")
     committed = (ROOT / "kernels" / "compiled-code" / f"{op}.md").read_text()
-    assert committed == compiled.table(op, reports[op]), "run `make compiled`"
+    assert committed == compiler.table(op, reports[op]), "run `make compiled-code`"
 
 
 def test_configurations_have_a_default_and_a_provenance():
@@ -89,7 +90,7 @@ def test_configurations_have_a_default_and_a_provenance():
             assert all(entry["provenance"].startswith(("chosen by compiling, not measured", "measured on ")) for entry in entries)
 
 
-GOOD = compiled.Report(
+GOOD = compiler.Report(
     name="x",
     family="sm_90",
     warps=8,
@@ -99,7 +100,7 @@ GOOD = compiled.Report(
     shared=100 * 1024,
     tensor_memory=0,
     serialised=False,
-    instructions={**dict.fromkeys(compiled.INSTRUCTIONS, 0), "HGMMA": 4, "LDGSTS": 4},
+    instructions={**dict.fromkeys(compiler.INSTRUCTIONS, 0), "HGMMA": 4, "LDGSTS": 4},
 )
 CASE = launch.CompileCase("x", "sm_90", None, (), {})
 
@@ -110,7 +111,7 @@ def with_instructions(**counts):
 
 def test_gates_let_good_code_pass():
     """The case that the next test damages is itself without a problem."""
-    assert list(compiled.problems(CASE, GOOD)) == []
+    assert list(compiler.problems(CASE, GOOD)) == []
 
 
 @pytest.mark.parametrize(
@@ -128,17 +129,17 @@ def test_gates_let_good_code_pass():
 )
 def test_each_gate_fails(damage, says):
     """Every gate refuses what it is there for, by name."""
-    found = list(compiled.problems(CASE, dataclasses.replace(GOOD, **damage)))
+    found = list(compiler.problems(CASE, dataclasses.replace(GOOD, **damage)))
     assert len(found) == 1 and says in found[0]
 
 
 def test_gates_follow_the_case():
     """A float32 kernel needs no tensor cores, a small dot may use HMMA, and descriptors must become UTMALDG."""
     bare = dataclasses.replace(GOOD, **with_instructions(HGMMA=0, LDGSTS=0, HMMA=1))
-    assert not list(compiled.problems(dataclasses.replace(CASE, tensor_cores=False, async_copies=False), bare))
-    assert not list(compiled.problems(dataclasses.replace(CASE, tensor_cores="HMMA", async_copies=False), bare))
+    assert not list(compiler.problems(dataclasses.replace(CASE, tensor_cores=False, async_copies=False), bare))
+    assert not list(compiler.problems(dataclasses.replace(CASE, tensor_cores="HMMA", async_copies=False), bare))
     described = dataclasses.replace(CASE, args=(TensorDescriptor.from_tensor(torch.empty(16, 16, device="meta"), [16, 16]),))
-    assert list(compiled.problems(described, GOOD)) == ["no asynchronous copies (UTMALDG)"]
+    assert list(compiler.problems(described, GOOD)) == ["no asynchronous copies (UTMALDG)"]
 
 
 def test_ctas_per_sm():
@@ -151,7 +152,8 @@ def test_ctas_per_sm():
 
 PROBE = """
 import torch, triton, triton.language as tl
-from dpt.kernels import compiled, launch
+from dpt.kernels import launch
+from dpt.kernels.tools import compiler
 
 @triton.jit
 def spilling(a_ptr, out_ptr):
@@ -178,8 +180,8 @@ a = torch.empty(128, 128, device="meta")
 cases = launch.record("sm_80", "x", run, spilling, a, a, tensor_cores=False, async_copies=False)
 cases += launch.record("sm_90", "x", run, serialised, a.half(), a, 1024)
 for case in cases:
-    print(compiled.measure(case).problems)
-    print(compiled.measure(case).problems)  # from the cache
+    print(compiler.measure(case).problems)
+    print(compiler.measure(case).problems)  # from the cache
 """
 
 
@@ -196,20 +198,20 @@ def test_real_faults_are_seen(tmp_path):
 
 
 RECORDED = """
-from dpt.kernels import compiled, ledger
+from dpt.kernels.tools import compiler, ledger
 
 def measured(change):
     ledger.read = lambda family: {key: change(dict(facts)) for key, facts in recorded.items()}
-    _, reports, _ = compiled._measure_all(compiled._Work("upsample", "sm_80", draw, 0))
+    _, reports, _ = compiler._measure_all(compiler._Work("upsample", "sm_80", draw, 0))
     return [report.problems for report in reports]
 
 recorded, draw = {}, 0
-_, reports, recorded = compiled._measure_all(compiled._Work("upsample", "sm_80", 0, 0))
+_, reports, recorded = compiler._measure_all(compiler._Work("upsample", "sm_80", 0, 0))
 assert recorded and {report.key for report in reports} == set(recorded)
-compiled.facts, facts = None, compiled.facts  # nothing is compiled
+compiler.facts, facts = None, compiler.facts  # nothing is compiled
 assert not any(measured(lambda known: known))
 print(measured(lambda known: {**known, "stack": 8})[0])
-compiled.facts, draw = facts, 1
+compiler.facts, draw = facts, 1
 print(sum(map(len, measured(lambda known: {**known, "registers": known["registers"] + 1}))))
 """
 
@@ -233,11 +235,11 @@ def test_what_is_drawn_is_shared_out():
     """So many a source, whichever family they fall to, each of them with some seed; all of everything where none is named."""
     fell = set()
     for seed in range(40):
-        work = compiled._shared_out(("a", "b"), ("sm_80", "sm_90", "sm_120"), 2, seed)
+        work = compiler._shared_out(("a", "b"), ("sm_80", "sm_90", "sm_120"), 2, seed)
         assert [sum(each.draw for each in work if each.source == source) for source in ("a", "b")] == [2, 2]
         fell |= {(each.source, each.family) for each in work if each.draw}
     assert len(fell) == 6
-    assert {each.draw for each in compiled._shared_out(("a",), ("sm_80", "sm_90"), None, 0)} == {None}
+    assert {each.draw for each in compiler._shared_out(("a",), ("sm_80", "sm_90"), None, 0)} == {None}
 
 
 KERNEL = """
@@ -258,7 +260,8 @@ def kernel(a_ptr, n, BLOCK: tl.constexpr):
 KEY = """
 import importlib.util, sys
 import torch
-from dpt.kernels import compiled, launch
+from dpt.kernels import launch
+from dpt.kernels.tools import compiler
 
 spec = importlib.util.spec_from_file_location("made_up", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
@@ -266,7 +269,7 @@ spec.loader.exec_module(module)
 a = torch.empty(64, device="meta", dtype=torch.bfloat16)
 
 def key(tensor=a, n=64, warps=4, family="sm_90", block=64):
-    return compiled.key_of(launch.CompileCase("x", family, module.kernel, (tensor, n), {"BLOCK": block, "num_warps": warps}))
+    return compiler.key_of(launch.CompileCase("x", family, module.kernel, (tensor, n), {"BLOCK": block, "num_warps": warps}))
 
 print(key(), key(a[8:]), key(n=48), key(a.float()), key(a[1:]), key(n=63), key(warps=8), key(family="sm_80"), key(block=128))
 """

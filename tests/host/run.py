@@ -28,10 +28,11 @@ import single_ops  # noqa: E402
 import stub  # noqa: E402
 import torch  # noqa: E402
 
-from bench import launches  # noqa: E402
-from bench.hollow import Hollow  # noqa: E402
-from dpt.config import CONFIGS  # noqa: E402
+from bench.cases import launches  # noqa: E402
+from bench.harness.hollow import Hollow  # noqa: E402
+from bench.harness.shrunk import shortened  # noqa: E402
 from dpt.kernels import launch  # noqa: E402
+from dpt.zoo import CONFIGS  # noqa: E402
 
 # Sides in patches, of small pictures and large ones: even and odd, and tokens that 16 and 64 divide with and without the class token.
 THIRTY = tuple(itertools.islice(itertools.product((2, 3, 5, 7, 15, 16), (3, 9, 12, 21, 32)), 30))
@@ -62,7 +63,7 @@ def models(gpu: stub.Stub, families: Sequence[str]) -> None:
         seen = gpu.use(family)
         again(seen, launches.named_calls())
         for config, how in itertools.product(CONFIGS.values(), OTHER_RUNS):
-            short, patch = launches.shortened(config), config.encoder.patch_size
+            short, patch = shortened(config), config.encoder.patch_size
             model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
             with Hollow():
                 launches.run(model, how, (5 * patch, 13 * patch), 3)
@@ -72,7 +73,7 @@ def sizes(gpu: stub.Stub, families: Sequence[str]) -> None:
     """Models at sizes that are not the gate's, in the same specialisations; and each op, told apart by ``where``."""
     calls: dict[launches.Call, str] = {}
     for name in ("dpt-base-ade20k", "dpt-tiny-depth"):
-        config = launches.shortened(CONFIGS[name])
+        config = shortened(CONFIGS[name])
         on = [(1, (high * config.encoder.patch_size, wide * config.encoder.patch_size)) for high, wide in THIRTY[::3]]
         calls |= launches.calls(config, OTHER_RUNS[:1] + OTHER_RUNS[3:4], on)
     for family in families:
@@ -91,7 +92,7 @@ def sizes(gpu: stub.Stub, families: Sequence[str]) -> None:
 def ops(gpu: stub.Stub, families: Sequence[str]) -> None:
     """The calls of one small model in inference and of another in training: between them, every op."""
     for name, how in (("dpt-tiny-scenes", OTHER_RUNS[0]), ("dpt-large-midas", OTHER_RUNS[3])):
-        config = launches.shortened(CONFIGS[name])
+        config = shortened(CONFIGS[name])
         calls = launches.calls(config, [how], launches.inputs(config, (1,))[:1])
         for family in families:
             again(gpu.use(family), calls)

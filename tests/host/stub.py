@@ -1,9 +1,9 @@
 """Triton's real host path without a GPU: `JITFunction.run`, its specialisation, its launcher, the encoding of tensor maps; on a stub of
 libcuda (`libcuda.c`) that holds every call to the hardware's rules.
 
-What a kernel compiles to is taken from the record (`dpt.kernels.ledger`). Of a specialisation that is not in it the launcher needs only to
-know how its tensor maps are encoded, which follows from their types and blocks: that is borrowed from recorded ones of the same. So a
-launch takes no compiler, but for a block that no recorded kernel reads.
+What a kernel compiles to is taken from the record (`kernels/tools/ledger.py`). Of a specialisation that is not in it the launcher needs
+only to know how its tensor maps are encoded, which follows from their types and blocks: that is borrowed from recorded ones of the same. So
+a launch takes no compiler, but for a block that no recorded kernel reads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from triton.backends.nvidia import driver as nvidia
 from triton.compiler import compiler
 from triton.runtime import driver
 
-from dpt.kernels import launch, ledger
+from dpt.kernels import launch
+from dpt.kernels.launch import devices
+from dpt.kernels.tools import ledger
 
 HERE = Path(__file__).parent
 HIDDEN_PARAMETERS = 2  # of a kernel's entry point: Triton's scratch memories
@@ -161,7 +163,7 @@ class Stub:
         triton.compiler.compile = lambda *args, **options: self.compiler(*args, **options)
         launch.launch = self.launch
         launch.has_kernels = lambda tensor: True
-        launch._family_of_gpu, torch.cuda.current_device = lambda index: self.family, lambda: 0  # of the device "cuda", where a test asks
+        devices._family_of_gpu, torch.cuda.current_device = lambda index: self.family, lambda: 0  # of the device "cuda", where a test asks
         self.use("sm_90")
 
     def use(self, family: str) -> Seen:

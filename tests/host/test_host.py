@@ -12,11 +12,12 @@ sys.path.insert(0, str(ROOT))
 
 import triton  # noqa: E402
 
-from dpt.kernels import compiled, launch, ledger  # noqa: E402
+from dpt.kernels import launch  # noqa: E402
+from dpt.kernels.tools import compiler, ledger  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
-    triton.__version__ != compiled.TABLE_TRITON,
-    reason=f"the record, by which no launch needs a compiler, is of triton {compiled.TABLE_TRITON}",
+    triton.__version__ != compiler.TABLE_TRITON,
+    reason=f"the record, by which no launch needs a compiler, is of triton {compiler.TABLE_TRITON}",
 )
 
 NO_COMPILER = 3
@@ -42,7 +43,7 @@ def test_models(tmp_path):
     for family, seen in on_stub("models", tmp_path).items():
         assert seen["launches"] > 3000
         missing = {key: seen["keys"][key] for key in set(seen["keys"]) - set(ledger.read(family))}
-        assert not missing, "what runs is not in the gate: run `make compiled`, or give bench/launches.py the input or run that is missing"
+        assert not missing, "what runs is not in the gate: run `make compiled-code`, or give bench/cases/launches.py what is missing"
 
 
 def test_shapes_of_the_parity_tests(tmp_path):
@@ -70,7 +71,8 @@ import sys, tempfile
 from pathlib import Path
 sys.path[:0] = [{root!r}, {here!r}]
 import stub, torch
-from dpt.kernels import attention, launch, ledger
+from dpt.kernels import attention, launch
+from dpt.kernels.tools import ledger
 
 gpu = stub.Stub(Path(sys.argv[1]))
 recorded = stub.Compiler.__call__

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import triton
-from parity import assert_parity, in_both, values_and_gradients
+from both_passes import in_both, values_and_gradients
 
 from dpt.kernels import launch
-from dpt.kernels.workload import float32_products
+from dpt.kernels.tools.parity import assert_parity, float32_products
 
 FAMILIES = sorted(set(launch.TABLES.values()))
 Op = Callable[..., torch.Tensor]

@@ -18,7 +18,10 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # for `from parity import ...` and `from small import ...`, whatever the import mode
+sys.path[:0] = [
+    str(HERE),
+    str(HERE.parent / "helpers"),
+]  # for `from parity import ...` and `from small import ...`, whatever the import mode
 
 ON_STUB = "DPT_KERNELS_ON_STUB" in os.environ  # tests/host: launches are looked at and not made, numbers are not asked for
 ON_GPU = ON_STUB or (torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1")
@@ -64,12 +67,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
-    """A test that the rule refuses by a little is judged by several draws of its random numbers: see parity.py. That it was shows as a
-    warning."""
+    """A test that the rule refuses by a little is judged by several draws of its random numbers: see kernels/tools/parity.py. That it was
+    shows as a warning."""
     try:
         return (yield)
     except AssertionError as error:
-        from parity import BeyondRule, judge_draws
+        from dpt.kernels.tools.parity import BeyondRule, judge_draws
 
         if ON_STUB or not isinstance(error, BeyondRule):
             raise
@@ -94,7 +97,9 @@ def dtype(request) -> torch.dtype:
 def exact() -> Iterator[None]:
     """float32 products are exact, PyTorch's too, whose convolutions would be TF32 by default: TF32 is a case that a test asks for. And
     cuDNN adds in one order, for many tests compare bits."""
-    from dpt.kernels.workload import float32_products  # not at the head: it imports Triton, for which TRITON_INTERPRET has to be set first
+    from dpt.kernels.tools.parity import (
+        float32_products,  # not at the head: it imports Triton, for which TRITON_INTERPRET has to be set first
+    )
 
     deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
@@ -115,7 +120,7 @@ def tensor_cores(monkeypatch) -> None:
 @pytest.fixture
 def tf32(exact) -> Iterator[None]:
     """float32 products in TF32, ours and PyTorch's."""
-    from dpt.kernels.workload import float32_products
+    from dpt.kernels.tools.parity import float32_products
 
     with float32_products("tf32"):
         yield
@@ -129,9 +134,9 @@ def _without(monkeypatch: pytest.MonkeyPatch, unwanted: Callable[[str, dict[str,
     for table in () if ON_GPU else map(launch.load_table, launch.TABLES):
         for kernel, entries in table.items():
             monkeypatch.setitem(table, kernel, [entry for entry in entries if not unwanted(kernel, entry)])
-    launch._entry.cache_clear()
+    launch.forget_choices()
     yield
-    launch._entry.cache_clear()
+    launch.forget_choices()
 
 
 @pytest.fixture
@@ -139,7 +144,7 @@ def own_convolution(exact, monkeypatch) -> Iterator[None]:
     """3x3 convolutions in float32 are the kernel's, though the tables leave exact ones to cuDNN: on a GPU in TF32; in the interpreter
     exactly, which sees more: in TF32 a ReLU may fall to the other side, in the reference too, and the bound on gradients is wide.
     """
-    from dpt.kernels.workload import float32_products
+    from dpt.kernels.tools.parity import float32_products
 
     with (
         _without(monkeypatch, lambda kernel, entry: kernel == "conv3x3" and entry["config"]["backend"] == "cudnn"),
@@ -151,7 +156,7 @@ def own_convolution(exact, monkeypatch) -> Iterator[None]:
 @pytest.fixture
 def exact_products(exact) -> Iterator[None]:
     """float32 products exact on a GPU too, in a file of `own_convolution`."""
-    from dpt.kernels.workload import float32_products
+    from dpt.kernels.tools.parity import float32_products
 
     with float32_products("ieee"):
         yield
@@ -166,7 +171,7 @@ PATHS = {"ieee": (None, "ieee"), "tf32": (None, "tf32")} if ON_GPU else {"pointe
 def path(request, exact, monkeypatch) -> Iterator[str]:
     """Both ways of loading: sm_80's table (pointers) and sm_90's (descriptors, float32 in TF32), in the interpreter; on a GPU, whose way is
     its own, both precisions of float32."""
-    from dpt.kernels.workload import float32_products, precision_in_force
+    from dpt.kernels.tools.parity import float32_products, precision_in_force
 
     family, precision = PATHS[request.param]
     if ON_GPU and precision == "tf32" and _without_float32(request):
@@ -180,7 +185,7 @@ def path(request, exact, monkeypatch) -> Iterator[str]:
 @pytest.fixture
 def exact_path(path, monkeypatch) -> Iterator[str]:
     """`path`; but in the interpreter both ways multiply exactly, by the table's entries for TF32. See `own_convolution` for why."""
-    from dpt.kernels.workload import float32_products, precision_in_force
+    from dpt.kernels.tools.parity import float32_products, precision_in_force
 
     with (
         _without(monkeypatch, lambda kernel, entry: entry["when"].get("precision") == "ieee"),

@@ -9,7 +9,7 @@ import torch
 from triton._C.libtriton import ir
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from dpt.kernels.workload import truncated
+from dpt.kernels.tools.parity import truncated
 
 
 def truncate_operands(monkeypatch: pytest.MonkeyPatch) -> None:

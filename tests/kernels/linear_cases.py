@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from parity import assert_op_parity
+from both_passes import assert_op_parity
 
 from dpt.kernels.layernorm_linear import layernorm_linear, layernorm_linear_ref
 from dpt.kernels.layernorm_mlp import layernorm_mlp, layernorm_mlp_ref

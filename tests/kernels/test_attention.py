@@ -5,10 +5,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from parity import assert_parity, in_both, lost_units, values_and_gradients
+from both_passes import in_both, lost_units, values_and_gradients
 
 from dpt.kernels import launch
 from dpt.kernels.attention import _load_rows, _store_rows, attention, attention_ref
+from dpt.kernels.tools.parity import assert_parity
 
 
 def packed(batch, tokens, heads, dim, dtype, device, spread=1.0):

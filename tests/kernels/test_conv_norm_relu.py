@@ -4,7 +4,7 @@ what only this op has, more channels in than out or fewer, the ReLU in the epilo
 import checks
 import pytest
 import torch
-from parity import assert_op_parity
+from both_passes import assert_op_parity
 
 from dpt.kernels import launch
 from dpt.kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_ref

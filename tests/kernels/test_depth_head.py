@@ -9,12 +9,12 @@ import exact_resize
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import assert_parity, in_both, values_and_gradients, values_in_both
+from both_passes import in_both, values_and_gradients, values_in_both
 
 from dpt.kernels import depth_head as module
 from dpt.kernels import launch
 from dpt.kernels.depth_head import depth_head, depth_head_ref
-from dpt.kernels.workload import float32_products, precision_in_force
+from dpt.kernels.tools.parity import assert_parity, float32_products, precision_in_force
 
 NAMES = ("x", "w1", "b1", "w2", "b2")
 SMALL_BLOCKS = {"backend": "triton", "BLOCK_H": 4, "BLOCK_W": 16, "SOURCE_W": 16, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}

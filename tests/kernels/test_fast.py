@@ -5,13 +5,14 @@ from collections import Counter
 
 import pytest
 import torch
-from parity import assert_parity, in_both
+from both_passes import in_both
 from small import depth_anything, wide
 
 import dpt
-from dpt.config import CONFIGS
-from dpt.images import labels_from_logits
+from dpt.inference.resizing import labels_from_logits
 from dpt.kernels import launch
+from dpt.kernels.tools.parity import assert_parity
+from dpt.zoo import CONFIGS
 
 INPUT = (1, 3, 32, 48)
 DEPTH, SCENES = "dpt-tiny-depth", "dpt-tiny-scenes"

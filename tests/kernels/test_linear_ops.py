@@ -8,11 +8,13 @@ import functools
 import checks
 import pytest
 import torch
+from both_passes import in_both, values_and_gradients
 from linear_cases import CASES, EPS, layernorm_linear_case, layernorm_mlp_case, linear_residual_case
-from parity import assert_parity, in_both, values_and_gradients
 
-from dpt.kernels import fused_linear, launch, layernorm_linear
-from dpt.kernels.fused_linear import Norm, Statistics
+from dpt.kernels import launch, layernorm_linear
+from dpt.kernels.parts import products
+from dpt.kernels.parts.norms import LayerNorm, Statistics
+from dpt.kernels.tools.parity import assert_parity
 
 OPS = pytest.mark.parametrize("op", CASES)
 
@@ -155,14 +157,14 @@ def test_pre_activation_is_written_only_for_a_backward(op, device, monkeypatch):
     """In inference, and with every input frozen, the second large output of the first launch does not exist."""
     case = CASES[op]((21,), 40, 72, torch.float32, device)
     kept = []
-    linear = fused_linear.linear
+    linear = products.linear
 
     def spy(name, *args, **kwargs):
         result = linear(name, *args, **kwargs)
         kept.append(result[1] is not None)
         return result
 
-    monkeypatch.setattr(fused_linear, "linear", spy)
+    monkeypatch.setattr(products, "linear", spy)
     case.function(*case.inputs)
     leaves = [t.clone().requires_grad_() for t in case.inputs]
     with torch.no_grad():
@@ -275,17 +277,17 @@ def test_offsets_beyond_int32_of_inputs(device, far):
     x, grad = far.zeros((rows, depth)), far.zeros((rows, columns))
     x[last], grad[last] = torch.randn(5, depth), torch.randn(5, columns)
     weight, vector = torch.randn(columns, depth, device=device).half() / depth**0.5, torch.randn(depth, device=device).half()
-    norm = Norm(vector, vector)
+    norm = LayerNorm(vector, vector)
     with launch.using("layernorm_linear", {**LONG_ROWS, "descriptor": False}):
-        whole, _, _ = fused_linear.linear("layernorm_linear", x, weight, "ieee", norm=norm, eps=EPS)
-        part, _, few = fused_linear.linear("layernorm_linear", x[last].clone(), weight, "ieee", norm=norm, eps=EPS)
+        whole, _, _ = products.linear("layernorm_linear", x, weight, "ieee", norm=norm, eps=EPS)
+        part, _, few = products.linear("layernorm_linear", x[last].clone(), weight, "ieee", norm=norm, eps=EPS)
     assert torch.equal(whole[last], part)
     statistics = Statistics(*(torch.cat([statistic.new_zeros(rows - 5), statistic]) for statistic in few))
     options = {"prologue": "layernorm", "norm": norm}
     config = {key: value for key, value in MANY_ROWS.items() if key != "TILES"} | {"descriptor": False}
     with launch.using("weight_gradient", config):
-        whole, _ = fused_linear.weight_gradient(grad, x, "ieee", statistics=statistics, **options)
-        part, _ = fused_linear.weight_gradient(grad[last].clone(), x[last].clone(), "ieee", statistics=few, **options)
+        whole, _ = products.weight_gradient(grad, x, "ieee", statistics=statistics, **options)
+        part, _ = products.weight_gradient(grad[last].clone(), x[last].clone(), "ieee", statistics=few, **options)
     assert torch.equal(whole[:, -16:], part[:, -16:])
 
 
@@ -295,9 +297,9 @@ def test_offsets_beyond_int32_of_outputs(device, far):
     x, weight = torch.randn(rows, depth, device=device).half(), torch.randn(columns, depth, device=device).half()
     residual = far.zeros((rows, columns))
     residual[-5:, -24:] = torch.randn(5, 24)
-    whole = fused_linear.linear("linear_residual", x, weight, "ieee", epilogue="residual", extra=residual)[0]
+    whole = products.linear("linear_residual", x, weight, "ieee", epilogue="residual", extra=residual)[0]
     corner = residual[-5:, -24:].clone()
-    part = fused_linear.linear("linear_residual", x[-5:].clone(), weight[-24:].clone(), "ieee", epilogue="residual", extra=corner)[0]
+    part = products.linear("linear_residual", x[-5:].clone(), weight[-24:].clone(), "ieee", epilogue="residual", extra=corner)[0]
     assert torch.equal(whole[-5:, -24:], part)
 
 

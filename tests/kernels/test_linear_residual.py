@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from both_passes import lost_units
 from linear_cases import layernorm_mlp_case, linear_residual_case
-from parity import lost_units
 
 from dpt.kernels.linear_residual import linear_residual, linear_residual_ref
 

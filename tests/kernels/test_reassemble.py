@@ -7,10 +7,11 @@ import math
 import checks
 import pytest
 import torch
-from parity import assert_op_parity, assert_parity
+from both_passes import assert_op_parity
 
 from dpt.kernels import launch, reassemble
 from dpt.kernels.reassemble import readout_project, readout_project_ref, transposed_conv, transposed_conv_ref
+from dpt.kernels.tools.parity import assert_parity
 
 READOUT_NAMES = ("tokens", "weight", "bias")
 CONV_NAMES = ("x", "weight", "bias")

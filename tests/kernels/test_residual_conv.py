@@ -6,10 +6,12 @@ import checks
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import assert_op_parity, assert_parity, values_in_both
+from both_passes import assert_op_parity, values_in_both
 
-from dpt.kernels import conv3x3, launch
+from dpt.kernels import launch
+from dpt.kernels.parts import conv3x3
 from dpt.kernels.residual_conv import residual_conv_unit, residual_conv_unit_ref
+from dpt.kernels.tools.parity import assert_parity
 
 pytestmark = pytest.mark.usefixtures("own_convolution")
 

@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from both_passes import in_both, values_and_gradients, values_in_both
 from linear_cases import layernorm_mlp_case
-from parity import assert_parity, in_both, values_and_gradients, values_in_both
 
-from dpt.kernels import conv3x3, launch, workload
+from dpt.kernels import launch
 from dpt.kernels.attention import attention_ref
+from dpt.kernels.parts import conv3x3
 from dpt.kernels.residual_conv import residual_conv_unit_ref
-from dpt.kernels.workload import precision_in_force, reference_products, truncated
+from dpt.kernels.tools import parity, workload
+from dpt.kernels.tools.parity import assert_parity, precision_in_force, reference_products, truncated
 
 
 @triton.jit
@@ -71,7 +73,7 @@ OPS = pytest.mark.parametrize("op", (mlp, unit, attended), ids=lambda op: op.__n
 def with_operands(monkeypatch, change, function):
     """``function()``, every product's operands changed by ``change``."""
     with monkeypatch.context() as patch, reference_products("tf32"):
-        patch.setattr(workload, "truncated", change)
+        patch.setattr(parity, "truncated", change)
         return function()
 
 

@@ -8,9 +8,10 @@ import exact_resize
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import assert_op_parity, assert_parity
+from both_passes import assert_op_parity
 
 from dpt.kernels import upsample
+from dpt.kernels.tools.parity import assert_parity
 from dpt.kernels.upsample import conv1x1_upsample, upsample_backward, upsample_bilinear, upsample_bilinear_ref
 
 ALIGN = pytest.mark.parametrize("align_corners", (True, False), ids=("corners", "centres"))

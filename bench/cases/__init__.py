@@ -1,0 +1,1 @@
+"""What is measured: models, training steps, the cumulative gain, the ops, and other people's models."""

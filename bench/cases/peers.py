@@ -1,0 +1,184 @@
+"""Other people's implementations of the same model, on the same weights: their outputs are held to the same gate as ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpt import DPT, CheckpointError
+from dpt.checkpoints import Layout
+from dpt.zoo import mmsegmentation, transformers_dpt
+
+from ..harness.runner import Unavailable
+
+TRANSFORMERS_NOTE = "its default attention (sdpa); align_corners of its last resize set as in our model"
+MMSEGMENTATION_NOTE = "its DPT as published, with the patch embedding's bias"
+
+
+def installed(package: str) -> None:
+    """Unavailable unless a package can be imported."""
+    if importlib.util.find_spec(package) is None:
+        raise Unavailable(f"{package} is not installed")
+
+
+def their_state(model: DPT, layout: Layout) -> dict[str, Tensor]:
+    """Our state under another layout's keys, sharing memory; Unavailable if the model has a part that the layout has not."""
+    if model.config.encoder.stem != "patch":
+        raise Unavailable(f"{layout.name}'s DPT has no convolutional stem")
+    state: dict[str, Tensor] = {}
+    try:
+        for key, value in model.state_dict(keep_vars=True).items():
+            names = layout.source(key)
+            parts = value.detach().chunk(len(names)) if len(names) > 1 else (value.detach(),)
+            state.update(zip(names, parts, strict=True))
+    except CheckpointError as error:
+        raise Unavailable(str(error)) from error
+    return state
+
+
+class _Output(nn.Module):
+    """A model of transformers that returns its map instead of a dictionary."""
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self.model(pixel_values=x), self.name)
+
+
+def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
+    """transformers' DPT with our parameters, which it shares, for square pictures of one size: the only ones it takes.
+
+    The positional embedding is given to it as our model resizes it for that size.
+    """
+    installed("transformers")
+    if size[0] != size[1]:
+        raise Unavailable(f"transformers' DPT takes square pictures only, this is {size[0]}x{size[1]}")
+    import transformers
+
+    state = their_state(model, transformers_dpt.LAYOUT)
+    patch = model.config.encoder.patch_size
+    with torch.no_grad():
+        state[transformers_dpt.LAYOUT.source("encoder.pos_embed")[0]] = model.encoder.position(
+            (size[0] // patch, size[1] // patch)
+        ).detach()
+    depth = model.config.head.task == "depth"
+    kind = transformers.DPTForDepthEstimation if depth else transformers.DPTForSemanticSegmentation
+    with torch.device("meta"):
+        theirs = kind(transformers.DPTConfig(**_transformers_config(model, size[0])))
+    theirs.load_state_dict(_complete(state, theirs), assign=True)
+    if not depth:
+        theirs.head.head[-1].align_corners = model.config.head.align_corners
+    return _Output(theirs, "predicted_depth" if depth else "logits").to(dtype=next(model.parameters()).dtype).eval()
+
+
+def _transformers_config(model: DPT, side: int) -> dict[str, Any]:
+    config = model.config
+    encoder, decoder = config.encoder, config.decoder
+    if decoder.match_size or encoder.final_norm != "none" or {encoder.activation, decoder.readout_activation} != {"gelu"}:
+        raise Unavailable("transformers has this model under another class, which the key table does not cover")
+    return {
+        "hidden_size": encoder.embed_dim,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.num_heads,
+        "intermediate_size": int(encoder.embed_dim * encoder.mlp_ratio),
+        "layer_norm_eps": encoder.norm_eps,
+        "image_size": side,
+        "patch_size": encoder.patch_size,
+        "backbone_out_indices": list(encoder.hooks),
+        "readout_type": decoder.readout,
+        "neck_hidden_sizes": list(decoder.neck_channels),
+        "fusion_hidden_size": decoder.features,
+        "use_batch_norm_in_fusion_residual": decoder.batch_norm,
+        "use_auxiliary_head": config.head.auxiliary,
+        "num_labels": max(1, len(config.head.classes)),
+    }
+
+
+def _complete(state: dict[str, Tensor], theirs: nn.Module) -> dict[str, Tensor]:
+    """The state with zeros for what they have and never read: the deepest block's first unit, and the norm behind the last block."""
+    never_read = ("neck.fusion_stage.layers.0.residual_layer1.", "dpt.layernorm.")
+    some = next(iter(state.values()))
+    complete = {}
+    for key, value in theirs.state_dict().items():
+        if key in state:
+            complete[key] = state[key]
+        elif key.startswith(never_read):
+            floating = some.dtype if value.is_floating_point() else value.dtype
+            complete[key] = torch.zeros(value.shape, dtype=floating, device=some.device)
+        else:
+            raise Unavailable(f"this version of transformers has a parameter {key} that the key table does not know")
+    left = state.keys() - complete.keys()
+    if left:
+        raise Unavailable(f"this version of transformers has no parameter {sorted(left)[0]}")
+    return complete
+
+
+class _Logits(nn.Module):
+    """mmsegmentation's model from a picture to logits of its size, without the data structures around them."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x, mode="tensor")
+        return nn.functional.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=self.model.align_corners)
+
+
+def mmsegmentation_model(model: DPT) -> nn.Module:
+    """mmsegmentation's DPT, built from its published configuration, with our parameters, which it shares."""
+    installed("mmseg")
+    state = their_state(model, mmsegmentation.LAYOUT)
+    _stand_in_for_compiled_operators()
+    import mmseg
+    from mmseg.apis import init_model
+
+    published = Path(mmseg.__file__).parent / ".mim/configs/dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py"
+    if not published.is_file():
+        raise Unavailable("this mmsegmentation carries no configuration of DPT")
+    theirs = init_model(published, device="cpu", cfg_options=_mmsegmentation_options(model))
+    found = theirs.load_state_dict(state, strict=False, assign=True)
+    missing = [key for key in found.missing_keys if not key.startswith(("auxiliary_head.", "backbone.ln1."))]
+    if missing or found.unexpected_keys:
+        raise Unavailable(f"this version of mmsegmentation names parameters otherwise: {[*missing, *found.unexpected_keys][0]}")
+    return _Logits(theirs).to(next(model.parameters())).eval()
+
+
+def _mmsegmentation_options(model: DPT) -> dict[str, Any]:
+    """Our sizes in the place of the published ones, and the patch bias that the published files hold."""
+    encoder, decoder, head = model.config.encoder, model.config.decoder, model.config.head
+    return {
+        "model.backbone": {
+            "patch_bias": True,
+            "img_size": tuple(side * encoder.patch_size for side in encoder.pos_grid),
+            "embed_dims": encoder.embed_dim,
+            "num_heads": encoder.num_heads,
+            "num_layers": encoder.depth,
+            "out_indices": encoder.hooks,
+        },
+        "model.decode_head": {
+            "in_channels": (encoder.embed_dim,) * 4,
+            "embed_dims": encoder.embed_dim,
+            "post_process_channels": list(decoder.neck_channels),
+            "channels": decoder.features,
+            "num_classes": len(head.classes),
+            "norm_cfg": {"type": "BN"},  # published with SyncBN: the same in evaluation
+        },
+    }
+
+
+def _stand_in_for_compiled_operators() -> None:
+    """Let mmsegmentation import beside mmcv-lite, which has no `mmcv.ops`: DPT uses nothing of it."""
+    if importlib.util.find_spec("mmcv._ext") is None:
+        operators = types.ModuleType("mmcv.ops")
+        for name in ("point_sample", "sigmoid_focal_loss", "CrissCrossAttention", "PSAMask"):
+            setattr(operators, name, None)
+        sys.modules["mmcv.ops"] = operators

@@ -1,0 +1,31 @@
+"""Named models made small, the one way: the benchmarks' toys, those whose launches stand for the named ones', and the tests'."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dpt.config import DPTConfig
+
+BLOCKS = 4  # of an encoder: each is like the next
+
+
+def shortened(config: DPTConfig) -> DPTConfig:
+    """The model with an encoder of few blocks: what it launches is the same, a block being like the next."""
+    hooks = tuple(range(BLOCKS))[len(config.encoder.stem_hooks) :]  # the stem gives the other maps
+    return config.with_("encoder", depth=BLOCKS, hooks=hooks)
+
+
+def shrunk(
+    config: DPTConfig, kind: str, *, width: int, features: int, grid: int, neck: tuple[int, ...] | None = None, classes: int = 5, **encoder
+) -> DPTConfig:
+    """The model with every part it had: few blocks of ``width`` and two heads, ``features`` in its decoder, ``grid`` x ``grid`` positions.
+
+    ``kind``: before its name. ``neck``: the channels of the four maps; by default as a hybrid's stem gives them, a quarter and half as wide
+    as the tokens, and then the decoder's. ``classes``: of a segmentation head. ``encoder``: its further changes.
+    """
+    small = shortened(config).with_("encoder", **{"embed_dim": width, "num_heads": 2, "pos_grid": (grid, grid), **encoder})
+    small = small.with_("decoder", neck_channels=neck or (width // 4, width // 2, features, features), features=features)
+    if config.head.task == "segmentation":
+        names = tuple(f"class {index}" for index in range(classes))
+        small = small.with_("head", classes=names, palette=config.head.palette[:classes])
+    return replace(small, name=f"{kind} {config.name}")

@@ -1,0 +1,1 @@
+"""What is made of recorded runs: tables, charts and pages."""

@@ -1,0 +1,1 @@
+"""The classes of data sets: names and colours, a data set a file."""

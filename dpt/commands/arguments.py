@@ -1,0 +1,231 @@
+"""What the commands take: one function each, which adds its arguments to a parser and whose docstring is the command's description.
+
+Nothing here needs PyTorch, so that help and mistakes are told at once. A default that depends on more than the command line is None,
+and its help says it in words, which tests hold to the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..config import nearest
+from ..system.endings import USAGE, printable
+from ..zoo import CONFIGS, config_of
+
+CARRIED = tuple(name for name, config in CONFIGS.items() if config.carried)
+DTYPES = ("float32", "float16", "bfloat16")  # names in `torch`
+SCENES = {"val": 300, "test": 500, "train": 9000}  # rendered for each split
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes end the program with one sentence, which names the nearest option where there is none of a name.
+
+    Options are not abbreviated: what is short for one today is short for two once another is added.
+
+    Attributes:
+        rules: of arguments that are right by themselves: whether they contradict each other, and what to say then.
+    """
+
+    def __init__(self, prog: str, **options):
+        super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.rules: list[tuple[Callable[[argparse.Namespace], bool], str]] = []
+
+    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        for word in args:  # before argparse, which would first miss what the mistyped option was to give
+            option = word.partition("=")[0]
+            if word == "--":
+                break
+            if option.startswith("--") and " " not in option and option not in self._option_string_actions:
+                self.error(f"no option is named {option!r}{nearest(option, self._option_string_actions)}")
+        found = super().parse_args(args, namespace)
+        for broken, message in self.rules:
+            if broken(found):
+                self.error(message)
+        return found
+
+    def error(self, message: str) -> None:
+        self.exit(USAGE, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
+
+
+def _number(kind: type, words: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """The `type` of an argument: a number, and the rule that it is held to."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan  # which no rule lets pass
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r}: it must be {words}")
+        return value
+
+    return convert
+
+
+_COUNT = _number(int, "a whole number from 1", lambda value: value >= 1)
+_COUNT_OR_NONE = _number(int, "a whole number from 0", lambda value: value >= 0)
+_SEED = _number(int, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 1 << 32)
+_POSITIVE = _number(float, "a number above 0", lambda value: 0 < value < math.inf)
+_SHARE = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _name(text: str) -> str:
+    """The `type` of an argument: a named model."""
+    try:
+        config_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _weights(parser: Parser) -> None:
+    what = "checkpoint file or folder, or a model on transformers' hub such as Intel/dpt-large; without --model it says what model it is"
+    parser.add_argument("--weights", metavar="FILE", help=f"{what} (default: the model's own, carried or downloaded)")
+
+
+def _device(parser: Parser) -> None:
+    what = "auto, cpu, cuda, cuda:N or mps; auto is cuda or mps where there is one, else cpu (default: %(default)s)"
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help=what)
+
+
+def _fast(parser: Parser) -> None:
+    what = "run on the fused kernels; where there is no GPU for them, on the same algebra in PyTorch"
+    parser.add_argument("--fast", action=argparse.BooleanOptionalAction, help=f"{what} (default: on CUDA where Triton is installed)")
+    what = "say on stderr which modules of a model run fused, which do not, and why"
+    parser.add_argument("-v", "--verbose", action="store_true", help=what)
+
+
+def _batch_size(parser: Parser) -> None:
+    parser.add_argument("--batch-size", type=_COUNT, default=1, metavar="N", help="pictures at a time (default: %(default)s)")
+
+
+def _reading(parser: Parser) -> None:
+    """How data is to be read; `running.reading` takes them to `FolderDataset`."""
+    stated = "default: what dataset.json says, or"
+    what = f"a metre, in integer depth, such as 256 for KITTI ({stated} 1000)"
+    parser.add_argument("--depth-scale", type=_POSITIVE, metavar="UNITS", help=what)
+    what = f"label 0 is 'other' and ignored, k is class k - 1, as in ADE20K ({stated} not)"
+    parser.add_argument("--reduce-zero-label", action=argparse.BooleanOptionalAction, help=what)
+    what = "what is farther counts as unknown (default: the bound of a model of bounded metres, or 80)"
+    parser.add_argument("--max-depth", type=_POSITIVE, metavar="METRES", help=what)
+
+
+def predict(parser: Parser) -> None:
+    """Depth and label maps of pictures, at each picture's own size.
+
+    For a picture a.jpg the folder of --out gets, by each model's task,
+      a_MODEL.png          16-bit depth: inverse depth spread over 0..65535, or millimetres; or 8-bit class indices
+      a_MODEL.npy, .pfm    depth as float32, .pfm on request
+      a_MODEL_color.jpg    the picture with the coloured depth beside it
+      a_MODEL_overlay.jpg  the picture tinted by class, with a legend of the classes present
+    Pictures of the same name get longer names instead of overwriting each other. A picture whose files are there, made from
+    the same content by the same model with the same options, is skipped; with other options it is done again; files that were
+    made from another picture, or by something else, are only replaced with --overwrite. Names too long for a file are cut, and
+    a hash put behind them. Exit code: 0 done, 1 some pictures failed (each named on stderr, the others finished) or the disk or
+    memory gave out (the same command goes on), 2 nothing could be done, 130 interrupted, 143 terminated, 129 hung up.
+    """
+    many = "--weights is of one model: give --model at most once with it"
+    parser.rules = [(lambda args: args.weights is not None and len(args.model or ()) > 1, many)]
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or pattern such as 'photos/*.jpg'")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
+    what = f"a model that dpt info lists; can be repeated (default: {' and '.join(CARRIED)})"
+    parser.add_argument("--model", action="append", type=_name, metavar="NAME", help=what)
+    _weights(parser)
+    _device(parser)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: %(default)s)")
+    _fast(parser)
+    parser.add_argument("--tta", action="store_true", help="average over six scales and flips: slower, more accurate")
+    what = "average over these scales (default: 1; with --tta the six)"
+    parser.add_argument("--scales", nargs="+", type=_POSITIVE, metavar="SCALE", help=what)
+    what = "average with the mirrored picture (default: only with --tta)"
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help=what)
+    parser.add_argument("--slide", action="store_true", help="overlapping windows; --window and --stride imply it")
+    what = "side of the windows (default: the shorter side of the model's input)"
+    parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
+    parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
+    parser.add_argument("--pfm", action="store_true", help="write depth as .pfm too")
+    parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
+    _batch_size(parser)
+    parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
+    what = "refuse pictures of more; a pixel takes some 20 bytes while it is decoded (default: 178956970, Pillow's limit)"
+    parser.add_argument("--max-pixels", type=_COUNT, metavar="N", help=what)
+
+
+def demo(parser: Parser) -> None:
+    """Depth and labels of the pictures that come with the package: scenes of the test seeds, which no training has seen."""
+    what = "folder for the results; made if missing (default: %(default)s)"
+    parser.add_argument("-o", "--out", type=Path, default=Path("out/demo"), metavar="DIR", help=what)
+    _device(parser)
+
+
+def info(parser: Parser) -> None:
+    """The named models: parameters, input, source and licence of their weights; or one checkpoint, told apart and described."""
+    what = "checkpoint file or folder, or a model on transformers' hub (default: all named models are listed)"
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help=what)
+
+
+def render(parser: Parser) -> None:
+    """Render the scenes that the carried models are trained, validated and tested on: DIR/train, DIR/val and DIR/test."""
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="an unfinished data set there is completed")
+    parser.add_argument("--split", action="append", choices=SCENES, help="can be repeated (default: all three)")
+    counts = ", ".join(f"{split} {count}" for split, count in SCENES.items())
+    parser.add_argument("--count", type=_COUNT_OR_NONE, metavar="N", help=f"pictures a split (default: {counts})")
+    what = "side of the square pictures (default: %(default)s)"
+    parser.add_argument("--size", type=_COUNT, default=256, metavar="PIXELS", help=what)
+    parser.add_argument("--workers", type=_COUNT, default=2, metavar="N", help="processes (default: %(default)s)")
+
+
+def train(parser: Parser) -> None:
+    """Train a model on pictures with depth or labels.
+
+    A run that was killed goes on from its last checkpoint when the same command is given again. The carried models have recipes of
+    their own, by which they were trained (RECIPES in dpt/training/recipes.py); the other models take the defaults that are named.
+    """
+    parser.add_argument("--model", required=True, type=_name, metavar="NAME", help="the model to train, one that dpt info lists")
+    what = "folder with train/ and val/, each images/ beside depth/ or labels/"
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help=what)
+    what = "folder of the run; an unfinished run of the same recipe goes on"
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help=what)
+    for option, kind, metavar, what, default in (
+        ("--steps", _COUNT, "N", "batches to learn from", "1000"),
+        ("--batch-size", _COUNT, "N", "pictures in a batch", "32"),
+        ("--learning-rate", _POSITIVE, "RATE", "of AdamW, after warm-up", "0.001"),
+        ("--seed", _SEED, "N", "of initialisation, order and augmentation", "0"),
+        ("--validate-every", _COUNT, "N", "steps between validations", "500"),
+        ("--checkpoint-every", _COUNT, "N", "steps between checkpoints", "100"),
+        ("--coarse", _SHARE, "SHARE", "of the steps, the first, that see smaller pictures", "0"),
+    ):
+        parser.add_argument(option, type=kind, metavar=metavar, help=f"{what} (default: the recipe's, or {default})")
+    what = "what the network sees (default: the recipe's, or squares of the shorter side of the model's input)"
+    parser.add_argument("--crop", type=_COUNT, nargs=2, metavar=("HEIGHT", "WIDTH"), help=what)
+    _reading(parser)
+    what = "learn that the sky, where dataset.json tells its value, is infinitely far (default: the recipe's, or so)"
+    parser.add_argument("--sky", action=argparse.BooleanOptionalAction, help=what)
+    parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype (default: the recipe's, or none)")
+    what = "named model or checkpoint that gives the encoder, and a decoder and head like ours (default: the recipe's, or none)"
+    parser.add_argument("--start-from", metavar="FILE", help=what)
+    _device(parser)
+    _fast(parser)
+    what = "processes that read pictures; with 0 the training itself reads (default: %(default)s)"
+    parser.add_argument("--workers", type=_COUNT_OR_NONE, default=1, metavar="N", help=what)
+
+
+def evaluate(parser: Parser) -> None:
+    """The metrics of a model on a folder of pictures with depth or labels, beside those of trivial predictors.
+
+    The model sees what `dpt predict` shows it, and its maps are scored at the size of the ground truth.
+    """
+    parser.rules = [(lambda args: args.model is None and args.weights is None, "it needs --model NAME or --weights FILE")]
+    parser.add_argument("--model", type=_name, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
+    _weights(parser)
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder of images/ beside depth/ or labels/")
+    what = "training folder, for the trivial predictors (default: they learn from --data)"
+    parser.add_argument("--train-data", type=Path, metavar="DIR", help=what)
+    _batch_size(parser)
+    _reading(parser)
+    _device(parser)
+    _fast(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file (default: only print them)")

@@ -1,0 +1,181 @@
+"""`dpt predict`: pictures to files. What it takes, writes and returns is told by its help, in `arguments`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .. import __version__, checkpoints
+from ..inference import outputs
+from ..inference.images import MAX_PIXELS, ImageError
+from ..inference.prediction import Result, predict_iter
+from ..system.disk import open_regular, prepare, remove_leftovers
+from ..system.endings import FAILED, CommandError, explained, of_the_machine, printable
+from ..zoo import config_of
+from . import picture_paths, running
+from .arguments import CARRIED
+from .pipeline import Stopwatch, in_threads, keep_freed_memory
+
+DONE = "done"
+WRITERS = 8  # threads, at most, that write results
+
+
+@dataclass
+class _Tally:
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    rates: list[tuple[str, int, float, float]] = field(default_factory=list)  # model, its pictures, their seconds, those of the network
+    unreadable: set[Path] = field(default_factory=set)  # not tried with the next model
+
+    def fail(self, path: Path, reason: str) -> None:
+        self.failed += 1
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(f"dpt predict: {printable(reason if str(path) in reason else f'{path}: {reason}')}", file=sys.stderr)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `dpt predict`; returns the exit code. CommandError where nothing can be done."""
+    device, tally = running.device_of(args.device), _Tally()
+    pictures, missing, notes = picture_paths.find(args.inputs, args.recursive)
+    for note in notes:
+        print(f"dpt predict: {printable(note)}", file=sys.stderr)
+    for argument in missing:
+        tally.fail(Path(argument), "no such file, folder or match, or a folder without pictures")
+    if not pictures:
+        raise CommandError("no pictures found")
+    _check_writable(args.out)
+    stems = {picture.path: args.out / name for picture, name in zip(pictures, picture_paths.unique_names(pictures), strict=True)}
+    for folder in {stem.parent for stem in stems.values()}:
+        remove_leftovers(folder)
+    names = args.model or ([None] if args.weights else CARRIED)
+    caution = None if args.weights else running.scenes_only(map(config_of, names))
+    if caution:
+        print(f"dpt predict: {caution}", file=sys.stderr)
+    keep_freed_memory()
+    for name in names:
+        _predict_all(running.model_of(args, name, device, getattr(torch, args.dtype)), stems, args, tally)
+    _report(tally, len(pictures), len(names), args.out)
+    return 1 if tally.failed else 0
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        prepare(folder)
+    except OSError as error:
+        raise CommandError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride")}
+
+
+def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally) -> None:
+    config = model.config
+    weights = _weights_identity(args.weights)
+    made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **_options(args)}
+    jobs: dict[Path, Path] = {}
+    for path, stem in stems.items():
+        if path in tally.unreadable:
+            continue
+        stem = stem.with_name(outputs.result_name(stem.name, config.name))
+        paths = outputs.result_paths(stem, config.head, args.pfm)
+        obstacle = None if args.overwrite else _obstacle(path, paths, made_with)
+        if obstacle == DONE:
+            tally.skipped += 1
+        elif obstacle:
+            tally.fail(path, obstacle)
+        else:
+            jobs[path] = stem
+    if not jobs:
+        return
+
+    def write(result: Result) -> None:
+        if result.error is None:
+            record = {"source": _identity(result.source), **made_with}
+            outputs.write(jobs[result.source], result.image, result.prediction, config.head, pfm=args.pfm, record=record)
+
+    done, start, watch = tally.done, time.perf_counter(), Stopwatch(model)
+    results = predict_iter(model, jobs, batch_size=args.batch_size, max_pixels=args.max_pixels or MAX_PIXELS, **_options(args))
+    written = in_threads(write, results, min(WRITERS, torch.get_num_threads()))
+    bar = tqdm(desc=printable(config.name), total=len(jobs), unit="picture", disable=len(jobs) < 2)
+    with closing(results), closing(written), bar:
+        for result, error in written:
+            bar.update()
+            if result.error is None and error is None:
+                tally.done += 1
+            else:
+                _fail(result, error, tally)
+    tally.rates.append((config.name, tally.done - done, time.perf_counter() - start, watch.seconds))
+
+
+def _fail(result: Result, error: Exception | None, tally: _Tally) -> None:
+    """Count a picture that could not be predicted, or whose results could not be written; CommandError where the next could not either."""
+    if isinstance(result.error, ImageError):
+        tally.unreadable.add(result.source)
+    cause = error if result.error is None else result.error.__cause__
+    if of_the_machine(cause, reading=error is None):
+        raise CommandError(explained(cause), FAILED) from cause
+    if error is not None and not isinstance(error, OSError | MemoryError):
+        raise error
+    tally.fail(result.source, str(result.error) if error is None else explained(error))
+
+
+def _weights_identity(weights: str | None) -> list | None:
+    """What `--weights` names: a file, all files of a folder, or of a model on the hub."""
+    return None if weights is None else _identity(weights, checkpoints.find(weights).files)
+
+
+def _identity(path: str | Path, files: Sequence[Path] | None = None) -> list:
+    """The name, bytes and checksum of a file, or of several under one name, as JSON gives them back."""
+    size = checksum = 0
+    for part in files or (path,):
+        with open_regular(part) as file:
+            while block := file.read(1 << 20):
+                size, checksum = size + len(block), zlib.crc32(block, checksum)
+    return [Path(path).name, size, checksum]
+
+
+def _obstacle(source: Path, paths: list[Path], made_with: dict[str, Any]) -> str | None:
+    """None if the results may be written, DONE if they are there already, or else why they must not be written."""
+    png = paths[-1]  # written last: without it the others are the rest of an interrupted run
+    record = outputs.read_record(png) or {}
+    if "source" in record:
+        name, *content = record["source"]
+        try:
+            changed = content != _identity(source)[1:]
+        except OSError:
+            return None  # reading the picture will fail too, and say why
+        if changed:
+            return f"{png} was made from another picture, or another version of it ({name}); --overwrite replaces it"
+        if outputs.is_done(paths, {"source": record["source"], **made_with}):
+            return DONE
+    taken = outputs.of_others(paths)
+    return None if taken is None else f"{taken} was not made by dpt predict; --overwrite replaces it"
+
+
+def _report(tally: _Tally, pictures: int, models: int, folder: Path) -> None:
+    for name, done, seconds, network in tally.rates:
+        if done:
+            speed = f"{done / seconds:.3g} a second end to end, {done / network:.3g} of the network alone"
+            print(f"{printable(name)}: {_count(done, 'picture')}, {speed}")
+    parts = [f"{tally.done} done"]
+    parts += [f"{tally.skipped} done before"] if tally.skipped else []
+    parts += [f"{tally.failed} failed"] if tally.failed else []
+    counted = f", of {_count(pictures, 'picture')} by {_count(models, 'model')}" if models > 1 else ""
+    print(f"dpt predict: {', '.join(parts)}{counted}; results in {printable(folder)}")
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}{'s' * (number != 1)}"

@@ -1,0 +1,78 @@
+"""What the commands that run a model share: the device, whether it runs fused, the model, what stderr says of it, how data is read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .. import factory
+from ..config import DPTConfig
+from ..system.endings import CommandError
+from ..zoo import CONFIGS
+
+
+def device_of(name: str) -> torch.device:
+    """The device of `--device`, tried out. CommandError says why it cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # which meta tensors do not have
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch built without CUDA asserts
+        raise CommandError(f"--device {name} cannot be used: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    return device
+
+
+def is_fast(asked: bool | None, device: torch.device) -> bool:
+    """What `--fast`, `--no-fast` or neither (None: on CUDA, where Triton is installed) says. CommandError for --fast without Triton."""
+    if not (device.type == "cuda" if asked is None else asked):
+        return False
+    try:
+        from ..fast import acceleration  # noqa: F401
+    except ImportError as error:
+        if asked:
+            raise CommandError(f"{error}; --no-fast does without") from error
+        return False
+    return True
+
+
+def model_of(args: argparse.Namespace, name: str | None, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model that `args`, of `arguments`, describe: of this name with its pretrained weights, or of --weights."""
+    how = {"device": device, "dtype": dtype, "fast": is_fast(args.fast, device)}
+    if args.weights is None:
+        model = factory.build(name, weights="pretrained", **how)
+    else:
+        model = factory.load(args.weights, name, **how)
+    if args.verbose:
+        report(model)
+    return model
+
+
+def report(model: nn.Module) -> None:
+    """Say which modules run fused, which do not, and why."""
+    try:
+        from ..fast.acceleration import fast_report
+
+        said = fast_report(model)
+    except ImportError as error:
+        said = error
+    print(f"{model.config.name}:\n{said}", file=sys.stderr)
+
+
+def scenes_only(configs: Iterable[DPTConfig]) -> str | None:
+    """What is to be known of the carried models among those that run: what they have learnt, and which others there are."""
+    carried = [config.name for config in configs if config.carried]
+    if not carried:
+        return None
+    others = " or ".join(f"--model {config.name}" for config in CONFIGS.values() if not config.carried)
+    know = f"{' and '.join(carried)} know{'s' if len(carried) == 1 else ''} rendered scenes, not photographs"
+    return f"{know}; for those, {others} downloads a larger model (dpt info lists them)"
+
+
+def reading(args: argparse.Namespace) -> dict:
+    """The keywords of `FolderDataset` that a command line gives."""
+    return {"depth_scale": args.depth_scale, "reduce_zero_label": args.reduce_zero_label}

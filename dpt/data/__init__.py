@@ -1,0 +1,1 @@
+"""Folders of pictures with depth or labels, and what a training sees of them."""

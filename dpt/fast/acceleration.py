@@ -1,0 +1,113 @@
+"""A model put on the fused kernels, and the report of it.
+
+`accelerate` exchanges the class of each module whose `rules.refusal` is None, so names, state dict, hooks, copies and pickles stay as
+they are; and it lays out the weights of convolutions in memory as the kernels read them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..kernels import launch
+from .rules import FAST, PLAIN, refusal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module that has a fast form: its name, its class now, and how it runs."""
+
+    name: str
+    kind: str
+    fused: bool
+    how: str
+
+
+class Report(list[Row]):
+    """The rows of `fast_report`; printed, a table."""
+
+    def __str__(self) -> str:
+        width = max((len(row.name) for row in self), default=0)
+        lines = [f"{row.name:{width}}  {'fused' if row.fused else 'plain':5}  {row.how}" for row in self]
+        return "\n".join([*lines, f"{sum(row.fused for row in self)} of {len(self)} run fused"])
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module in model.named_modules() if type(module) in FAST or type(module) in PLAIN)
+
+
+def accelerate(model: nn.Module, strict: bool = False) -> nn.Module:
+    """Put a model on the fused kernels, in place, and return it. Parameters, names, dtype and state dict stay as they are.
+
+    The weights of convolutions get the order in memory that the kernels read, where the module is in evaluation mode and its weight has no
+    gradient. A fused optimizer (`fused=True`) that has made steps before goes on only with weights as they were: make it afterwards, or
+    accelerate in training mode. `dpt.save` and `torch.save` take such weights as any; safetensors' own `save_file` wants `.contiguous()` of
+    them.
+
+    Args:
+        model: a `dpt.DPT`, or any module that holds its blocks.
+        strict: raise where a module refuses, instead of leaving it plain; nothing is changed then.
+
+    Raises:
+        ValueError: the model holds nothing that has a fast form; or, if strict, naming each module that refuses and why.
+    """
+    candidates = dict(_candidates(model))
+    if not candidates:
+        raise ValueError(f"{type(model).__name__} holds no module that has a fast form ({', '.join(kind.__name__ for kind in FAST)})")
+    refused = {name: reason for name, module in candidates.items() if (reason := refusal(module)) is not None}
+    if strict and refused:
+        raise ValueError("; ".join(f"{name or 'the module'} cannot run fused: {reason}" for name, reason in refused.items()))
+    for name, module in candidates.items():
+        if name not in refused and type(module) in FAST:
+            module.__class__ = FAST[type(module)].fast
+    _lay_out(model)
+    return model
+
+
+# The order of a convolution's weight in memory as the kernels read it: (O, kh, kw, I), which is channels-last; and of a transposed one,
+# (I, O, kh, kw), (kh, kw, O, I). The channels that are summed over come last.
+MEMORY = {nn.Conv2d: (0, 2, 3, 1), nn.ConvTranspose2d: (2, 3, 1, 0)}
+
+
+def _lay_out(model: nn.Module) -> None:
+    """Lay the weights of the fast modules' convolutions out in memory as they are read, for else each call copies them.
+
+    Parameters, shapes and values stay. Left as they are: weights in training, for PyTorch's fused optimizers step through a parameter's
+    memory and their state's as if their orders were the same; and a weight whose memory another parameter or process has too.
+    """
+    users = Counter(parameter.untyped_storage()._cdata for parameter in model.parameters() if type(parameter) is nn.Parameter)
+    for fast in (module for _, module in _candidates(model) if type(module) in PLAIN):
+        for module in fast.modules():
+            weight = module._parameters.get("weight")
+            if type(module) not in MEMORY or type(weight) is not nn.Parameter or module.training or weight.grad is not None:
+                continue
+            storage, order = weight.untyped_storage(), MEMORY[type(module)]
+            whole = storage.nbytes() == weight.numel() * weight.element_size() and users[storage._cdata] == 1
+            if whole and not (weight.device.type == "cpu" and weight.is_shared()):
+                back = [order.index(axis) for axis in range(4)]
+                weight.data = weight.data.permute(order).contiguous().permute(back)
+
+
+def fast_report(model: nn.Module) -> Report:
+    """Which modules run fused, which do not, and why: a list of rows that prints as a table."""
+    report = Report()
+    for name, module in _candidates(model):
+        fused = type(module) in PLAIN
+        reason = refusal(module)
+        how = _how(module) if fused and reason is None else reason or "not accelerated"
+        report.append(Row(name, type(module).__name__, fused, how))
+    return report
+
+
+def _how(module: nn.Module) -> str:
+    note = FAST[PLAIN[type(module)]].note(module)
+    if note is not None:
+        return note
+    parameter = next(module.parameters())
+    if launch.has_kernels(parameter):
+        return "kernels"
+    what = "there are no kernels, they need an NVIDIA GPU of compute capability 8.0 or newer"
+    return f"the same algebra in PyTorch: on {parameter.device} {what}"

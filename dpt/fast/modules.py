@@ -1,0 +1,151 @@
+"""The fast forms of the model's modules: each overrides what computes and nothing else, no parameters, no buffers, no constructor.
+
+On an NVIDIA GPU the ops launch the kernels; elsewhere they compute the same algebra in PyTorch; under TRITON_INTERPRET=1 the kernels
+themselves run on CPU tensors. Under autocast the fused block keeps the residual stream in autocast's dtype, where the plain one keeps it in
+float32.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import launch
+from ..kernels.argmax_upsample import upsample_argmax
+from ..kernels.attention import attention
+from ..kernels.conv_norm_relu import conv_norm_relu
+from ..kernels.depth_head import depth_head
+from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
+from ..kernels.reassemble import readout_project, transposed_conv
+from ..kernels.residual_conv import residual_conv_unit
+from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
+from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
+from ..nets.encoders.vit import Block, LayerScale
+from ..nets.functional import statically_equal
+from ..nets.heads import DepthHead, SegmentationHead
+
+
+def _gamma(module: nn.Module) -> Tensor | None:
+    """LayerScale's factor; None for the identity."""
+    return module.gamma if isinstance(module, LayerScale) else None
+
+
+class FastBlock(Block):
+    """`Block` in five launches: LN + qkv, attention, projection + residual, LN + fc1 + GELU, fc2 + residual."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        attn, mlp = self.attn, self.mlp
+        qkv = layernorm_linear(x, self.norm1.weight, self.norm1.bias, attn.qkv.weight, attn.qkv.bias, self.norm1.eps)
+        mixed = attention(qkv, attn.num_heads)
+        x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(self.ls1))
+        fc1, fc2, norm = mlp.fc1, mlp.fc2, self.norm2
+        return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(self.ls2))
+
+
+class FastReassemble(Reassemble):
+    """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products."""
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        if isinstance(self.readout, ReadoutProject):
+            x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
+        else:
+            x = self.readout(tokens)
+        x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
+        if isinstance(self.resize, nn.ConvTranspose2d):
+            return transposed_conv(x, self.resize.weight, self.resize.bias)
+        return self.resize(x)
+
+
+def uses_batch_statistics(*norms: nn.Module) -> bool:
+    return any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms)
+
+
+def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor, float] | None:
+    """A batch norm in evaluation form; None for the identity."""
+    if not isinstance(module, nn.BatchNorm2d):
+        return None
+    return module.weight, module.bias, module.running_mean, module.running_var, module.eps
+
+
+class FastResidualConvUnit(ResidualConvUnit):
+    """`ResidualConvUnit` in two launches; PyTorch's convolutions and norms where these take the statistics of the batch."""
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """`add` (B, F, h, w), of any size, is resized to x's (bilinear, align_corners=True) and added."""
+        if uses_batch_statistics(self.norm1, self.norm2):
+            y = super().forward(x)
+            return y if add is None else y + upsample_bilinear(add, y.shape[2:], True)
+        conv1, conv2 = self.conv1, self.conv2
+        norms = {"norm1": _norm(self.norm1), "norm2": _norm(self.norm2)}
+        return residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
+
+
+def _merge(unit: ResidualConvUnit, skip: Tensor, previous: Tensor) -> Tensor:
+    """unit(skip) + previous, resized to the skip; a unit that is plain, or has hooks, sees only what it sees in the plain model."""
+    if isinstance(unit, FastResidualConvUnit) and not has_hooks(unit):
+        return unit(skip, previous)
+    return unit(skip) + upsample_bilinear(previous, skip.shape[2:], True)
+
+
+class FastFusion(Fusion):
+    """`Fusion` with each 1x1 projection before the upsampling, with which it commutes: a quarter of the work.
+
+    The upsampled map of the three deeper levels is never written: the next level's first unit gathers it where it adds it.
+    """
+
+    def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+        x, size = skips[3], None
+        for level in (3, 2, 1):
+            x = self._level(level, x, skips[level], size)
+            size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
+            x = conv1x1(x, self.blocks[level].project.weight, self.blocks[level].project.bias)
+        below = upsample_bilinear(x, size, True) if deeper else None
+        x = self._level(0, x, skips[0], size)
+        project = self.blocks[0].project
+        x = conv1x1_upsample(x, project.weight, project.bias, (2 * x.shape[2], 2 * x.shape[3]), True)
+        return (x, below) if deeper else x
+
+    def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
+        block = self.blocks[level]
+        if size is None:
+            return block.unit2(skip)
+        if not statically_equal(tuple(skip.shape[2:]), size):
+            skip = upsample_bilinear(skip, size, False)
+        return block.unit2(_merge(block.unit1, skip, previous))
+
+
+class FastDepthHead(DepthHead):
+    """`DepthHead` in three launches: its first convolution; the weights of the resize; resize, convolutions and activation."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
+        parameters = (self.conv2.weight, self.conv2.bias, self.conv3.weight, self.conv3.bias)
+        return depth_head(x, *parameters, size, self.activation, self.max_depth)
+
+
+class FastSegmentationHead(SegmentationHead):
+    """`SegmentationHead` with its norm and ReLU in the convolution, and labels decided in one kernel with the upsampling."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return upsample_bilinear(self.logits(x), size, self.align_corners)
+
+    def logits(self, x: Tensor) -> Tensor:
+        if uses_batch_statistics(self.norm):
+            return super().logits(x)
+        return self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
+
+    def fused_labels(
+        self, logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool, probability: bool
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """`dpt.inference.resizing.labels_from_logits` without writing the resized logits; None where no kernel does that."""
+        if mode != "bilinear" or logits.dtype not in launch.DTYPES or not launch.runs_kernels(logits, "argmax_upsample"):
+            return None
+        found = upsample_argmax(logits[None], size, align_corners, probability)
+        return (found[0][0], found[1][0]) if probability else (found[0], None)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)

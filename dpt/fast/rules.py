@@ -1,0 +1,230 @@
+"""Which modules have a fast form, and when a module may take it: `FAST`, with what the children must be whose parameters are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..kernels import launch
+from ..kernels.depth_head import HIDDEN_CHANNELS
+from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
+from ..nets.encoders.vit import MLP, Attention, Block, LayerScale
+from ..nets.heads import DepthHead, SegmentationHead
+from .modules import (
+    FastBlock,
+    FastDepthHead,
+    FastFusion,
+    FastReassemble,
+    FastResidualConvUnit,
+    FastSegmentationHead,
+    has_hooks,
+    uses_batch_statistics,
+)
+
+Check = Callable[[nn.Module], str | None]  # what is wrong with a child, or None
+
+
+def is_a(*types: type[nn.Module]) -> Check:
+    return lambda module: None if type(module) in types else f"is a {type(module).__name__}, which the fused kernels would pass over"
+
+
+def has(expected: dict[str, object], kind: type[nn.Module]) -> Check:
+    """Of this very type, with these attributes."""
+
+    def check(module: nn.Module) -> str | None:
+        if type(module) is not kind:
+            return is_a(kind)(module)
+        other = [f"{name}={getattr(module, name)!r}, not {value!r}" for name, value in expected.items() if getattr(module, name) != value]
+        return f"has {other[0]}: the kernels are for that alone" if other else None
+
+    return check
+
+
+def convolution(side: int) -> Check:
+    geometry = {"kernel_size": (side,) * 2, "stride": (1, 1), "padding": (side // 2,) * 2, "dilation": (1, 1), "groups": 1}
+    return has({**geometry, "padding_mode": "zeros"}, nn.Conv2d)
+
+
+def either(*checks: Check) -> Check:
+    """What the first check says, unless another has no complaint."""
+    return lambda module: None if any(check(module) is None for check in checks) else checks[0](module)
+
+
+IDENTITY = is_a(nn.Identity)
+LINEAR = is_a(nn.Linear)
+BATCH_NORM = has({"affine": True, "track_running_stats": True}, nn.BatchNorm2d)
+LAYER_SCALE = is_a(LayerScale, nn.Identity)
+
+
+def layer_norm(module: nn.Module) -> str | None:
+    problem = is_a(nn.LayerNorm)(module)
+    return problem or ("has no weight or no bias" if module.weight is None or module.bias is None else None)
+
+
+def resampling(module: nn.Module) -> str | None:
+    if type(module) is not nn.ConvTranspose2d:
+        return is_a(nn.Identity, nn.Conv2d)(module)
+    side = module.kernel_size[0]
+    geometry = {"kernel_size": (side,) * 2, "stride": (side,) * 2, "padding": (0, 0), "output_padding": (0, 0)}
+    return has({**geometry, "dilation": (1, 1), "groups": 1}, nn.ConvTranspose2d)(module)
+
+
+def head_size(block: Block) -> str | None:
+    size = block.attn.proj.in_features // block.attn.num_heads
+    if size % 16 or not 32 <= size <= 128:
+        return f"heads of {size} channels: the attention kernel takes multiples of 16 from 32 to 128"
+    return None
+
+
+def depth_head_is_known(head: DepthHead) -> str | None:
+    hidden = head.conv2.out_channels
+    if hidden not in HIDDEN_CHANNELS:
+        return f"{hidden} channels before the last convolution: the kernel takes {', '.join(map(str, HIDDEN_CHANNELS))}"
+    return None if head.align_corners else "align_corners=False: the kernel upsamples with True"
+
+
+def takes_statistics(*names: str) -> Callable[[nn.Module], str | None]:
+    """What runs otherwise in a module whose norms now take the batch's statistics."""
+
+    def tell(module: nn.Module) -> str | None:
+        batch = uses_batch_statistics(*(getattr(module, name) for name in names))
+        return "PyTorch's convolutions and batch norm, since it trains with the batch's statistics" if batch else None
+
+    return tell
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A fast class, and when a module may take it.
+
+    `reads` names the children whose parameters the fast forward reads without calling them (`*` is a number), and what they must be;
+    `calls` those that it calls as the plain one does, whatever they are. `rule`: a further reason to refuse, or None. `note`: what
+    does not run fused at the moment, or None.
+    """
+
+    fast: type[nn.Module]
+    reads: dict[str, Check]
+    calls: tuple[str, ...] = ()
+    rule: Callable[[nn.Module], str | None] = field(default=lambda module: None)
+    note: Callable[[nn.Module], str | None] = field(default=lambda module: None)
+
+
+FAST: dict[type[nn.Module], Replacement] = {
+    Block: Replacement(
+        FastBlock,
+        reads={
+            "norm1": layer_norm,
+            "attn": is_a(Attention),
+            "attn.qkv": LINEAR,
+            "attn.proj": LINEAR,
+            "ls1": LAYER_SCALE,
+            "norm2": layer_norm,
+            "mlp": has({"activation": "gelu"}, MLP),
+            "mlp.fc1": LINEAR,
+            "mlp.fc2": LINEAR,
+            "ls2": LAYER_SCALE,
+        },
+        rule=head_size,
+    ),
+    Reassemble: Replacement(
+        FastReassemble,
+        reads={
+            "readout": either(has({"activation": "gelu"}, ReadoutProject), is_a(ReadoutIgnore, ReadoutAdd)),
+            "readout.linear": LINEAR,
+            "project": convolution(1),
+            "resize": resampling,
+        },
+    ),
+    ResidualConvUnit: Replacement(
+        FastResidualConvUnit,
+        reads={
+            "conv1": convolution(3),
+            "norm1": either(BATCH_NORM, IDENTITY),
+            "conv2": convolution(3),
+            "norm2": either(BATCH_NORM, IDENTITY),
+        },
+        note=takes_statistics("norm1", "norm2"),
+    ),
+    Fusion: Replacement(
+        FastFusion,
+        reads={
+            "convs": is_a(nn.ModuleList),
+            "blocks": is_a(nn.ModuleList),
+            "blocks.*": is_a(FusionBlock),
+            "blocks.*.project": convolution(1),
+        },
+        calls=("convs.*", "blocks.*.unit1", "blocks.*.unit2"),
+    ),
+    DepthHead: Replacement(
+        FastDepthHead,
+        reads={"conv1": convolution(3), "conv2": convolution(3), "conv3": convolution(1)},
+        rule=depth_head_is_known,
+    ),
+    SegmentationHead: Replacement(
+        FastSegmentationHead,
+        reads={"conv": convolution(3), "norm": BATCH_NORM},
+        calls=("dropout", "classifier"),
+        note=takes_statistics("norm"),
+    ),
+}
+PLAIN = {replacement.fast: plain for plain, replacement in FAST.items()}
+
+
+def _general(name: str) -> str:
+    """A child's name with `*` for each number in it, as the tables have it."""
+    return re.sub(r"(?<=\.)\d+", "*", name)
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why a module cannot run fused; None if it can. The fast forward reads some children's parameters and never calls them.
+
+    So it refuses what would be passed over: hooks on such a child, parametrizations, children added or of another type or geometry
+    (LoRA, quantised layers, dilation), a forward that was replaced, and dtypes the kernels have no code for.
+    """
+    plain = PLAIN.get(type(module), type(module))
+    if plain not in FAST:
+        return f"{type(module).__name__} has no fast form"
+    replacement = FAST[plain]
+    found = {name: child for name, child in module.named_modules() if not _is_called(name, replacement)}
+    for name, child in found.items():
+        if name:
+            if _general(name) not in replacement.reads:
+                return f"{name} is a {type(child).__name__}, which the fused kernels would pass over"
+            problem = replacement.reads[_general(name)](child)
+            if problem is not None:
+                return f"{name} {problem}"
+            if has_hooks(child):
+                return f"{name} has hooks, which the fused kernels would not call"
+        if parametrize.is_parametrized(child):
+            return f"{name or 'it'} is parametrized"
+        if "forward" in vars(child):
+            return f"{name or 'it'} has a forward of its own"
+        for kind, tensors in (("parameter", child._parameters), ("buffer", child._buffers)):
+            for tensor_name, tensor in tensors.items():
+                problem = None if tensor is None else _unreadable(kind, tensor)
+                if problem is not None:
+                    return f"{name or 'it'}.{tensor_name} {problem}"
+    missing = [name for name in replacement.reads if "." not in name and name not in found]
+    return f"{missing[0]} is missing" if missing else replacement.rule(module)
+
+
+def _unreadable(kind: str, tensor: Tensor) -> str | None:
+    """Why the kernels, which read a tensor's memory, would not read its values; None if they would."""
+    if type(tensor) not in (Tensor, nn.Parameter):  # torchao's quantised tensors, DTensor, ...
+        return f"is a {type(tensor).__name__}: the kernels would read its memory, and not what that stands for"
+    if kind == "parameter" and tensor.dtype not in launch.DTYPES:
+        return f"is {tensor.dtype}: the kernels take float32, float16 and bfloat16"
+    return None
+
+
+def _is_called(name: str, replacement: Replacement) -> bool:
+    return any(_general(name) == called or _general(name).startswith(f"{called}.") for called in replacement.calls)
+
+
+def supports(module: nn.Module) -> bool:
+    """Whether `accelerate` would put this module on the kernels; `refusal` says why not."""
+    return refusal(module) is None

@@ -1,0 +1,261 @@
+"""Pictures in: decoding of files, arrays and tensors to uint8 RGB."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from ..system.disk import open_regular
+
+FORMATS = {  # Pillow's name of each format that is opened -> the extensions of its files. Nothing that runs another program
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),  # MPO too, several JPEGs in one file, of which the first is taken
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2",),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),  # by pillow-heif, where it is installed
+}
+EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
+VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".ogv"}
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+WARNED_PIXELS = 1024**3 // 12  # Pillow warns of larger pictures
+MAX_PIXELS = 2 * WARNED_PIXELS  # and refuses those: 179 megapixels
+LIFTED = "--max-pixels (or max_pixels=) lifts it"
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the values of a PNG of 2 and of 4 bits by
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_limit_lock = threading.Lock()
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without a handler Python prints what Pillow logs about damaged files
+with suppress(AttributeError, OSError):  # libtiff prints its errors, without a name, unless told not to; Pillow does so with its warnings
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message names it and says why."""
+
+
+def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A picture as uint8 RGB (H, W, 3).
+
+    Args:
+        source: a path, a file object open for reading bytes, a PIL image, an array (H, W) or (H, W, 1|3|4), or a
+            tensor (H, W) or (1|3|4, H, W), channels first as everywhere in PyTorch. Arrays and tensors are uint8,
+            uint16 (0..65535), bool, or floats in 0..1. A path is of a regular file: devices and pipes are not opened.
+        max_pixels: a file's picture with more pixels is refused before it is decoded.
+
+    EXIF orientation is applied. Transparency is composited on white, since the colours under it are arbitrary. 16 bits become 8 by
+    rounding v / 257, those of a colour PNG by their upper byte, which is all that Pillow reads. Of an animation the first frame is
+    taken. ICC profiles are not applied.
+
+    Raises:
+        ImageError: unreadable, truncated, empty, or too large a file; a wrong shape or range; memory ran out. TypeError: another
+            type. Nothing else, whatever the file holds.
+    """
+    name = _name(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _decode(source)
+        if isinstance(source, Tensor):
+            array = source.detach().cpu()
+            array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
+            return _from_array((array.movedim(0, -1) if array.ndim == 3 else array).numpy())
+        if isinstance(source, np.ndarray):
+            return _from_array(source)
+        path = isinstance(source, str | os.PathLike)
+        with open_regular(source) if path else nullcontext(source) as file, open_picture(file, max_pixels) as image:
+            return _decode(image)
+    except Exception as error:  # decoders raise what their bytes lead them to: SyntaxError, struct.error, IndexError ...
+        why, cause = reason(error), error.with_traceback(None) if isinstance(error, OSError) else None
+    # Out here, and of a cause without its traceback, so that the error does not keep the decoder's frames, and with them the pixels, alive.
+    raise ImageError(f"{name}: {why}") from cause
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    for kind, name in ((Image.Image, "the PIL image"), (Tensor, "the tensor"), (np.ndarray, "the array")):
+        if isinstance(source, kind):
+            return name
+    if hasattr(source, "read"):
+        return str(getattr(source, "name", "the file object"))
+    raise TypeError(f"a picture is a path, a file object, a PIL image, an array or a tensor, not {type(source).__name__}")
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, from what its decoder raised."""
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):  # a decoder's own question
+        return f"{error} {LIFTED}"
+    if isinstance(error, MemoryError):
+        return "too large for this machine's memory"
+    system = isinstance(error, OSError) and error.strerror  # decoders raise OSError too, without an error number
+    return system or f"cannot be decoded: {str(error) or type(error).__name__}"
+
+
+def open_picture(file: BinaryIO, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> Image.Image:
+    """A picture, not yet decoded, by the first of `formats` that takes it.
+
+    As PIL.Image.open, of which this keeps the errors and the limit of pixels to the call, instead of the process. Pillow is told no
+    name: it would open the file again by it, and map it into memory, where a file that is cut short meanwhile ends the process.
+
+    Raises:
+        ImageError: empty, no picture, or of more than `max_pixels`. Exception: whatever the decoder makes of the bytes.
+    """
+    try:
+        file.seek(0)
+    except (AttributeError, io.UnsupportedOperation):
+        file = io.BytesIO(file.read())
+    start, failure = file.read(16), None
+    if not start:
+        raise ImageError("the file is empty")
+    for opener, accepts in (_openers()[name] for name in formats if name in _openers()):
+        if accepts(start) is True:
+            file.seek(0)
+            try:
+                with _pillow_limit(max_pixels // 2):
+                    image = opener(file, "")
+                break
+            except Exception as error:
+                failure = failure or error
+    else:
+        raise failure or ImageError(_not_a_picture(start, str(getattr(file, "name", "")), formats))
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height} pixels, {image.width * image.height / 1e6:.1f} million"
+        raise ImageError(f"{size}: more than the limit of {max_pixels / 1e6:.1f} million. {LIFTED}")
+    return image
+
+
+def _not_a_picture(start: bytes, name: str, formats: Iterable[str]) -> str:
+    if Path(name).suffix.lower() in VIDEOS:
+        return "a video; pictures are wanted, such as its frames as files"
+    if _is_heif(start) and "HEIF" in formats:
+        return "a HEIC picture, for which pillow-heif is needed: pip install 'dense-prediction-transformers[heic]'"
+    return f"not a picture in a format that is read here: {', '.join(formats)}"
+
+
+@cache
+def _openers() -> dict[str, tuple[Callable[..., Image.Image], Callable[[bytes], bool | str | None]]]:
+    """Of each format that can be read here, what opens a file, and what tells from its first 16 bytes whether it might be one."""
+    Image.init()
+    openers = {name: Image.OPEN[name] for name in FORMATS if name in Image.OPEN}
+    with suppress(ImportError):
+        from pillow_heif import HeifImageFile
+
+        openers["HEIF"] = HeifImageFile, _is_heif
+    return openers
+
+
+def _is_heif(start: bytes) -> bool:
+    return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
+
+
+@contextmanager
+def _pillow_limit(pixels: int) -> Iterator[None]:
+    """Pillow's own limit at `pixels` or more, where that is more than it is: only there and then, for it is of the whole process."""
+    if pixels <= WARNED_PIXELS:
+        yield
+        return
+    with _limit_lock:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = before and max(before, pixels)  # None is no limit
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _decode(image: Image.Image) -> np.ndarray:
+    if 0 in image.size:
+        raise ImageError(f"zero-sized, {image.width}x{image.height} pixels")
+    with _pillow_limit(image.width * image.height):
+        _scale_transparent_colour(image)
+        image.load()
+    image = _oriented(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_array(_deep_grey(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _scale_transparent_colour(image: Image.Image) -> None:
+    """The one transparent value of a PNG (tRNS) in the range of the pixels that Pillow makes; the file has it in its own bit depth."""
+    value, stored = image.info.get("transparency"), image.tile[0].args if getattr(image, "tile", None) else None
+    if stored in GREY_STEPS and isinstance(value, int):
+        image.info["transparency"] = value * GREY_STEPS[stored]
+    elif stored == "RGB;16B" and isinstance(value, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in value)
+
+
+def _oriented(image: Image.Image) -> Image.Image:
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF data says nothing about the orientation, and the picture itself is good
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _deep_grey(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits: uint16, or floats in 0..1. Pillow's mode "I" holds 16-bit files too."""
+    values = np.array(image)
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65535:
+        values = values.astype(np.uint16)
+        if isinstance(image.info.get("transparency"), int):
+            values[values == image.info["transparency"]] = 65535  # white
+        return values
+    return values.astype(values.dtype.newbyteorder("="))
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ImageError(f"1, 3 or 4 channels are wanted, not the shape {array.shape}")
+    if array.size == 0:
+        raise ImageError(f"zero-sized, {array.shape[1]}x{array.shape[0]} pixels")
+    values = _to_uint8(array)
+    if values.shape[2] == 4:
+        alpha = values[..., 3:].astype(np.float32) / 255
+        return np.rint(values[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return np.array(np.broadcast_to(values, (*values.shape[:2], 3)))
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype.kind != "f":
+        raise ImageError(f"values are uint8, uint16, bool or floats in 0..1, not {array.dtype}")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true of NaN
+        raise ImageError(f"floats are wanted in 0..1, not {low:g}..{high:g}")
+    return np.rint(array.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)

@@ -1,0 +1,304 @@
+"""Pictures to predictions at each picture's own size: batches, test-time augmentation, sliding windows.
+
+Several maps of one picture (scales, flips, windows) are merged, labels as mmsegmentation does: softmax averaged over scales
+and flips, logits averaged where windows overlap. Relative depth has a scale and shift of its own in every map, so each is
+first aligned to the picture's plain map by least squares, and then averaged, as inverse depth; metres are averaged as they
+are.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..config import DPTConfig, InputConfig
+from ..evaluation.alignment import align
+from ..system.endings import out_of_memory
+from .images import MAX_PIXELS, ImageError, load_image
+from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
+from .windows import infer
+
+TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
+MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabilities at their own size
+READERS = 4  # threads, at most, that decode pictures ahead
+
+_evaluating_now: dict[nn.Module, int] = {}  # modules that predictions took out of training mode, and how many of these still run
+_evaluating_lock = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one picture; `depth` or `labels` is None, by the model's task.
+
+    Attributes:
+        depth: float32 (H, W): inverse depth up to scale and shift, or metres, as the model's `config.head.inverse` says.
+        labels: (H, W), index into `config.head.classes`; uint8, or int16 beyond 256 classes.
+        probability: float32 (H, W), the softmax of the winning class, if asked for.
+        source: the picture's path, if it came from a file.
+    """
+
+    depth: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    probability: np.ndarray | None = None
+    source: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, the picture's."""
+        return (self.labels if self.depth is None else self.depth).shape
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One picture of `predict_iter`: either `prediction` and the decoded `image`, uint8 (H, W, 3), or an `error`."""
+
+    source: Any
+    image: np.ndarray | None = None
+    prediction: Prediction | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to predict, checked; made by `Options.of` from the keywords of `predict`."""
+
+    scales: tuple[float, ...]
+    flips: tuple[bool, ...]
+    window: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    probability: bool
+
+    @classmethod
+    def of(
+        cls,
+        config: DPTConfig,
+        *,
+        tta: bool = False,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        slide: bool = False,
+        window: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        probability: bool = False,
+    ) -> Options:
+        """ValueError for scales that are not positive, windows that do not fit the model, strides that leave gaps."""
+        chosen = tuple(scales) if scales is not None else TTA_SCALES if tta else (1.0,)
+        if not chosen or not all(math.isfinite(scale) and scale > 0 for scale in chosen):
+            raise ValueError(f"scales are positive numbers, at least one, not {chosen}")
+        flips = (False, True) if (tta if flip is None else flip) else (False,)
+        if probability and config.head.task != "segmentation":
+            raise ValueError(f"probability is of the winning class; {config.name} predicts {config.head.task}")
+        if not slide and window is None and stride is None:
+            return cls(chosen, flips, None, None, probability)
+        sides = _pair(min(config.input.size) if window is None else window, "window")
+        steps = tuple(max(side * 2 // 3, 1) for side in sides) if stride is None else _pair(stride, "stride")
+        if any(side % config.input.multiple for side in sides):
+            raise ValueError(f"the window's sides are multiples of {config.input.multiple}, not {sides}")
+        if any(step > side for step, side in zip(steps, sides, strict=True)):
+            raise ValueError(f"a stride of {steps} leaves gaps between windows of {sides}")
+        return cls(chosen, flips, sides, steps, probability)
+
+
+def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"{name} is a positive integer or two, height and width, not {value}")
+    return pair
+
+
+def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) -> Prediction | list[Prediction]:
+    """One picture -> its `Prediction`; an iterable of pictures -> a list in its order.
+
+    Args:
+        model: a `dpt.DPT`. It runs in evaluation mode; modules in training mode are put back into it afterwards. Several threads may
+            predict with one model.
+        images: what `dpt.inference.images.load_image` takes, or an iterable of such.
+        batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
+        max_pixels: a file whose picture has more is refused; of memory, several times as many bytes are needed.
+        tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
+        scales, flip: either of them chosen freely; network sizes are multiplied by the scales.
+        slide: run in overlapping windows of the resized picture, and merge the overlaps (depth runs on the whole, too); implied by
+            `window` and `stride`, in pixels of the network's input, an integer or (height, width). A window is by default
+            the network's size and a stride two thirds of it (512 and 341 for dpt-base-ade20k); the last window of a
+            row or column is shifted inside the picture.
+        probability: keep the winning class's probability as well.
+
+    Raises:
+        ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
+    """
+    if isinstance(images, str | np.ndarray | Tensor) or not isinstance(images, Iterable) or hasattr(images, "read"):
+        return predict(model, [images], batch_size=batch_size, **options)[0]
+    predictions = []
+    for result in predict_iter(model, images, batch_size=batch_size, **options):
+        if result.error is not None:
+            raise result.error
+        predictions.append(result.prediction)
+    return predictions
+
+
+def predict_iter(model: nn.Module, images: Iterable, *, batch_size: int = 1, max_pixels: int = MAX_PIXELS, **options) -> Iterator[Result]:
+    """As `predict`, one `Result` at a time, in order; a bad picture, or memory running out, is its `error`.
+
+    Pictures are read ahead in threads, at most two batches, so a list of any length needs no more memory.
+    """
+    chosen = Options.of(model.config, **options)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is a positive integer, not {batch_size!r}")
+    return _results(model, images, batch_size, max_pixels, chosen)
+
+
+def _results(model: nn.Module, images: Iterable, batch_size: int, max_pixels: int, options: Options) -> Iterator[Result]:
+    for batch in _batches(images, batch_size, max_pixels):
+        groups: dict[tuple, list[int]] = {}
+        for index, result in enumerate(batch):
+            if result.error is None:
+                try:
+                    sizes = (network_size(*result.image.shape[:2], model.config.input, scale) for scale in options.scales)
+                    groups.setdefault(tuple(sizes), []).append(index)
+                except ImageError as error:
+                    batch[index] = Result(result.source, error=ImageError(f"{result.source}: {error}"))
+        for indices in groups.values():
+            done = _predict_group(model, [batch[index] for index in indices], options)
+            for index, result in zip(indices, done, strict=True):
+                batch[index] = result
+        yield from batch
+
+
+def _batches(images: Iterable, batch_size: int, max_pixels: int) -> Iterator[list[Result]]:
+    """Lists of `batch_size` loaded pictures, those of the next two being read meanwhile."""
+    pool = ThreadPoolExecutor(min(READERS, torch.get_num_threads()), thread_name_prefix="dpt-load")
+    sources = iter(images)
+    pending: list[Future] = []
+    try:
+        while True:
+            pending += [pool.submit(_load, source, max_pixels) for source in islice(sources, 2 * batch_size - len(pending))]
+            if not pending:
+                return
+            batch, pending = pending[:batch_size], pending[batch_size:]
+            yield [future.result() for future in batch]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(source: Any, max_pixels: int) -> Result:
+    try:
+        return Result(source, image=load_image(source, max_pixels))
+    except (ImageError, TypeError) as error:
+        return Result(source, error=error)
+
+
+def _predict_group(model: nn.Module, loaded: list[Result], options: Options) -> list[Result]:
+    """Pictures of equal network sizes in one batch."""
+    images = [result.image for result in loaded]
+    try:
+        with _evaluating(model), torch.inference_mode():
+            maps = _depths(model, images, options) if model.config.head.task == "depth" else _labels(model, images, options)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "memory ran out; a smaller batch size, smaller scales or windows need less"
+        return [Result(result.source, error=MemoryError(f"{result.source}: {advice}")) for result in loaded]
+    names = [str(result.source) if _is_path(result.source) else None for result in loaded]
+    predictions = [Prediction(**fields, source=name) for fields, name in zip(maps, names, strict=True)]
+    return [Result(result.source, result.image, prediction) for result, prediction in zip(loaded, predictions, strict=True)]
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, str) or hasattr(source, "__fspath__")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module that was training is put back, and none that was not (frozen batch norms), as soon as no other thread
+    predicts with it."""
+    with _evaluating_lock:
+        training = [module for module in model.modules() if module.training or module in _evaluating_now]
+        for module in training:
+            _evaluating_now[module] = _evaluating_now.get(module, 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _evaluating_lock:
+            for module in training:
+                _evaluating_now[module] -= 1
+                if not _evaluating_now[module]:
+                    del _evaluating_now[module]
+                    module.training = True
+
+
+def _depths(model: nn.Module, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray]]:
+    config = model.config
+    first: list[Tensor] = []
+    sums: list[Tensor] = []
+    for number, maps in enumerate(_views(model, images, options), 1):
+        depths = [postprocess(y[0], y.shape[1:], image.shape[:2], config.input) for y, image in zip(maps, images, strict=True)]
+        if number == 1:
+            first = sums = depths
+            continue
+        aligned = map(align, depths, first) if config.head.inverse else depths
+        sums = [total + depth for total, depth in zip(sums, aligned, strict=True)]
+    return [{"depth": (total if number == 1 else total / number).cpu().numpy()} for total in sums]
+
+
+def _labels(model: nn.Module, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray]]:
+    config, views = model.config.input, _views(model, images, options)
+    if len(options.scales) * len(options.flips) == 1:
+        logits = next(views)
+    else:
+        logits = _mean_log_probabilities(images, views, config)
+    found = []
+    for maps, image in zip(logits, images, strict=True):
+        labels, probability = _decided(model.head, maps, image.shape[:2], config, options.probability)
+        found.append({"labels": labels.cpu().numpy(), "probability": probability.cpu().numpy() if options.probability else None})
+    return found
+
+
+def _decided(
+    head: nn.Module, logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`labels_from_logits`, unless the head has a fused form of it that runs here (`dpt.fast`)."""
+    fused = getattr(head, "fused_labels", None)
+    found = fused and fused(logits, size, config.output_mode, config.output_align_corners, probability)
+    return labels_from_logits(logits, size, config, probability) if found is None else found
+
+
+def _mean_log_probabilities(images: list[np.ndarray], views: Iterator[Tensor], config: InputConfig) -> list[Tensor]:
+    """The logarithm of the mean softmax per picture, (K, H, W): logits again, whose softmax is that mean.
+
+    As mmsegmentation, softmax and mean are taken at the picture's size, unless that has more than MERGE_PIXELS, whose K
+    maps would not fit: then at the size of the first view.
+    """
+    sums: list[Tensor] = []
+    for number, maps in enumerate(views, 1):
+        if number == 1:
+            own = [image.shape[:2] for image in images]
+            sizes = [size if math.prod(size) <= MERGE_PIXELS else tuple(maps.shape[2:]) for size in own]
+            sums = [torch.zeros(maps.shape[1], *size, device=maps.device) for size in sizes]
+        for total, logits in zip(sums, maps, strict=True):
+            for rows, strip in resized_strips(logits, tuple(total.shape[1:]), config):
+                total[:, rows] += strip.softmax(0)
+    return [(total / number).clamp_min_(torch.finfo(total.dtype).tiny).log_() for total in sums]
+
+
+def _views(model: nn.Module, images: list[np.ndarray], options: Options) -> Iterator[Tensor]:
+    """Maps (B, K, h, w), depth with K = 1, one tensor per scale and flip: the scale nearest to 1 first, flips undone, no padding."""
+    parameter = next(model.parameters())
+    for scale in sorted(options.scales, key=lambda scale: abs(math.log(scale))):
+        x = torch.cat([resize_and_normalise(image, model.config.input, parameter.device, parameter.dtype, scale) for image in images])
+        for flip in options.flips:
+            yield (
+                infer(model, x.flip(-1), options.window, options.stride).flip(-1)
+                if flip
+                else infer(model, x, options.window, options.stride)
+            )

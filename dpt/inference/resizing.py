@@ -1,0 +1,162 @@
+"""Pictures to the network's input and maps back to the picture's size: the resize, normalisation and padding of each upstream.
+
+The resizes are `torch.nn.functional.interpolate`, which without antialiasing is what OpenCV's INTER_CUBIC and
+INTER_LINEAR compute on floats, so they can run on the model's device. Floats are what MiDaS and Depth Anything resize,
+unclipped. mmsegmentation resizes 8-bit pictures, in OpenCV's fixed point; floats come nearer to its result (0.32 of a
+grey level r.m.s., 0.76 at most, measured on a blurred random picture) than floats rounded to 8 bits (0.36 and 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import InputConfig
+from .images import ImageError
+
+STRIP_ELEMENTS = 1 << 24  # float32 logits at the picture's size that are held at once: 64 MB
+MAX_ASPECT = 32  # the network's longer side over the nominal one: beyond it memory runs out before anything is seen
+
+
+def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.0) -> tuple[int, int]:
+    """Height and width that a picture is resized to, before any padding.
+
+    The rules, of which each side's scale is `config.size` over the picture's:
+        minimal: the scale nearest to 1 for both sides, to the nearest multiple (isl-org DPT, MiDaS).
+        lower_bound: the larger scale; no side ends below `size` (Depth Anything).
+        upper_bound: the smaller scale; no side ends above `size`.
+        short_side: the shorter side becomes min(size).
+        short_and_long_side: as large as fits with the shorter side <= min(size) and the longer <= max(size);
+            mmsegmentation's keep_ratio.
+        square: `size` itself, whatever the aspect (transformers' processors).
+
+    Args:
+        ratio: of test-time augmentation; multiplies the scale, and never changes which side decides it.
+
+    Raises:
+        ImageError: no pixels, or so elongated that a side would pass MAX_ASPECT times `size`. ValueError: another rule.
+    """
+    if height < 1 or width < 1:
+        raise ImageError(f"zero-sized, {width}x{height} pixels")
+    scales = config.size[0] / height, config.size[1] / width
+    rules = {
+        "minimal": lambda: (scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0],) * 2,
+        "lower_bound": lambda: (max(scales),) * 2,
+        "upper_bound": lambda: (min(scales),) * 2,
+        "short_side": lambda: (min(config.size) / min(height, width),) * 2,
+        "short_and_long_side": lambda: (min(max(config.size) / max(height, width), min(config.size) / min(height, width)),) * 2,
+        "square": lambda: scales,
+    }
+    if config.rule not in rules:
+        raise ValueError(f"the resize rule is one of {', '.join(rules)}, not {config.rule!r}")
+    sides = [side * scale * ratio for side, scale in zip((height, width), rules[config.rule](), strict=True)]
+    if max(sides) > MAX_ASPECT * max(config.size) * ratio:
+        raise ImageError(f"{width}x{height} pixels are too elongated: the network would see {sides[1]:.0f}x{sides[0]:.0f}")
+    bounds = [size * ratio for size in config.size]
+    return _rounded(sides[0], bounds[0], config), _rounded(sides[1], bounds[1], config)
+
+
+def _rounded(side: float, bound: float, config: InputConfig) -> int:
+    if config.pad:  # mmcv rounds half up, to whole pixels; the padding makes the multiple
+        return max(int(side + 0.5), 1)
+    multiple = config.multiple
+    count = round(side / multiple)
+    if config.rule == "upper_bound" and count * multiple > bound:
+        count = math.floor(side / multiple)
+    if config.rule == "lower_bound" and count * multiple < bound:
+        count = math.ceil(side / multiple)
+    return max(count, 1) * multiple
+
+
+def resize_and_normalise(
+    image: np.ndarray, config: InputConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, ratio: float = 1.0
+) -> Tensor:
+    """uint8 (H, W, 3) -> (1, 3, h, w) of `network_size`, not padded; computed in float32, returned in `dtype`."""
+    size = network_size(*image.shape[:2], config, ratio)
+    x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+    x = F.interpolate(x, size=size, mode=config.mode, align_corners=False, antialias=config.antialias)
+    mean, std = (x.new_tensor(values).mul_(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    return ((x - mean) / std).to(dtype)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Zeros at the bottom and the right of (..., h, w) up to the next multiple."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
+
+
+def preprocess(
+    image: np.ndarray, config: InputConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, tuple[int, int]]:
+    """uint8 (H, W, 3) -> the model's input (1, 3, h', w') and the (h, w) of it that is picture and not padding."""
+    x = resize_and_normalise(image, config, device, dtype)
+    return (pad_to_multiple(x, config.multiple) if config.pad else x), tuple(x.shape[2:])
+
+
+def postprocess(output: Tensor, content: tuple[int, int], size: tuple[int, int], config: InputConfig) -> Tensor:
+    """A model's output (..., h', w') -> float32 (..., H, W) at the picture's `size`, the padding beyond `content` cut off."""
+    output = output[..., : content[0], : content[1]].float()
+    maps = output.reshape(1, -1, *content)
+    maps = F.interpolate(maps, size=size, mode=config.output_mode, align_corners=config.output_align_corners)
+    return maps.reshape(*output.shape[:-2], *size)
+
+
+def labels_from_logits(
+    logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (K, h, w) -> labels (H, W) at `size`, uint8 or beyond 256 classes int16, and if asked the winner's softmax, float32.
+
+    The logits are upsampled a strip of rows at a time: the K maps never exist at the picture's size.
+    """
+    labels = torch.empty(size, dtype=torch.uint8 if len(logits) <= 256 else torch.int16, device=logits.device)
+    winner = torch.empty(size, device=logits.device) if probability else None
+    for rows, strip in resized_strips(logits, size, config):
+        if winner is None:
+            labels[rows] = strip.max(0).indices.to(labels.dtype)  # on a CPU many times as fast as argmax
+        else:
+            winner[rows], best = strip.softmax(0).max(0)
+            labels[rows] = best.to(labels.dtype)
+    return labels, winner
+
+
+def resized_strips(maps: Tensor, size: tuple[int, int], config: InputConfig) -> Iterator[tuple[slice, Tensor]]:
+    """(K, h, w) resized to (K, *size) in float32, as `F.interpolate` would, in strips of rows: (rows, (K, rows, W))."""
+    height, width = size
+    index, weight = _row_taps(maps.shape[1], height, config)
+    index, weight = index.to(maps.device), weight.to(maps.device)
+    count = max(STRIP_ELEMENTS // (len(maps) * width), 1)
+    for start in range(0, height, count):
+        rows = slice(start, min(start + count, height))
+        taps = zip(index[rows].unbind(1), weight[rows].unbind(1), strict=True)
+        strip = sum(maps[:, i].float() * w[:, None] for i, w in taps)  # (K, rows, w)
+        strip = F.interpolate(strip[None], size=(strip.shape[1], width), mode=config.output_mode, align_corners=config.output_align_corners)
+        yield rows, strip[0]
+
+
+def _row_taps(source: int, target: int, config: InputConfig) -> tuple[Tensor, Tensor]:
+    """Source rows and float32 weights, (target, 2 or 4) each, of a bilinear or bicubic resize of `source` rows to `target`."""
+    row = torch.arange(target, dtype=torch.float64)
+    if config.output_align_corners:
+        position = row * ((source - 1) / max(target - 1, 1))
+    else:
+        position = (row + 0.5) * (source / target) - 0.5
+    floor = position.floor()
+    t = position - floor
+    if config.output_mode == "bilinear":
+        offsets, weights = (0, 1), (1 - t, t)
+    else:
+        offsets, weights = (-1, 0, 1, 2), (_cubic(t + 1), _cubic(t), _cubic(1 - t), _cubic(2 - t))
+    index = (floor[:, None].long() + torch.tensor(offsets)).clamp(0, source - 1)
+    return index, torch.stack(weights, dim=1).float()
+
+
+def _cubic(x: Tensor, a: float = -0.75) -> Tensor:
+    """Keys' cubic convolution kernel at 0 <= x <= 2, with the coefficient of PyTorch and OpenCV."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, far)

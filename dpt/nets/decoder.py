@@ -1,0 +1,133 @@
+"""The decoder: Reassemble and Fusion (Ranftl et al. 2021, sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import DecoderConfig
+from .functional import ACTIVATION, statically_equal
+
+
+class ReadoutProject(nn.Module):
+    """Tokens (B, 1 + N, D) -> (B, N, D): every patch token is projected together with the cls token, then activated (exact GELU)."""
+
+    def __init__(self, dim: int, activation: str = "gelu"):
+        super().__init__()
+        self.activation = activation
+        self.linear = nn.Linear(2 * dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        patches, cls = tokens[:, 1:], tokens[:, :1]
+        return ACTIVATION[self.activation](self.linear(torch.cat((patches, cls.expand_as(patches)), dim=-1)))
+
+
+class ReadoutIgnore(nn.Module):
+    """Tokens (B, 1 + N, D) -> (B, N, D): the cls token is left out."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 1:]
+
+
+class ReadoutAdd(nn.Module):
+    """Tokens (B, 1 + N, D) -> (B, N, D): the cls token is added to every patch token."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 1:] + tokens[:, :1]
+
+
+READOUT = {"project": ReadoutProject, "ignore": lambda dim, activation: ReadoutIgnore(), "add": lambda dim, activation: ReadoutAdd()}
+
+
+def _resize(channels: int, level: int) -> nn.Module:
+    """The resampling of one level: strides 4, 8, 16 and 32 out of patches of 16."""
+    if level < 2:
+        factor = 4 >> level
+        return nn.ConvTranspose2d(channels, channels, factor, stride=factor)
+    return nn.Identity() if level == 2 else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+
+class Reassemble(nn.Module):
+    """One hooked layer's tokens (B, 1 + h*w, D) -> a map (B, C, h', w'): readout, 1x1 projection, resampling."""
+
+    def __init__(self, dim: int, channels: int, level: int, readout: str, activation: str = "gelu"):
+        super().__init__()
+        self.readout = READOUT[readout](dim, activation)
+        self.project = nn.Conv2d(dim, channels, 1)
+        self.resize = _resize(channels, level)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        x = self.readout(tokens).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+        return self.resize(self.project(x))
+
+
+class ReassembleMap(nn.Module):
+    """What the stem gives is a map already (DPT-Hybrid)."""
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return x
+
+
+class ResidualConvUnit(nn.Module):
+    """conv3x3(relu(conv3x3(relu(x)))) + x, with batch norm after each convolution in segmentation models.
+
+    The skip is the raw x, not relu(x) (unlike MiDaS v2.1, whose ReLU works in place).
+    """
+
+    def __init__(self, features: int, batch_norm: bool):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
+        self.norm1 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
+        self.norm2 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(self.conv1(F.relu(x)))
+        return self.norm2(self.conv2(F.relu(y))) + x
+
+
+class FusionBlock(nn.Module):
+    """One level: prev + unit1(skip), unit2, bilinear upsampling, 1x1 projection.
+
+    The deepest level has no previous map and runs no unit1, though some checkpoints hold one (`dead_unit`).
+    """
+
+    def __init__(self, config: DecoderConfig, deepest: bool):
+        super().__init__()
+        if not deepest or config.dead_unit:
+            self.unit1 = ResidualConvUnit(config.features, config.batch_norm)
+        self.unit2 = ResidualConvUnit(config.features, config.batch_norm)
+        self.project = nn.Conv2d(config.features, config.features, 1)
+
+    def merge(self, previous: Tensor, skip: Tensor) -> Tensor:
+        """prev + unit1(skip), the skip first resized to prev where patches came in odd numbers."""
+        if not statically_equal(skip.shape[2:], previous.shape[2:]):
+            skip = F.interpolate(skip, size=previous.shape[2:], mode="bilinear", align_corners=False)
+        return previous + self.unit1(skip)
+
+    def forward(self, previous: Tensor | None, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """`size` (height, width) of the result; None is twice the input's."""
+        x = skip if previous is None else self.merge(previous, skip)
+        x = self.unit2(x)
+        size = size or (2 * x.shape[2], 2 * x.shape[3])
+        return self.project(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
+
+
+class Fusion(nn.Module):
+    """Four maps, shallow to deep -> one map (B, F, H/2, W/2)."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.match_size = config.match_size
+        self.convs = nn.ModuleList(nn.Conv2d(channels, config.features, 3, padding=1, bias=False) for channels in config.neck_channels)
+        self.blocks = nn.ModuleList(FusionBlock(config, deepest=level == 3) for level in range(4))
+
+    def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """If `deeper`, also the map one level deeper (B, F, H/4, W/4), which auxiliary heads read."""
+        skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+        x = below = None
+        for level in (3, 2, 1, 0):
+            size = tuple(skips[level - 1].shape[2:]) if self.match_size and level else None
+            x, below = self.blocks[level](x, skips[level], size), x
+        return (x, below) if deeper else x

@@ -1,0 +1,46 @@
+"""The heads: the fused map, at half the picture's resolution, to depth or to class logits (Ranftl et al. 2021, section 3.3)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import HeadConfig
+
+
+class DepthHead(nn.Module):
+    """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, ReLU (or sigmoid * max_depth)."""
+
+    def __init__(self, features: int, config: HeadConfig):
+        super().__init__()
+        self.activation, self.max_depth, self.align_corners = config.activation, config.max_depth, config.align_corners
+        self.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+        self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
+        self.conv3 = nn.Conv2d(config.hidden, 1, 1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = F.interpolate(self.conv1(x), size=size, mode="bilinear", align_corners=self.align_corners)
+        x = self.conv3(F.relu(self.conv2(x))).squeeze(1)
+        return F.relu(x) if self.activation == "relu" else self.max_depth * x.sigmoid()
+
+
+class SegmentationHead(nn.Module):
+    """(B, F, H/2, W/2) -> logits (B, K, H, W): conv3x3, batch norm, ReLU, dropout, 1x1, upsampling."""
+
+    def __init__(self, features: int, config: HeadConfig):
+        super().__init__()
+        self.align_corners = config.align_corners
+        self.conv = nn.Conv2d(features, features, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(features)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Conv2d(features, len(config.classes), 1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, K, H/2, W/2), before the upsampling."""
+        return self.classifier(self.dropout(F.relu(self.norm(self.conv(x)))))
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(self.logits(x), size=size, mode="bilinear", align_corners=self.align_corners)
+
+
+HEADS = {"depth": DepthHead, "segmentation": SegmentationHead}

@@ -1,0 +1,1 @@
+"""The renderer of the carried models' data: scenes with exact depth and labels."""

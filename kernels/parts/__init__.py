@@ -1,0 +1,1 @@
+"""What several ops are made of; no op itself. Parts know the launch, and no op."""

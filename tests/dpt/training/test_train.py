@@ -1,0 +1,457 @@
+"""What a training sees and learns, and that one that is killed loses no more than a checkpoint interval."""
+
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import dpt
+from dpt.data.datasets import Augmentation, Crops, FolderDataset, augment
+from dpt.training.recipes import RECIPES, Recipe
+from dpt.training.runs import Training, normalised_inverse
+from dpt.zoo import CONFIGS
+
+DEPTH, SCENES = CONFIGS["dpt-tiny-depth"], CONFIGS["dpt-tiny-scenes"]
+METRIC = DEPTH.with_("head", inverse=False, activation="sigmoid", max_depth=5.0)
+HEADS = {CONFIGS[name].head.task: CONFIGS[name].head for name in RECIPES}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """train/ and val/ of discs on coloured ground, 64x64: class 7 on class 1, nearer than the ground."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:64, :64]
+    for split, count in (("train", 6), ("val", 3)):
+        for folder in ("images", "depth", "labels"):
+            (root / split / folder).mkdir(parents=True)
+        for index in range(count):
+            disc = (rows - rng.integers(20, 44)) ** 2 + (columns - rng.integers(20, 44)) ** 2 < 200
+            image = np.where(disc[..., None], rng.integers(0, 255, 3), rng.integers(0, 255, 3)).astype(np.uint8)
+            Image.fromarray(image).save(root / split / "images" / f"{index}.png")
+            Image.fromarray(np.where(disc, 1000, 4000 - 30 * rows).astype(np.uint16)).save(root / split / "depth" / f"{index}.png")
+            Image.fromarray(np.where(disc, 7, 1).astype(np.uint8)).save(root / split / "labels" / f"{index}.png")
+        (root / split / "dataset.json").write_text(json.dumps({"classes": SCENES.head.classes}))
+    return root
+
+
+def dataset(root, split="train", task="segmentation"):
+    return FolderDataset(root / split, HEADS[task])
+
+
+def crops(root, task="segmentation", augmentation=None):
+    return Crops(dataset(root, task=task), SCENES.input, augmentation or Augmentation())
+
+
+def recipe(**changes) -> Recipe:
+    return replace(
+        Recipe(model="dpt-tiny-scenes", crop=(64, 64), steps=4, batch_size=2, warmup=1, validate_every=2, checkpoint_every=1), **changes
+    )
+
+
+def training(root, directory, **changes) -> Training:
+    chosen = recipe(**changes)
+    task = CONFIGS[chosen.model].head.task
+    return Training(chosen, dataset(root, "train", task), dataset(root, "val", task), directory, workers=0)
+
+
+def test_samples_are_normalised_and_in_metres(data):
+    """Blind spot: millimetres taken for metres, BGR, a wrong mean."""
+    still = Augmentation(smallest=1, aspect=1, flip=0, colour=0)
+    image, labels = crops(data, augmentation=still)[0, 0, (96, 96)]
+    assert image.shape == (3, 96, 96) and labels.shape == (96, 96) and labels.dtype == torch.int64
+    assert set(labels.unique().tolist()) == {1, 7}
+    pixel = np.array(Image.open(data / "train" / "images" / "0.png"))[0, 0]
+    assert image[:, 0, 0].tolist() == pytest.approx(((pixel / 255 - 0.5) / 0.5).tolist(), abs=1e-5)
+    _, depth = crops(data, "depth", still)[0, 0, (96, 96)]
+    assert depth[0, 0].item() == pytest.approx(4.0) and depth.min().item() == pytest.approx(1.0)
+
+
+def test_augmentation_moves_picture_and_target_together(data):
+    """Blind spot: a crop or flip of one alone. The picture's red channel is made the label, so both must stay equal."""
+    labels = torch.arange(40).repeat(30, 1).int()
+    image = labels[None].expand(3, -1, -1).float() / 100
+    how = Augmentation(colour=0.0)
+    for seed in range(20):
+        out, target = augment(image, labels, (30, 40), how, np.random.default_rng(seed), SCENES.input)
+        inner = (slice(2, -2), slice(2, -2))  # the picture is interpolated, the target is not
+        assert (100 * out[0] - target)[inner].abs().max() <= 1.01
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(data):
+    """Blind spot: a global random state, which a resumed run does not share."""
+    one, two = crops(data), crops(data)
+    two[3, 1, (64, 64)]
+    key, later = (5, 2, (64, 64)), (6, 2, (64, 64))
+    assert torch.equal(one[key][0], two[key][0])
+    assert not torch.equal(one[key][0], one[later][0])
+
+
+def test_normalised_inverse_by_hand():
+    """Blind spot: unknown pixels that set the range. Depths 1, 2, 4 have inverses 1, 1/2, 1/4, so 1, 1/3, 0."""
+    depth = torch.tensor([[[1.0, 2.0, 4.0, 0.0]]])
+    assert normalised_inverse(depth, depth > 0).flatten().tolist() == pytest.approx([1, 1 / 3, 0, 0])
+
+
+def test_a_training_that_was_interrupted_ends_as_an_unbroken_one(data, tmp_path):
+    """Blind spot: an optimiser, schedule, random state or sample order that is not part of the checkpoint."""
+    training(data, tmp_path / "whole").run()
+
+    class Killed(Exception):
+        pass
+
+    broken = training(data, tmp_path / "broken")
+    save = broken._save
+
+    def save_then_die():
+        save()
+        if broken.step == 2:
+            raise Killed
+
+    broken._save = save_then_die
+    with pytest.raises(Killed):
+        broken.run()
+    resumed = training(data, tmp_path / "broken")
+    assert resumed.step == 2
+    resumed.run()
+    whole, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "broken"))
+    assert all(torch.equal(value, other["model"][key]) for key, value in whole["model"].items())
+    assert [row["loss"] for row in whole["log"]] == [row["loss"] for row in other["log"]]
+    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["checkpoint.pt", "curve.png", "log.json", "model.safetensors"]
+    assert dpt.load(tmp_path / "broken" / "model.safetensors").config == SCENES
+
+
+def test_killed_for_real(data, tmp_path):
+    """Blind spot: SIGKILL in the middle of a step; the command given again goes on from the last checkpoint."""
+    command = [sys.executable, "-m", "dpt", "train", "--model", "dpt-tiny-scenes", "--data", str(data), "-o", str(tmp_path / "run")]
+    command += ["--steps", "6", "--batch-size", "2", "--checkpoint-every", "2", "--validate-every", "6", "--workers", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    at_kill = torch.load(checkpoint, weights_only=True)["step"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert at_kill >= 2 and f"{at_kill}/6" in done.stderr  # the bar starts where the checkpoint was
+    assert json.loads(done.stdout)["step"] == 6
+
+
+@pytest.mark.parametrize("terminate", [os.kill, os.killpg])
+def test_terminated_with_workers(data, tmp_path, terminate):
+    """Blind spot: the end of a batch job in the middle of a training: its workers, half a checkpoint, a traceback of each process. Some
+    systems tell the process, others all of its processes."""
+    command = [sys.executable, "-m", "dpt", "train", "--model", "dpt-tiny-scenes", "--data", str(data), "-o", str(tmp_path / "run")]
+    command += ["--steps", "9999", "--batch-size", "2", "--crop", "64", "64", "--checkpoint-every", "1", "--workers", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    while not (tmp_path / "run" / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    terminate(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143 and errors.endswith("\ndpt train: terminated\n") and "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):  # nobody is left of its session
+        os.killpg(process.pid, 0)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] >= 1
+
+
+def test_terminated_between_two_words_of_a_worker(data, tmp_path):
+    """Blind spot: a signal while a batch is handed over: the worker's thread that shares it prints a traceback of the cut connection."""
+    code = """
+import multiprocessing.connection, os, signal, sys
+from dpt.commands import main
+process, answer, answers = os.getpid(), multiprocessing.connection.answer_challenge, []
+def interrupted(*arguments):
+    answers.append(1)
+    if os.getpid() == process and len(answers) == 3:
+        os.kill(process, signal.SIGTERM)
+    return answer(*arguments)
+multiprocessing.connection.answer_challenge = interrupted
+sys.exit(main.main(sys.argv[1:]))
+"""
+    command = ["train", "--model", "dpt-tiny-scenes", "--data", str(data), "-o", str(tmp_path / "run"), "--crop", "64", "64"]
+    command += ["--steps", "9999", "--batch-size", "2", "--workers", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment, timeout=120)
+    assert ended.returncode == 143 and ended.stderr.endswith("\ndpt train: terminated\n") and "Traceback" not in ended.stderr
+
+
+@pytest.fixture(scope="module")
+def resumed(data, tmp_path_factory):
+    """A training, and the checkpoint after one of its four steps. Made once: a training for each checkpoint takes a second."""
+    run = training(data, tmp_path_factory.mktemp("run"))
+    run.recipe = replace(run.recipe, steps=1)
+    run.run()
+    run.recipe = replace(run.recipe, steps=4)
+    state = torch.load(run.checkpoint, weights_only=True) | {"recipe": asdict(run.recipe)}
+    torch.save(state, run.checkpoint)
+    run.step = 0
+    run._resume()
+    assert run.step == 1
+    return run, state
+
+
+KEYS = ("recipe", "model", "optimizer", "schedule", "random", "step", "seconds", "log")
+
+
+def without(state, removed):
+    return {key: value for key, value in state.items() if key != removed}
+
+
+def other_shapes(state):
+    """The optimiser's averages of another model's parameters."""
+    optimizer = state["optimizer"]
+    moved = {index: values | {"exp_avg": torch.zeros(3)} for index, values in optimizer["state"].items()}
+    return state | {"optimizer": optimizer | {"state": moved}}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state, path: path.write_bytes(b""),
+        lambda state, path: path.write_bytes(b"these are words"),
+        lambda state, path: (torch.save(state, path), os.truncate(path, path.stat().st_size // 2)),
+        lambda state, path: path.write_bytes(pickle.dumps(print)),
+        lambda state, path: torch.save({"recipe": print}, path),
+        lambda state, path: torch.save([1, 2], path),
+        lambda state, path: torch.save(torch.zeros(3), path),
+        lambda state, path: torch.save({}, path),
+        *(lambda state, path, key=key: torch.save(without(state, key), path) for key in KEYS),
+        *(lambda state, path, key=key: torch.save(state | {key: "x"}, path) for key in KEYS if key != "recipe"),
+        *(lambda state, path, key=key: torch.save(state | {key: [1]}, path) for key in KEYS if key != "recipe"),
+        lambda state, path: torch.save(state | {"step": 9}, path),
+        lambda state, path: torch.save(state | {"step": 9, "schedule": state["schedule"] | {"last_epoch": 9}}, path),
+        lambda state, path: torch.save(state | {"log": [{}]}, path),
+        lambda state, path: torch.save(state | {"model": {key: value[None] for key, value in state["model"].items()}}, path),
+        lambda state, path: torch.save(other_shapes(state), path),
+        lambda state, path: path.write_bytes(safetensors.torch.save({"a": torch.zeros(3)})),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_checkpoint_that_is_none(resumed, spoil):
+    """Blind spot: a traceback from anywhere in PyTorch, or a training that goes on from nonsense; the file changed."""
+    run, state = resumed
+    path = run.checkpoint
+    spoil(state, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"^{path}: not a checkpoint \([^\n]{{,200}}\): [^\n]*remove it, or give another folder$"):
+        run._resume()
+    assert path.read_bytes() == before
+
+
+def test_what_is_in_the_way_is_told_before_anything_is_trained(data, tmp_path):
+    """Blind spot: a log that cannot be written, hours later; a checkpoint that is none and is written over."""
+    (tmp_path / "a" / "log.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"a/log\.json is a folder: a file is to be written there"):
+        training(data, tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "checkpoint.pt").write_bytes(b"words")
+    with pytest.raises(ValueError, match=r"b/checkpoint\.pt: not a checkpoint"):
+        training(data, tmp_path / "b")
+    (tmp_path / "c").write_bytes(b"a file")
+    with pytest.raises(OSError, match="/c"):
+        training(data, tmp_path / "c")
+
+
+def test_another_recipe_is_refused(data, tmp_path):
+    """Blind spot: two recipes mixed in one folder."""
+    training(data, tmp_path, steps=1).run()
+    with pytest.raises(ValueError, match="another recipe"):
+        training(data, tmp_path, steps=2)
+
+
+def test_classes_of_another_data_set_are_refused(data, tmp_path):
+    """Blind spot: labels that mean something else."""
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "train" / "dataset.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
+    with pytest.raises(ValueError, match="has 2 classes, the model 9"):
+        training(tmp_path / "data", tmp_path / "run")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("task", "spoil", "message"),
+    [
+        ("segmentation", lambda root: Image.new("L", (64, 64), 9).save(root / "labels" / "2.png"), r"labels/2\.png: holds the label 9"),
+        ("segmentation", lambda root: (root / "labels" / "1.png").write_bytes(b"x"), r"labels/1\.png: "),
+        ("depth", lambda root: Image.new("L", (64, 64), 9).save(root / "depth" / "0.png"), r"depth/0\.png: holds 8-bit integers"),
+    ],
+)
+def test_targets_are_read_before_anything_is_trained(data, tmp_path, split, task, spoil, message):
+    """Blind spot: a label outside the classes that ends a training with a traceback, hours later."""
+    shutil.copytree(data, tmp_path / "data")
+    spoil(tmp_path / "data" / split)
+    with pytest.raises(ValueError, match=message):
+        training(tmp_path / "data", tmp_path / "run", model=f"dpt-tiny-{'scenes' if task == 'segmentation' else task}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": (64, 60)}, r"crop is \(64, 60\): .* multiples of the patch size 16"),
+        ({"crop": (0, 64)}, r"crop is \(0, 64\)"),
+        ({"coarse": 0.5, "coarse_size": (100, 96)}, r"coarse_size is \(100, 96\)"),
+        ({"model": "dpt-tiny-depth"}, "was read for the head"),
+        ({"batch_size": 7}, "holds 6 pictures, a batch is 7: it must be at most that many"),
+    ],
+)
+def test_a_recipe_fits_its_model(data, tmp_path, changes, message):
+    """Blind spot: an error from inside the encoder after the data was read; a model of depth that learns labels."""
+    samples = dataset(data), dataset(data, "val")
+    with pytest.raises(ValueError, match=message):
+        Training(recipe(**changes), *samples, tmp_path / "run", workers=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_crop_is_the_recipes(data, tmp_path):
+    """Blind spot: the bound of a model's inputs, 512x2048 for dpt-base-ade20k, taken for what a training sees."""
+    run = training(data, tmp_path, crop=(48, 80))
+    assert {tuple(images.shape[2:]) for images, _ in run._batches()} == {(48, 80)}
+    crops = {name: Recipe.of(name).crop for name in dpt.models()}
+    assert crops["dpt-base-ade20k"] == (512, 512) and crops["dpt-large-midas"] == (384, 384) and crops["dpt-tiny-depth"] == (192, 192)
+
+
+def test_the_auxiliary_head_trains(data, tmp_path, monkeypatch):
+    """Blind spot: a head that is in the checkpoint as it was initialised; a weight that is not applied."""
+    auxiliary = SCENES.with_("head", auxiliary=True)
+    monkeypatch.setitem(CONFIGS, SCENES.name, auxiliary)
+    monkeypatch.setitem(HEADS, "segmentation", auxiliary.head)
+    run = training(data, tmp_path)
+    samples = crops(data)
+    images, labels = map(torch.stack, zip(*(samples[0, index, (64, 64)] for index in range(4)), strict=True))
+    run.model.eval()
+    with torch.no_grad():
+        main, deeper = (F.cross_entropy(logits, labels, ignore_index=255) for logits in run.model.forward_auxiliary(images))
+        assert run._loss(images, labels).item() == pytest.approx((main + 0.2 * deeper).item(), rel=1e-5)
+    before = run.model.auxiliary_head.classifier.weight.detach().clone()
+    run.run()
+    assert not torch.equal(before, run.model.auxiliary_head.classifier.weight)
+
+
+def test_a_batch_without_labels_costs_nothing(data, tmp_path):
+    """Blind spot: a mean over no pixel, NaN, that ends the training."""
+    run = training(data, tmp_path)
+    loss = run._loss(torch.zeros(2, 3, 64, 64), torch.full((2, 64, 64), 255))
+    assert loss.item() == 0
+
+
+def test_a_metric_model_learns_metres(data, tmp_path, monkeypatch):
+    """Blind spot: metres that are learnt as inverse depth up to scale; truth beyond the model's range that takes part."""
+    monkeypatch.setitem(CONFIGS, DEPTH.name, METRIC)
+    monkeypatch.setitem(HEADS, "depth", METRIC.head)
+    run = training(data, tmp_path, model=DEPTH.name)
+    truth = torch.full((1, 32, 32), 2.0)
+    truth[0, :16] = 50.0  # beyond the model's range
+    run.model.eval()
+    with torch.no_grad():
+        x = torch.randn(1, 3, 32, 32)
+        found = run.model(x)
+        error = (found[0, 16:].log() - math.log(2)).double()
+        wanted = (error.square().mean() - 0.5 * error.mean() ** 2).sqrt().item()
+        assert run._loss(x, truth).item() == pytest.approx(wanted, rel=1e-4)
+        nearer = training(data, tmp_path / "nearer", model=DEPTH.name, max_depth=1.5)
+        assert nearer._loss(x, truth).item() == pytest.approx(0, abs=1e-5)  # nothing is known up to there
+
+
+@pytest.mark.parametrize("head", [DEPTH.head, METRIC.head], ids=["inverse", "metres"])
+def test_the_sky_is_learnt_as_inverse_depth_0(data, tmp_path, monkeypatch, head):
+    """Blind spot: a sky that is left out, as it is of metres and where the recipe says so, or that makes the loss infinite. The loss of
+    inverse depth is that of a target whose last rows are as good as infinitely far."""
+    monkeypatch.setitem(CONFIGS, DEPTH.name, replace(DEPTH, head=head))
+    monkeypatch.setitem(HEADS, "depth", head)
+    seen = training(data, tmp_path, model=DEPTH.name, max_depth=1e9, batch_size=2)
+    left_out = training(data, tmp_path / "out", model=DEPTH.name, max_depth=1e9, sky=False)
+    left_out.model.load_state_dict(seen.model.state_dict())
+    x, truth = torch.randn(1, 3, 32, 32), 1 + torch.rand(1, 32, 32)
+    truth[0, 24:] = torch.inf
+    with torch.no_grad():
+        found = [run._loss(x, truth).item() for run in (seen, left_out)]
+        unknown = seen._loss(x, truth.where(truth.isfinite(), torch.zeros(()))).item()
+        far = seen._loss(x, truth.clamp_max(1e8)).item()
+    assert found[1] == pytest.approx(unknown, rel=1e-4)
+    assert found[0] == pytest.approx(far if head.inverse else unknown, rel=1e-4) and abs(far - unknown) > 1e-3
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
+    """Blind spot: hours of NaN, saved over the last good checkpoint."""
+    run = training(data, tmp_path, steps=3)
+    run._loss = lambda images, targets: run.model.head.classifier.bias.sum() * torch.nan
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        run.run()
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("head", [DEPTH.head, METRIC.head], ids=["inverse", "metres"])
+def test_depth_training_lowers_its_loss(data, tmp_path, monkeypatch, head):
+    """Blind spot: gradients that do not reach the encoder, or a loss that is not minimised. The same pictures before and after."""
+    monkeypatch.setitem(CONFIGS, DEPTH.name, replace(DEPTH, head=head))
+    monkeypatch.setitem(HEADS, "depth", head)
+    steps = {"steps": 30, "warmup": 10, "validate_every": 30, "checkpoint_every": 30}
+    run = training(data, tmp_path, model="dpt-tiny-depth", learning_rate=1e-3, **steps)
+    weight = run.model.encoder.blocks[0].attn.qkv.weight
+    pictures = crops(data, "depth")
+    images, depths = map(torch.stack, zip(*(pictures[0, index, (64, 64)] for index in range(len(pictures))), strict=True))
+    before = weight.detach().clone(), run._loss(images, depths).item()
+    run.run()
+    run.model.train()
+    assert run._loss(images, depths) < 0.8 * before[1]
+    assert not torch.equal(before[0], weight)
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        (CONFIGS["dpt-tiny-depth"], {"encoder", "fusion", "head"}),
+        (CONFIGS["dpt-tiny-scenes"], {"encoder", "fusion"}),
+        (CONFIGS["dpt-tiny-scenes"].with_("decoder", batch_norm=True), {"encoder"}),
+    ],
+    ids=["same", "another head", "another decoder"],
+)
+def test_start_from_takes_over_what_fits(data, tmp_path, source, parts):
+    """Blind spot: a recipe whose initialisation is ignored, or that asks another decoder or head for weights it does not have."""
+    source = dpt.build(source)
+    dpt.save(source, tmp_path / "first.safetensors")
+    second = training(data, tmp_path / "second", model="dpt-tiny-depth", start_from=str(tmp_path / "first.safetensors")).model
+    taken, given = second.state_dict(), source.state_dict()
+
+    def fits(part):
+        return all(key in given and torch.equal(taken[key], given[key]) for key in taken if key.startswith(part))
+
+    assert {part for part in ("encoder", "fusion", "head") if fits(part)} == parts
+
+
+def test_the_first_steps_see_coarse_pictures(data, tmp_path):
+    """Blind spot: a coarse size that is never used, or never left, also after a resumption."""
+    run = training(data, tmp_path, steps=4, coarse=0.5, coarse_size=(32, 48))
+    assert [tuple(images.shape[2:]) for images, _ in run._batches()] == [(32, 48)] * 2 + [(64, 64)] * 2
+    run.step = 2
+    assert [tuple(targets.shape[1:]) for _, targets in run._batches()] == [(64, 64)] * 2
+
+
+def test_a_share_is_from_0_to_1():
+    """Blind spot: a number of steps taken for a share, and a training that is coarse to its end."""
+    for coarse in (-0.1, 1.5, 4500, float("nan")):
+        with pytest.raises(ValueError, match=f"coarse is {coarse}: must be a share"):
+            Recipe(model="dpt-tiny-depth", crop=(64, 64), coarse=coarse)
+
+
+def test_recipes_are_of_named_models():
+    """Blind spot: a recipe nobody can run."""
+    assert set(RECIPES) <= set(dpt.models()) and all(name == recipe.model for name, recipe in RECIPES.items())
