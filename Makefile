@@ -19,7 +19,7 @@ demo: .venv/ready
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8
 
 test: lint
-	$(TESTS) tests/dpt tests/bench
+	$(TESTS) tests/dpt tests/bench tests/project
 	TRITON_INTERPRET=1 $(TESTS) tests/kernels
 	$(TESTS) --maxschedchunk 1 tests/host tests/compiled
 	$(RUN) -m pytest -q bench

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
+
+# The folder kernels/ is installed as dpt.kernels: a top-level package of that name would shadow Hugging Face's `kernels`. Its tools, which
+# tune, compile and check the kernels, need a checkout, and stay there.
+KERNELS = ["dpt.kernels", *(f"dpt.kernels.{name}" for name in find_packages("kernels", exclude=["tools", "tools.*"]))]
 
 setup(
     name="dense-prediction-transformers",
@@ -12,11 +16,25 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10,<3.14",
-    # The folder kernels/ is installed as dpt.kernels: a top-level package of that name would shadow Hugging Face's `kernels`.
-    packages=["dpt", "dpt.checkpoints", "dpt.kernels"],
+    packages=[*find_packages(include=["dpt", "dpt.*"]), *KERNELS],
     package_dir={"dpt": "dpt", "dpt.kernels": "kernels"},
-    package_data={"dpt": ["weights/*", "examples/*"], "dpt.kernels": ["configs/*.json"]},
+    package_data={"dpt": ["py.typed", "weights/*", "examples/*"], "dpt.kernels": ["configs/*.json"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import dpt
+from dpt.inference.prediction import decided_labels
 from dpt.kernels import launch
 
 from ..harness import measure, records
 from ..harness.runner import Context, Prepared, Unavailable
 from . import models
+from .ops import modules
 
 NO_KERNELS = "no kernels on this device: they need an NVIDIA GPU of compute capability 8.0 or newer"
 
@@ -39,7 +41,7 @@ class Step:
 ATTENTION = ("attention",)
 MLP = (*ATTENTION, "layernorm_linear", "linear_residual", "layernorm_mlp")
 CONVOLUTIONS = (*MLP, "residual_conv", "conv_norm_relu", "upsample", "reassemble")
-HEADS = (*CONVOLUTIONS, "depth_head", "argmax_upsample")
+HEADS = modules()  # and whatever else there is
 STEPS = {
     step.name: step
     for step in (
@@ -120,7 +122,7 @@ class OpenedSteps(models.OpenedModel):
         if not self.segments:
             return (result,)
         size = tuple(x.shape[2:])
-        labels = [model.head.labels(logits, size, model.config.input)[0] for logits in result]
+        labels = [decided_labels(model.head, logits, size, model.config.input)[0] for logits in result]
         return result, torch.stack(labels)
 
     def _judged(self, result: Tensor, labels: Tensor | None = None) -> list[Tensor]:

@@ -270,7 +270,7 @@ def test_twice_is_once_and_copies_stay_fast():
 def test_build_and_load_take_fast(tmp_path):
     """Blind spot: an argument that is accepted and forgotten."""
     dpt.save(wide(), tmp_path / "mine.safetensors")
-    for model in (dpt.build(wide().config, acceleration=True), dpt.load(tmp_path / "mine.safetensors", acceleration=True)):
+    for model in (dpt.build(wide().config, fast=True), dpt.load(tmp_path / "mine.safetensors", fast=True)):
         assert all(row.fused for row in dpt.fast_report(model))
 
 
