@@ -49,7 +49,7 @@ HUNG = "hung"
 CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)  # a kernel that leaves its tensors may end the interpreter's process
 SECONDS = 600  # the longest that a kernel's tests take
 PATIENCE = 60  # seconds more than three times what dpt's tests take without a change; after that they hang
-MEMORY = 12 << 30  # bytes of a process's addresses: a change may ask for all that there is
+MEMORY = 12 << 30  # bytes that a process may fill: a change may ask for all that there is
 
 _running: set[subprocess.Popen] = set()  # sessions of tests
 
@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(*(trial.name for trial in ops), *(f"{mutation.kind:10}  {mutation}" for mutation in mutations), sep="\n")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: copies and tests are cleared away
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     with copies(ROOT, options.jobs) as free:
         failures = try_written(ops, free, options.jobs) if ops else 0
         failures += try_drawn(mutations, free, options.jobs) if mutations else 0
