@@ -25,7 +25,6 @@ from dpt.config import (
     config_from,
 )
 from dpt.data.datasets import Augmentation
-from dpt.inference.prediction import Options
 from dpt.nets.decoder import READOUT
 from dpt.nets.encoders import ENCODERS
 from dpt.nets.encoders.vit import ATTENTION, STEMS
@@ -328,7 +327,6 @@ def test_input_needs_no_more_than_its_three():
         *(getattr(CONFIGS["dpt-base-ade20k"], name) for name in SECTIONS),
         Recipe.of("dpt-tiny-depth"),
         Augmentation(),
-        Options.of(CONFIGS["dpt-tiny-depth"]),
         EncoderConfig.RULES["depth"],
     ],
     ids=lambda made: type(made).__name__,

@@ -197,6 +197,8 @@ SIZES = [  # rule, size, multiple, pad, picture (h, w), network (h, w); worked o
     ("lower_bound", (384, 384), 14, False, (384, 384), (392, 392)),  # 27.4 patches would be 378, below the bound
     ("upper_bound", (384, 384), 14, False, (384, 384), (378, 378)),
     ("upper_bound", (380, 380), 32, False, (380, 380), (352, 352)),  # 384 is nearest and above the bound
+    ("lower_bound", (384, 384), 32, False, (404, 400), (384, 384)),  # 387.8: 384 is nearest and not below the bound
+    ("upper_bound", (384, 384), 32, False, (400, 404), (384, 384)),  # 380.2: 384 is nearest and not above the bound
     ("short_side", (256, 256), 16, False, (384, 384), (256, 256)),
     ("short_side", (256, 256), 16, False, (375, 500), (256, 336)),  # 341.3
     ("short_side", (256, 256), 16, False, (1, 1), (256, 256)),

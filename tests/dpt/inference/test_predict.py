@@ -158,6 +158,8 @@ def test_sources(tmp_path):
     assert predicting.predict(model, []) == []
     with pytest.raises(dataclasses.FrozenInstanceError):
         listed[0].depth = None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        predicting.Options.of(model.config).scales = (2.0,)  # which were checked
 
 
 def test_flip_metric():

@@ -37,7 +37,7 @@ def test_alignment_is_a_pictures_own():
     assert scale.tolist() == pytest.approx([2, 5]) and shift.tolist() == pytest.approx([1, -3])
 
 
-@pytest.mark.parametrize("value", [0.0, 3.0, 1e4])
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e4, 0.7, 12345.678])  # the last two leave rounding of themselves
 def test_a_constant_prediction_gets_the_mean(value):
     """Blind spot: the singular system, 0/0."""
     scale, shift = align_least_squares(torch.full((1, 3, 3), value), torch.arange(9.0).view(1, 3, 3), torch.ones(1, 3, 3, dtype=torch.bool))
