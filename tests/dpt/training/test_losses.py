@@ -23,6 +23,14 @@ def test_alignment_by_hand():
     assert scale.item() == pytest.approx(3.5) and shift.item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_alignment_in_any_unit(unit):
+    """Blind spot: small numbers taken for a constant, or large ones, which differ by more than rounding, too."""
+    prediction = picture([[0, 1, 2]]).float() * unit
+    scale, shift = align_least_squares(prediction, picture([[1, 3, 8]]).float(), everywhere(prediction))
+    assert scale.item() * unit == pytest.approx(3.5) and shift.item() == pytest.approx(0.5)
+
+
 def test_alignment_ignores_masked_pixels():
     """Blind spot: an invalid pixel, NaN at that, that leaks into the sums."""
     prediction, target = picture([[0, 1, 2, 100]]), picture([[1, 3, 8, float("nan")]])
