@@ -130,7 +130,7 @@ def test_launches_of_the_decoder(tf32, device, launches):
         model.head(fused, (32, 32))
     names = Counter(launches)
     assert names["_project_kernel"] == 2  # the readouts of the two levels that are not maps of the stem
-    assert names["conv3x3_pointers"] + names["conv3x3_descriptors"] == 2 * 7 + 1  # seven units and the head's first convolution
+    assert names["conv3x3_kernel"] == 2 * 7 + 1  # seven units and the head's first convolution
     assert names["_upsample_kernel"] == 1 and names["_depth_head_kernel"] == 1
 
 
