@@ -206,17 +206,10 @@ def _is_in(file: Path, part: str) -> bool:
     return Path(part) in (file, *file.parents)
 
 
-def key(entry: Any) -> tuple[str, ...]:
-    """What an unnoticed mutation is recognised by."""
-    return entry.file, entry.function, entry.line, entry.becomes
-
-
 def reasons() -> dict[tuple[str, ...], str]:
-    """Why those mutations that nobody notices need not be."""
-    return {
-        tuple(entry[name] for name in ("file", "function", "line", "becomes")): entry["reason"]
-        for entry in settings("unnoticed.toml").get("unnoticed", [])
-    }
+    """Why mutations that nobody notices need not be noticed, by their keys."""
+    listed = settings("unnoticed.toml").get("unnoticed", [])
+    return {(entry["file"], entry["function"], entry["line"], entry["becomes"]): entry["reason"] for entry in listed}
 
 
 def try_drawn(mutations: list[mutation_draw.Mutation], free: queue.Queue[Path], jobs: int) -> int:
@@ -241,7 +234,7 @@ def try_drawn(mutations: list[mutation_draw.Mutation], free: queue.Queue[Path], 
         trials.append(Trial(str(mutation), mutation.file, text, tests[mutation.file], limits[tests[mutation.file]]))
     noticed, wrong = 0, len(mutations) - len(tried)
     for mutation, (trial, outcome) in zip(tried, outcomes(trials, free, jobs), strict=True):
-        seen, listed = outcome.code not in (0, NOTHING_COLLECTED), key(mutation) in accepted
+        seen, listed = outcome.code not in (0, NOTHING_COLLECTED), mutation.key in accepted
         noticed += seen
         wrong += seen == listed
         verdict = ("noticed, but LISTED" if listed else "noticed") if seen else ("listed" if listed else "NOT NOTICED")

@@ -64,6 +64,11 @@ class Mutation:
         """The file's text with the change made."""
         return source[: self.start] + self.new + source[self.end :]
 
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What it is recognised by while code elsewhere changes."""
+        return self.file, self.function, self.line, self.becomes
+
     def rank(self, seed: int) -> str:
         """Its place in a draw: those of the smallest are drawn."""
         return hashlib.sha256("\n".join((str(seed), self.kind, self.function, self.line, self.becomes)).encode()).hexdigest()

@@ -25,6 +25,7 @@ from dpt.config import (
     config_from,
 )
 from dpt.data.datasets import Augmentation
+from dpt.inference.prediction import Options
 from dpt.nets.decoder import READOUT
 from dpt.nets.encoders import ENCODERS
 from dpt.nets.encoders.vit import ATTENTION, STEMS
@@ -327,11 +328,13 @@ def test_input_needs_no_more_than_its_three():
         *(getattr(CONFIGS["dpt-base-ade20k"], name) for name in SECTIONS),
         Recipe.of("dpt-tiny-depth"),
         Augmentation(),
+        Options.of(CONFIGS["dpt-tiny-depth"]),
+        EncoderConfig.RULES["depth"],
     ],
     ids=lambda made: type(made).__name__,
 )
 def test_what_was_checked_stays_so(made):
-    """Blind spot: a configuration that is changed after it was checked, in one model and so in all that share it."""
+    """Blind spot: a configuration that is changed after it was checked, in one model and so in all that share it; or its rule."""
     field = dataclasses.fields(made)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(made, field, getattr(made, field))
