@@ -79,6 +79,17 @@ def test_bad_files_are_named(tmp_path, name):
     assert name in str(caught.value)
 
 
+def test_the_cause_of_an_error_is_the_systems(tmp_path):
+    """Blind spot: too many open files taken for one bad picture, and the next one tried; an error that keeps what was decoded alive."""
+    (tmp_path / "words.png").write_bytes(b"words")
+    with pytest.raises(ImageError) as words:
+        load_image(tmp_path / "words.png")
+    with pytest.raises(ImageError) as missing:
+        load_image(tmp_path / "missing.png")
+    assert words.value.__cause__ is None
+    assert type(missing.value.__cause__) is FileNotFoundError and missing.value.__cause__.__traceback__ is None
+
+
 def test_sources_agree(tmp_path):
     """Blind spot: channel order and scaling of arrays, tensors, PIL images and file objects."""
     scene = pictures.scene()

@@ -142,13 +142,14 @@ def test_each_parameter_is_filled_once(monkeypatch):
     assert counted.written["erfinv_"] == 0
 
 
-def test_a_module_without_a_rule_is_refused(monkeypatch):
+@pytest.mark.parametrize("kind", [nn.Buffer, nn.Parameter], ids=["buffer", "parameter"])
+def test_a_module_without_a_rule_is_refused(monkeypatch, kind):
     """Blind spot: a new kind of layer, left as the memory was."""
 
     class Gain(nn.Module):
         def __init__(self, dim: int, activation: str):
             super().__init__()
-            self.register_buffer("gain", torch.empty(dim))
+            self.gain = kind(torch.empty(dim))
 
     monkeypatch.setitem(dpt.nets.decoder.READOUT, "ignore", Gain)
     with pytest.raises(TypeError, match="Gain has tensors that no rule here initialises"):

@@ -13,7 +13,7 @@ import dpt
 from dpt.checkpoints import convert
 from dpt.model import DPT
 from dpt.nets.decoder import Fusion, FusionBlock, Reassemble, ResidualConvUnit
-from dpt.nets.encoders.vit import ViT
+from dpt.nets.encoders.vit import Block, ViT
 from dpt.zoo import CONFIGS, transformers_dpt
 
 DATA = Path(__file__).parent / "data"
@@ -80,6 +80,13 @@ def test_hooks_are_the_tokens_after_their_blocks():
     for block in encoder.blocks:
         block.register_forward_hook(lambda module, inputs, output: seen.append(output))
     assert all(torch.equal(a, b) for a, b in zip(encoder(x), seen, strict=True))
+
+
+def test_a_block_by_hand():
+    """Blind spot: LayerScale that divides, scales the skip too, or is the other branch's; a norm behind its branch."""
+    block, x = randomise(Block(config(layer_scale=True).encoder)), torch.randn(2, 7, 32)
+    y = x + block.ls1.gamma * block.attn(block.norm1(x))
+    torch.testing.assert_close(block(x), y + block.ls2.gamma * block.mlp(block.norm2(y)))
 
 
 def test_the_residual_is_the_raw_input():
