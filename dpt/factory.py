@@ -9,7 +9,7 @@ import torch
 
 from . import checkpoints
 from .checkpoints import Checkpoint, CheckpointError, Layout, downloads
-from .checkpoints.layouts import State
+from .checkpoints.conversion import State
 from .checkpoints.stored import Opaque, Stored
 from .config import DPTConfig, numbered_classes
 from .model import DPT
@@ -98,8 +98,9 @@ def _assembled(
 ) -> DPT:
     """The model with the checkpoint's tensors as its parameters; nothing is initialised, and nothing allocated beside them."""
     path, depth = checkpoint.path, config.encoder.depth
-    for key in layout.source(f"encoder.blocks.{depth - 1}.norm1.weight"):  # before thousands of blocks are made for a damaged number
-        if key not in checkpoint.state:
+    first, last = (layout.source(f"encoder.blocks.{index}.norm1.weight") for index in (0, depth - 1))
+    for key in last:  # before thousands of blocks are made for a damaged number; an encoder without such blocks has neither
+        if key not in checkpoint.state and first[0] in checkpoint.state:
             raise CheckpointError(f"{path} ({layout.name} layout): the model has {depth} blocks, but {key} is not in the file")
     with torch.device("meta"):
         model = DPT(config)

@@ -84,13 +84,11 @@ def _check(qkv: torch.Tensor, num_heads: int, scale: float | None) -> int:
 
 @triton.jit
 def _load_rows(
-    ptr,  # the first element of (B, channels/D, N, D)
-    desc,  # descriptor of the same, block (1, 1, ROWS, BLOCK_D), or None
+    tensor,  # (pointer to (B, N, channels/D, D), its strides of B and N)
+    desc,  # descriptor of (B, channels/D, N, D), block (1, 1, ROWS, BLOCK_D), or None
     batch,
     channel,  # index of the D-wide group of channels: which of q, k, v, and the head
     start,
-    stride_b,
-    stride_n,
     N,
     D: tl.constexpr,
     ROWS: tl.constexpr,
@@ -101,6 +99,7 @@ def _load_rows(
     """(ROWS, BLOCK_D): rows start... of one head; the columns from D on are zeros."""
     if DESCRIPTOR:
         return desc.load([batch, channel, start, 0]).reshape(ROWS, BLOCK_D)
+    ptr, stride_b, stride_n = tensor
     rows = tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
     first = ptr + tl.cast(batch, tl.int64) * stride_b + channel * D + tl.cast(start, tl.int64) * stride_n
@@ -112,6 +111,29 @@ def _load_rows(
     if BLOCK_D == D:
         return tl.load(pointers)
     return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _load_keys_values(
+    qkv, desc, b, h, H, start, N,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr, DESCRIPTOR: tl.constexpr,
+):  # fmt: skip
+    """Rows start... of the keys and of the values of head ``h``, as of :func:`_load_rows`."""
+    k = _load_rows(qkv, desc, b, H + h, start, N, D, ROWS, BLOCK_D, MASKED, DESCRIPTOR)
+    v = _load_rows(qkv, desc, b, 2 * H + h, start, N, D, ROWS, BLOCK_D, MASKED, DESCRIPTOR)
+    return k, v
+
+
+@triton.jit
+def _own_block(N, H, BLOCK: tl.constexpr):
+    """(b * H + h, b, h, first row) of the block of one head that this program owns.
+
+    The blocks of a head are neighbours, so that they share what they walk over in L2.
+    """
+    blocks = tl.cdiv(N, BLOCK)
+    head_of_batch = tl.program_id(0) // blocks
+    start = (tl.program_id(0) % blocks) * BLOCK
+    return head_of_batch, head_of_batch // H, head_of_batch % H, start
 
 
 @triton.jit
@@ -142,13 +164,11 @@ def _attend(q, k, v, acc, top, total, scale_log2, keys_left, MASKED: tl.constexp
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_forward(
-    qkv_ptr,  # (B, N, 3, H, D)
+    qkv,  # (pointer to (B, N, 3, H, D), its strides of B and N)
     q_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     kv_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
     out_ptr,  # (B, N, H, D)
     lse_ptr,  # (B, H, N) float32, base 2
-    stride_b,
-    stride_n,
     N,
     H,
     scale_log2,
@@ -160,24 +180,18 @@ def attention_forward(
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program: BLOCK_M queries of one head. The blocks of a head are neighbours, so that they share its keys in L2."""
-    blocks = tl.cdiv(N, BLOCK_M)
-    head_of_batch = tl.program_id(0) // blocks
-    start_m = (tl.program_id(0) % blocks) * BLOCK_M
-    b = head_of_batch // H
-    h = head_of_batch % H
-    q = _load_rows(qkv_ptr, q_desc, b, h, start_m, stride_b, stride_n, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
+    """One program: BLOCK_M queries of one head."""
+    head_of_batch, b, h, start_m = _own_block(N, H, BLOCK_M)
+    q = _load_rows(qkv, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     full = (N - 1) // BLOCK_N * BLOCK_N
     TAIL_DESCRIPTOR: tl.constexpr = DESCRIPTOR and TAIL == BLOCK_N
-    tail_k = _load_rows(qkv_ptr, kv_desc, b, H + h, full, stride_b, stride_n, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
-    tail_v = _load_rows(qkv_ptr, kv_desc, b, 2 * H + h, full, stride_b, stride_n, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_k, tail_v = _load_keys_values(qkv, kv_desc, b, h, H, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
     acc, top, total = _attend(q, tail_k, tail_v, acc, top, total, scale_log2, N - full, True, PRECISION)
     for start in tl.range(0, full, BLOCK_N):
-        k = _load_rows(qkv_ptr, kv_desc, b, H + h, start, stride_b, stride_n, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
-        v = _load_rows(qkv_ptr, kv_desc, b, 2 * H + h, start, stride_b, stride_n, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
+        k, v = _load_keys_values(qkv, kv_desc, b, h, H, start, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
         acc, top, total = _attend(q, k, v, acc, top, total, scale_log2, 0, False, PRECISION)
     _store_rows(out_ptr, acc / total[:, None], b, h, start_m, N, H * D, D, BLOCK_M, BLOCK_D)
     rows = start_m + tl.arange(0, BLOCK_M)
@@ -198,18 +212,14 @@ def _dq_step(q, dout, k, v, lse, delta, dq, scale_log2, keys_left, MASKED: tl.co
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_backward_dq(
-    qkv_ptr,  # (B, N, 3, H, D)
+    qkv,  # (pointer to (B, N, 3, H, D), its strides of B and N)
     q_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     kv_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
-    dout_ptr,  # (B, N, H, D)
+    dout,  # (pointer to (B, N, H, D), its strides of B and N)
     out_ptr,  # (B, N, H, D), contiguous
     lse_ptr,  # (B, H, N) float32, base 2
     delta_ptr,  # (B, H, N) float32, written here for the other pass
     dqkv_ptr,  # (B, N, 3, H, D), contiguous
-    stride_b,
-    stride_n,
-    dout_stride_b,
-    dout_stride_n,
     N,
     H,
     scale,
@@ -223,17 +233,12 @@ def attention_backward_dq(
     PRECISION: tl.constexpr,
 ):
     """One program: the gradient of BLOCK_M queries of one head, over all keys."""
-    blocks = tl.cdiv(N, BLOCK_M)
-    head_of_batch = tl.program_id(0) // blocks
-    start_m = (tl.program_id(0) % blocks) * BLOCK_M
-    b = head_of_batch // H
-    h = head_of_batch % H
-    out_stride_n = H * D
-    out_stride_b = tl.cast(N, tl.int64) * out_stride_n
-    q = _load_rows(qkv_ptr, q_desc, b, h, start_m, stride_b, stride_n, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
-    dout = _load_rows(dout_ptr, None, b, h, start_m, dout_stride_b, dout_stride_n, N, D, BLOCK_M, BLOCK_D, True, False)
-    out = _load_rows(out_ptr, None, b, h, start_m, out_stride_b, out_stride_n, N, D, BLOCK_M, BLOCK_D, True, False)
-    delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
+    head_of_batch, b, h, start_m = _own_block(N, H, BLOCK_M)
+    of_out = (out_ptr, tl.cast(N, tl.int64) * (H * D), H * D)
+    q = _load_rows(qkv, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
+    own_dout = _load_rows(dout, None, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, False)
+    out = _load_rows(of_out, None, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, False)
+    delta = tl.sum(own_dout.to(tl.float32) * out.to(tl.float32), 1)
     rows = start_m + tl.arange(0, BLOCK_M)
     row_of_head = tl.cast(head_of_batch, tl.int64) * N + rows
     tl.store(delta_ptr + row_of_head, delta, mask=rows < N)
@@ -241,13 +246,11 @@ def attention_backward_dq(
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     full = (N - 1) // BLOCK_N * BLOCK_N
     TAIL_DESCRIPTOR: tl.constexpr = DESCRIPTOR and TAIL == BLOCK_N
-    tail_k = _load_rows(qkv_ptr, kv_desc, b, H + h, full, stride_b, stride_n, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
-    tail_v = _load_rows(qkv_ptr, kv_desc, b, 2 * H + h, full, stride_b, stride_n, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
-    dq = _dq_step(q, dout, tail_k, tail_v, lse, delta, dq, scale_log2, N - full, True, PRECISION)
+    tail_k, tail_v = _load_keys_values(qkv, kv_desc, b, h, H, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    dq = _dq_step(q, own_dout, tail_k, tail_v, lse, delta, dq, scale_log2, N - full, True, PRECISION)
     for start in tl.range(0, full, BLOCK_N):
-        k = _load_rows(qkv_ptr, kv_desc, b, H + h, start, stride_b, stride_n, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
-        v = _load_rows(qkv_ptr, kv_desc, b, 2 * H + h, start, stride_b, stride_n, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
-        dq = _dq_step(q, dout, k, v, lse, delta, dq, scale_log2, 0, False, PRECISION)
+        k, v = _load_keys_values(qkv, kv_desc, b, h, H, start, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
+        dq = _dq_step(q, own_dout, k, v, lse, delta, dq, scale_log2, 0, False, PRECISION)
     _store_rows(dqkv_ptr, dq * scale, b, h, start_m, N, 3 * H * D, D, BLOCK_M, BLOCK_D)
 
 
@@ -268,18 +271,14 @@ def _dkv_step(q, dout, k, v, lse, delta, dk, dv, scale_log2, PRECISION: tl.const
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_backward_dkv(
-    qkv_ptr,  # (B, N, 3, H, D)
+    qkv,  # (pointer to (B, N, 3, H, D), its strides of B and N)
     q_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     kv_desc,  # (B, 3H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
-    dout_ptr,  # (B, N, H, D)
+    dout,  # (pointer to (B, N, H, D), its strides of B and N)
     dout_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     lse_ptr,  # (B, H, N) float32, base 2
     delta_ptr,  # (B, H, N) float32
     dqkv_ptr,  # (B, N, 3, H, D), contiguous
-    stride_b,
-    stride_n,
-    dout_stride_b,
-    dout_stride_n,
     N,
     H,
     scale,
@@ -293,30 +292,25 @@ def attention_backward_dkv(
     PRECISION: tl.constexpr,
 ):
     """One program: the gradients of BLOCK_N keys and values of one head, over all queries."""
-    blocks = tl.cdiv(N, BLOCK_N)
-    head_of_batch = tl.program_id(0) // blocks
-    start_n = (tl.program_id(0) % blocks) * BLOCK_N
-    b = head_of_batch // H
-    h = head_of_batch % H
-    k = _load_rows(qkv_ptr, kv_desc, b, H + h, start_n, stride_b, stride_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
-    v = _load_rows(qkv_ptr, kv_desc, b, 2 * H + h, start_n, stride_b, stride_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
+    head_of_batch, b, h, start_n = _own_block(N, H, BLOCK_N)
+    k, v = _load_keys_values(qkv, kv_desc, b, h, H, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
     lse_ptr += tl.cast(head_of_batch, tl.int64) * N
     delta_ptr += tl.cast(head_of_batch, tl.int64) * N
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     full = (N - 1) // BLOCK_M * BLOCK_M
     TAIL_DESCRIPTOR: tl.constexpr = DESCRIPTOR and TAIL == BLOCK_M
-    tail_q = _load_rows(qkv_ptr, q_desc, b, h, full, stride_b, stride_n, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
-    tail_dout = _load_rows(dout_ptr, dout_desc, b, h, full, dout_stride_b, dout_stride_n, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_q = _load_rows(qkv, q_desc, b, h, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_dout = _load_rows(dout, dout_desc, b, h, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
     tail_rows = full + tl.arange(0, TAIL)
     tail_lse = tl.load(lse_ptr + tail_rows, mask=tail_rows < N, other=0.0)  # a query that is not there adds 0: its dout and delta are 0
     tail_delta = tl.load(delta_ptr + tail_rows, mask=tail_rows < N, other=0.0)
     dk, dv = _dkv_step(tail_q, tail_dout, k, v, tail_lse, tail_delta, dk, dv, scale_log2, PRECISION)
     for start in tl.range(0, full, BLOCK_M):
-        q = _load_rows(qkv_ptr, q_desc, b, h, start, stride_b, stride_n, N, D, BLOCK_M, BLOCK_D, False, DESCRIPTOR)
-        dout = _load_rows(dout_ptr, dout_desc, b, h, start, dout_stride_b, dout_stride_n, N, D, BLOCK_M, BLOCK_D, False, DESCRIPTOR)
+        q = _load_rows(qkv, q_desc, b, h, start, N, D, BLOCK_M, BLOCK_D, False, DESCRIPTOR)
+        own_dout = _load_rows(dout, dout_desc, b, h, start, N, D, BLOCK_M, BLOCK_D, False, DESCRIPTOR)
         rows = start + tl.arange(0, BLOCK_M)
-        dk, dv = _dkv_step(q, dout, k, v, tl.load(lse_ptr + rows), tl.load(delta_ptr + rows), dk, dv, scale_log2, PRECISION)
+        dk, dv = _dkv_step(q, own_dout, k, v, tl.load(lse_ptr + rows), tl.load(delta_ptr + rows), dk, dv, scale_log2, PRECISION)
     _store_rows(dqkv_ptr, dk * scale, b, H + h, start_n, N, 3 * H * D, D, BLOCK_N, BLOCK_D)
     _store_rows(dqkv_ptr, dv, b, 2 * H + h, start_n, N, 3 * H * D, D, BLOCK_N, BLOCK_D)
 
@@ -324,6 +318,11 @@ def attention_backward_dkv(
 def _readable(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself if its last stride is 1, which the kernels need; else a contiguous copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _addressed(tensor: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """A tensor (B, N, channels) as the kernels read it by pointers: with its strides of B and N."""
+    return (tensor, *tensor.stride()[:2])
 
 
 def _descriptor(tensor: torch.Tensor, head_dim: int, rows: int, block_d: int) -> TensorDescriptor:
@@ -335,7 +334,7 @@ def _descriptor(tensor: torch.Tensor, head_dim: int, rows: int, block_d: int) ->
 
 
 class _Plan:
-    """What one launch of a kernel needs beyond its tensors: configuration, constants, grid."""
+    """What one launch of a kernel needs beyond its other tensors: configuration, constants, grid, and qkv in each way that it is read."""
 
     def __init__(self, kernel: str, qkv: torch.Tensor, num_heads: int, precision: str, describable: bool):
         batch, tokens, channels = qkv.shape
@@ -361,6 +360,7 @@ class _Plan:
             "num_warps": config["num_warps"],
             "num_stages": config["num_stages"],
         }
+        self.qkv = _addressed(qkv), self.describe(qkv, self.block_m), self.describe(qkv, self.block_n)
 
     def describe(self, tensor: torch.Tensor, rows: int) -> TensorDescriptor | None:
         return _descriptor(tensor, self.head_dim, rows, self.block_d) if self.descriptor else None
@@ -375,11 +375,7 @@ def _forward(qkv: torch.Tensor, num_heads: int, scale: float, precision: str) ->
     if batch == 0:
         return out, lse
     plan = _Plan("attention_forward", qkv, num_heads, precision, launch.describable(qkv))
-    q_desc, kv_desc = plan.describe(qkv, plan.block_m), plan.describe(qkv, plan.block_n)
-    strides = qkv.stride()[:2]
-    launch.launch(
-        attention_forward, plan.grid, qkv, q_desc, kv_desc, out, lse, *strides, tokens, num_heads, scale * LOG2_E, **plan.constants
-    )
+    launch.launch(attention_forward, plan.grid, *plan.qkv, out, lse, tokens, num_heads, scale * LOG2_E, **plan.constants)
     return out, lse
 
 
@@ -393,13 +389,12 @@ def _backward(
     if qkv.shape[0] == 0:
         return dqkv
     delta = torch.empty_like(lse)
-    scalars = (*qkv.stride()[:2], *dout.stride()[:2], tokens, num_heads, scale, scale * LOG2_E)
+    of_dout, scalars = _addressed(dout), (tokens, num_heads, scale, scale * LOG2_E)
     plan = _Plan("attention_backward_dq", qkv, num_heads, precision, launch.describable(qkv))
-    q_desc, kv_desc = plan.describe(qkv, plan.block_m), plan.describe(qkv, plan.block_n)
-    launch.launch(attention_backward_dq, plan.grid, qkv, q_desc, kv_desc, dout, out, lse, delta, dqkv, *scalars, **plan.constants)
+    launch.launch(attention_backward_dq, plan.grid, *plan.qkv, of_dout, out, lse, delta, dqkv, *scalars, **plan.constants)
     plan = _Plan("attention_backward_dkv", qkv, num_heads, precision, launch.describable(qkv, dout))
-    q_desc, kv_desc, dout_desc = plan.describe(qkv, plan.block_m), plan.describe(qkv, plan.block_n), plan.describe(dout, plan.block_m)
-    launch.launch(attention_backward_dkv, plan.grid, qkv, q_desc, kv_desc, dout, dout_desc, lse, delta, dqkv, *scalars, **plan.constants)
+    dout_desc = plan.describe(dout, plan.block_m)
+    launch.launch(attention_backward_dkv, plan.grid, *plan.qkv, of_dout, dout_desc, lse, delta, dqkv, *scalars, **plan.constants)
     return dqkv
 
 

@@ -141,17 +141,44 @@ def _convolve_row(
 
 
 @triton.jit
+def _own_strip(height, width, step, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """(image, int64; column tile, first row, columns, which of them are there) of y that this program makes: rows in turn, columns at once.
+
+    ``step``: columns a program, at most BLOCK_W.
+    """
+    columns = tl.cdiv(width, step)
+    strips = tl.cdiv(height, BLOCK_H)
+    program = tl.program_id(0)
+    image = (program // (columns * strips)).to(tl.int64)
+    first_row = program // columns % strips * BLOCK_H
+    offset = tl.arange(0, BLOCK_W)
+    column = program % columns * step + offset
+    return image, program % columns, first_row, column, (offset < step) & (column < width)
+
+
+@triton.jit
+def _no_shares(grad_ptr, HIDDEN: tl.constexpr, BLOCK_W: tl.constexpr):
+    """A program's shares of the gradients of w2 and b2 before its first row; without a gradient, as small as may be."""
+    w2_total = tl.zeros((BLOCK_W, HIDDEN) if grad_ptr is not None else (1, 1), dtype=tl.float32)
+    b2_total = tl.zeros((BLOCK_W,) if grad_ptr is not None else (1,), dtype=tl.float32)
+    return w2_total, b2_total
+
+
+@triton.jit
 def _finish_row(
-    convolved, row, first_row, image, column, inside, b1_ptr, w2_ptr, b2_ptr, out_ptr, grad_ptr, w2_total, b2_total, max_depth,
-    target_height, target_width, HIDDEN: tl.constexpr, SIGMOID: tl.constexpr, BLOCK_H: tl.constexpr,
+    convolved, row, strip, head, results, shares, height, width, HIDDEN: tl.constexpr, SIGMOID: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Store a row of y; or, given its gradient, that of the hidden map, and add to those of w2 and b2. Nothing for rows of other strips."""
-    inside = inside & (row >= first_row) & (row < tl.minimum(first_row + BLOCK_H, target_height))
+    image, _, first_row, column, inside = strip
+    b1_ptr, w2_ptr, b2_ptr, max_depth = head
+    out_ptr, grad_ptr, _ = results
+    w2_total, b2_total = shares
+    inside = inside & (row >= first_row) & (row < tl.minimum(first_row + BLOCK_H, height))
     channel = tl.arange(0, HIDDEN)
     w2 = tl.load(w2_ptr + channel).to(tl.float32)[None, :]
     hidden = relu(convolved + tl.load(b1_ptr + channel).to(tl.float32)[None, :])
     y = tl.sum(hidden * w2, axis=1) + tl.load(b2_ptr).to(tl.float32)
-    position = (image * target_height + row) * target_width + column
+    position = (image * height + row) * width + column
     if grad_ptr is None:
         y = max_depth * tl.sigmoid(y) if SIGMOID else relu(y)
         tl.store(out_ptr + position, y.to(out_ptr.dtype.element_ty), mask=inside)
@@ -174,13 +201,10 @@ def _depth_head_kernel(
     x_ptr,  # (B, H, W, C)
     w1_ptr,  # (HIDDEN, 9, C)
     resize_ptr,  # (column tiles, BLOCK_W + 2, SOURCE_W): _resize_weights_kernel's
-    b1_ptr,  # (HIDDEN,)
-    w2_ptr,  # (HIDDEN,)
-    b2_ptr,  # (1,)
-    out_ptr,  # y (B, H', W'); given grad, the hidden map's gradient (B, H', W', HIDDEN)
-    grad_ptr,  # (B, H', W'), or None
-    partial_ptr,  # (programs, HIDDEN + 1) float32: each program's share of the gradients of w2 and b2; or None
-    max_depth,
+    head,  # (b1 (HIDDEN,), w2 (HIDDEN,), b2 (1,), max_depth)
+    # (y (B, H', W'), None, None); or, given the gradient of y, (that of the hidden map (B, H', W', HIDDEN), that of y, and each program's
+    # share of those of w2 and b2 (programs, HIDDEN + 1) float32):
+    results,
     source_height,
     source_width,
     target_height,
@@ -196,19 +220,12 @@ def _depth_head_kernel(
     SOURCE_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    columns = tl.cdiv(target_width, step)
-    strips = tl.cdiv(target_height, BLOCK_H)
-    program = tl.program_id(0)
-    image = (program // (columns * strips)).to(tl.int64)
-    first_row = program // columns % strips * BLOCK_H
-    first_column = program % columns * step
+    strip = _own_strip(target_height, target_width, step, BLOCK_H, BLOCK_W)
+    image, tile, first_row, _, _ = strip
     x_ptr += image * source_height * source_width * CHANNELS
 
-    resize_ptr += program % columns * (BLOCK_W + 2) * SOURCE_W
-    source = first_source(first_column, source_width, target_width) + tl.arange(0, SOURCE_W)
-    offset = tl.arange(0, BLOCK_W)
-    column = first_column + offset
-    inside = (offset < step) & (column < target_width)
+    resize_ptr += tile * (BLOCK_W + 2) * SOURCE_W
+    source = first_source(tile * step, source_width, target_width) + tl.arange(0, SOURCE_W)
 
     # The rows of the resized map that this strip's convolution sees, to the one after it: at the border that is padding, and adds nothing.
     begin = tl.maximum(first_row - 1, 0)
@@ -221,8 +238,7 @@ def _depth_head_kernel(
     above = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
     centre = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
     below = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
-    w2_total = tl.zeros((BLOCK_W, HIDDEN) if grad_ptr is not None else (1, 1), dtype=tl.float32)
-    b2_total = tl.zeros((BLOCK_W,) if grad_ptr is not None else (1,), dtype=tl.float32)
+    shares = _no_shares(results[1], HIDDEN, BLOCK_W)
     for source_row in range(first - 1, last + 1):  # the first turn only computes row `first`
         following = tl.minimum(source_row + 1, source_height - 1)
         next_above, next_centre, next_below = _convolve_row(
@@ -236,36 +252,30 @@ def _depth_head_kernel(
             weight = tl.where(row < target_height, weight, 0.0)
             rest = tl.where(row < target_height, 1 - weight, 0.0)
             # Row `row` of the resized map is what tap `below` of the row above it sees, and tap `above` of the row below it.
-            w2_total, b2_total = _finish_row(
-                previous + rest * below + weight * next_below,
-                row - 1, first_row, image, column, inside, b1_ptr, w2_ptr, b2_ptr, out_ptr, grad_ptr, w2_total, b2_total, max_depth,
-                target_height, target_width, HIDDEN, SIGMOID, BLOCK_H,
-            )  # fmt: skip
+            seen = previous + rest * below + weight * next_below
+            shares = _finish_row(seen, row - 1, strip, head, results, shares, target_height, target_width, HIDDEN, SIGMOID, BLOCK_H)
             previous = current + rest * centre + weight * next_centre
             current = rest * above + weight * next_above
         above, centre, below = next_above, next_centre, next_below
-    if grad_ptr is not None:
-        _store_shares(partial_ptr, program, w2_total, b2_total, HIDDEN)
+    _store_shares(results, shares, HIDDEN)
 
 
 @triton.jit
-def _store_shares(partial_ptr, program, w2_total, b2_total, HIDDEN: tl.constexpr):
-    """A program's share of the gradients of w2 and b2."""
-    partial_ptr += program.to(tl.int64) * (HIDDEN + 1)
-    tl.store(partial_ptr + tl.arange(0, HIDDEN), tl.sum(w2_total, axis=0))
-    tl.store(partial_ptr + HIDDEN, tl.sum(b2_total, axis=0))
+def _store_shares(results, shares, HIDDEN: tl.constexpr):
+    """A program's shares of the gradients of w2 and b2, where they are asked for."""
+    _, _, partial_ptr = results
+    w2_total, b2_total = shares
+    if partial_ptr is not None:
+        partial_ptr += tl.program_id(0).to(tl.int64) * (HIDDEN + 1)
+        tl.store(partial_ptr + tl.arange(0, HIDDEN), tl.sum(w2_total, axis=0))
+        tl.store(partial_ptr + HIDDEN, tl.sum(b2_total, axis=0))
 
 
 @triton.jit(do_not_specialize=["height", "width"])
 def _depth_head_epilogue(
     conv_ptr,  # (B, height, width, HIDDEN), the bare convolution
-    b1_ptr,
-    w2_ptr,
-    b2_ptr,
-    out_ptr,  # y (B, height, width); given grad, the hidden map's gradient, over the convolution
-    grad_ptr,
-    partial_ptr,
-    max_depth,
+    head,  # this and the next as of _depth_head_kernel; the hidden map's gradient is written over the convolution
+    results,
     height,
     width,
     HIDDEN: tl.constexpr,
@@ -274,25 +284,15 @@ def _depth_head_epilogue(
     BLOCK_W: tl.constexpr,
 ):
     """What follows the 3x3 convolution, where another library computed that: a program takes a strip as in `_depth_head_kernel`."""
-    columns = tl.cdiv(width, BLOCK_W)
-    strips = tl.cdiv(height, BLOCK_H)
-    program = tl.program_id(0)
-    image = (program // (columns * strips)).to(tl.int64)
-    first_row = program // columns % strips * BLOCK_H
-    column = program % columns * BLOCK_W + tl.arange(0, BLOCK_W)
-    inside = column < width
+    strip = _own_strip(height, width, BLOCK_W, BLOCK_H, BLOCK_W)
+    image, _, first_row, column, inside = strip
     channel = tl.arange(0, HIDDEN)
-    w2_total = tl.zeros((BLOCK_W, HIDDEN) if grad_ptr is not None else (1, 1), dtype=tl.float32)
-    b2_total = tl.zeros((BLOCK_W,) if grad_ptr is not None else (1,), dtype=tl.float32)
+    shares = _no_shares(results[1], HIDDEN, BLOCK_W)
     for row in range(first_row, tl.minimum(first_row + BLOCK_H, height)):
         position = (image * height + row) * width + column
         convolved = tl.load(conv_ptr + position[:, None] * HIDDEN + channel[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-        w2_total, b2_total = _finish_row(
-            convolved, row, first_row, image, column, inside, b1_ptr, w2_ptr, b2_ptr, out_ptr, grad_ptr, w2_total, b2_total, max_depth,
-            height, width, HIDDEN, SIGMOID, BLOCK_H,
-        )  # fmt: skip
-    if grad_ptr is not None:
-        _store_shares(partial_ptr, program, w2_total, b2_total, HIDDEN)
+        shares = _finish_row(convolved, row, strip, head, results, shares, height, width, HIDDEN, SIGMOID, BLOCK_H)
+    _store_shares(results, shares, HIDDEN)
 
 
 def _columns_per_program(source_width: int, target_width: int, block: int, source_block: int) -> int:
@@ -319,22 +319,19 @@ def _launch(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision=None) -
     columns = triton.cdiv(width, step)
     programs = batch * triton.cdiv(height, options["BLOCK_H"]) * columns
     partial = torch.empty((programs, hidden + 1), dtype=torch.float32, device=x.device) if backward else None
+    head, constants = (b1, w2, b2, max_depth), {"HIDDEN": hidden, "SIGMOID": sigmoid, **options}
     if cudnn:
         convolved = channels_last(F.conv2d(upsample_bilinear(x, size, True), w1, padding=1))
         out = convolved if backward else torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
-        launch.launch(
-            _depth_head_epilogue, (programs,), convolved, b1, w2, b2, out, grad, partial, max_depth, height, width,
-            HIDDEN=hidden, SIGMOID=sigmoid, **options,
-        )  # fmt: skip
+        launch.launch(_depth_head_epilogue, (programs,), convolved, head, (out, grad, partial), height, width, **constants)
         return out, partial
     blocks = {name: options[name] for name in ("BLOCK_W", "SOURCE_W")}
     resize = torch.empty((columns, blocks["BLOCK_W"] + 2, blocks["SOURCE_W"]), dtype=x.dtype, device=x.device)
     launch.launch(_resize_weights_kernel, (columns,), resize, source_width, width, step, PRECISION=precision, **blocks)
     out = empty_channels_last(x, hidden, height, width) if backward else torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
     launch.launch(
-        _depth_head_kernel, (programs,), x, w1, resize, b1, w2, b2, out, grad, partial, max_depth,
-        source_height, source_width, height, width, step, 3,
-        CHANNELS=channels, HIDDEN=hidden, SIGMOID=sigmoid, PRECISION=precision, **options,
+        _depth_head_kernel, (programs,), x, w1, resize, head, (out, grad, partial), source_height, source_width, height, width, step, 3,
+        CHANNELS=channels, PRECISION=precision, **constants,
     )  # fmt: skip
     return out, partial
 

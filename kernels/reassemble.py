@@ -55,16 +55,14 @@ def transposed_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 @triton.jit(do_not_specialize=["images", "positions", "width", "x_rows", "out_rows"])
 def _project_kernel(
     x_ptr,  # (images, positions, DEPTH), images x_rows rows apart: so the compiler sees what divides their distance
-    weight_ptr,  # (STRIDE * STRIDE, COLUMNS, DEPTH), rows weight_stride apart
-    bias_ptr,  # (images, COLUMNS), images bias_stride apart; or None
+    weight,  # (STRIDE * STRIDE, COLUMNS, DEPTH), and how far its rows are apart
+    bias,  # (images, COLUMNS), and how far its images are apart; or None
     grad_ptr,  # (images, positions, COLUMNS): what GELU's slope is multiplied with, instead of storing GELU; or None
     out_ptr,  # (images, height * STRIDE, width * STRIDE, COLUMNS), images out_rows pixels apart; positions = height * width
     images,
     positions,
     width,
     x_rows,
-    weight_stride,
-    bias_stride,
     out_rows,
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -86,27 +84,26 @@ def _project_kernel(
     image = (row // positions).to(tl.int64)
     position = row % positions
     x_row = x_ptr + image * (x_rows.to(tl.int64) * DEPTH) + position.to(tl.int64) * DEPTH
+    weight_ptr, weight_stride = weight
     weight_row = weight_ptr + (tap * COLUMNS + column).to(tl.int64) * weight_stride
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k in range(0, DEPTH, BLOCK_K):
         depth = k + tl.arange(0, BLOCK_K)
         x = tl.load(x_row[:, None] + depth[None, :], mask=row_exists[:, None] & (depth < DEPTH)[None, :], other=0.0)
-        weight = tl.load(weight_row[None, :] + depth[:, None], mask=column_exists[None, :] & (depth < DEPTH)[:, None], other=0.0)
-        accumulator = tl.dot(x, weight, accumulator, input_precision=PRECISION)
+        weights = tl.load(weight_row[None, :] + depth[:, None], mask=column_exists[None, :] & (depth < DEPTH)[:, None], other=0.0)
+        accumulator = tl.dot(x, weights, accumulator, input_precision=PRECISION)
     mask = row_exists[:, None] & column_exists[None, :]
-    _finish(
-        accumulator, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, bias_stride, out_rows,
-        COLUMNS, STRIDE, GELU,
-    )  # fmt: skip
+    _finish(accumulator, bias, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, out_rows, COLUMNS, STRIDE, GELU)
 
 
 @triton.jit
 def _finish(
-    accumulator, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, bias_stride, out_rows,
+    accumulator, bias, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, out_rows,
     COLUMNS: tl.constexpr, STRIDE: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     """Everything after the product, and the store."""
-    if bias_ptr is not None:
+    if bias is not None:
+        bias_ptr, bias_stride = bias
         accumulator += tl.load(bias_ptr + (image * bias_stride)[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
     if grad_ptr is not None:
         grad = tl.load(grad_ptr + row.to(tl.int64)[:, None] * COLUMNS + column[None, :], mask=mask, other=0.0)
@@ -121,13 +118,12 @@ def _finish(
 @triton.jit(do_not_specialize=["images", "positions", "product_rows", "out_rows"])
 def _readout_epilogue(
     product_ptr,  # (images, positions, COLUMNS), images product_rows rows apart
-    bias_ptr,  # (images, COLUMNS); this and the rest as of _project_kernel
+    bias,  # this and the rest as of _project_kernel
     grad_ptr,
     out_ptr,
     images,
     positions,
     product_rows,
-    bias_stride,
     out_rows,
     COLUMNS: tl.constexpr,
     GELU: tl.constexpr,
@@ -143,7 +139,7 @@ def _readout_epilogue(
     mask = (row < images * positions)[:, None] & (column < COLUMNS)[None, :]
     product_ptr += image[:, None] * (product_rows.to(tl.int64) * COLUMNS) + position.to(tl.int64)[:, None] * COLUMNS + column[None, :]
     product = tl.load(product_ptr, mask=mask, other=0.0).to(tl.float32)
-    _finish(product, bias_ptr, grad_ptr, out_ptr, row, image, position, column, mask, 0, positions, bias_stride, out_rows, COLUMNS, 1, GELU)
+    _finish(product, bias, grad_ptr, out_ptr, row, image, position, column, mask, 0, positions, out_rows, COLUMNS, 1, GELU)
 
 
 def _config(name: str, x: torch.Tensor, rows: int, columns: int, depth: int, precision: str) -> tuple[str, dict[str, Any]]:
@@ -161,16 +157,14 @@ def _launch(x, weight, bias, out, *, width, stride, precision, config, gelu=Fals
         _project_kernel,
         (blocks * stride * stride,),
         x,
-        weight,
-        bias,
+        (weight, weight.stride(-2)),
+        None if bias is None else (bias, bias.stride(0) if bias.dim() == 2 else 0),
         grad,
         out,
         images,
         positions,
         width,
         x.stride(0) // depth,
-        weight.stride(-2),
-        bias.stride(0) if bias is not None and bias.dim() == 2 else 0,
         out.stride(0) // columns,
         DEPTH=depth,
         COLUMNS=columns,
@@ -200,8 +194,8 @@ def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
     product = F.linear(tokens, weight)[:, 1:]  # the class token's row too: without it, PyTorch would copy the tokens
     blocks = triton.cdiv(images * positions, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
     launch.launch(
-        _readout_epilogue, (blocks,), product, image_bias, grad, out, images, positions,
-        product.stride(0) // features, image_bias.stride(0), out.stride(0) // features, COLUMNS=features, GELU=grad is None, **config,
+        _readout_epilogue, (blocks,), product, (image_bias, image_bias.stride(0)), grad, out, images, positions,
+        product.stride(0) // features, out.stride(0) // features, COLUMNS=features, GELU=grad is None, **config,
     )  # fmt: skip
     return result
 

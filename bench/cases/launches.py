@@ -18,6 +18,7 @@ import torch
 
 import dpt
 from dpt.config import DPTConfig
+from dpt.inference.prediction import decided_labels
 from dpt.kernels import launch
 from dpt.kernels.tools import spaces
 from dpt.kernels.tools.parity import float32_products
@@ -128,7 +129,7 @@ def run(model: torch.nn.Module, how: Run, size: tuple[int, int], batch: int) -> 
             picture = (size[0] + 37, size[1] + 51)
             averaged = outputs[0][0].float().contiguous()  # over scales or windows
             for logits, probability in itertools.product((outputs[0][0], averaged), (False, True)):
-                model.head.labels(logits, picture, config.input, probability)
+                decided_labels(model.head, logits, picture, config.input, probability)
 
 
 def inputs(config: DPTConfig, batches: tuple[int, ...]) -> list[tuple[int, tuple[int, int]]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import dpt
+from dpt.inference.prediction import decided_labels
 from dpt.kernels import launch
 
 from ..harness import measure, records
@@ -121,7 +122,7 @@ class OpenedSteps(models.OpenedModel):
         if not self.segments:
             return (result,)
         size = tuple(x.shape[2:])
-        labels = [model.head.labels(logits, size, model.config.input)[0] for logits in result]
+        labels = [decided_labels(model.head, logits, size, model.config.input)[0] for logits in result]
         return result, torch.stack(labels)
 
     def _judged(self, result: Tensor, labels: Tensor | None = None) -> list[Tensor]:

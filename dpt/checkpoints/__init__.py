@@ -1,10 +1,10 @@
-"""Checkpoints: reading files safely, and writing (`files`, `pickles`, `stored`), state dicts brought to our keys (`layouts`), what files
+"""Checkpoints: reading files safely, and writing (`files`, `pickles`, `stored`), state dicts brought to our keys (`conversion`), what files
 say of their models (`pretrained_configs`), downloads (`downloads`) and transformers' hub (`hub`)."""
 
 from ..zoo import CheckpointError, Layout
+from .conversion import convert, layout_of, problems, shortened
 from .files import Checkpoint, read, save
 from .hub import find
-from .layouts import convert, layout_of, problems, shortened
 from .pretrained_configs import palette, saved_config, stated_config
 
 __all__ = [

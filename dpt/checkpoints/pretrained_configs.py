@@ -18,8 +18,8 @@ import torch
 from ..classes import ade20k
 from ..config import DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig, config_from
 from ..zoo import CheckpointError, transformers_dpt
+from .conversion import layout_of
 from .files import INPUT_FILE, MODEL_FILE, Checkpoint, read_json
-from .layouts import layout_of
 
 _ACTIVATIONS = {
     "gelu": "gelu",

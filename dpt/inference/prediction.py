@@ -299,13 +299,13 @@ def _labels(model: Network, images: list[np.ndarray], options: Options) -> list[
         logits = _mean_log_probabilities(images, views, config)
     found: list[dict[str, np.ndarray | None]] = []
     for maps, image in zip(logits, images, strict=True):
-        labels, probability = _decided(model.head, maps, image.shape[:2], config, options.probability)
+        labels, probability = decided_labels(model.head, maps, image.shape[:2], config, options.probability)
         found.append({"labels": labels.cpu().numpy(), "probability": None if probability is None else probability.cpu().numpy()})
     return found
 
 
-def _decided(
-    head: nn.Module, logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool
+def decided_labels(
+    head: nn.Module, logits: Tensor, size: tuple[int, int], config: InputConfig, probability: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """`labels_from_logits`, unless the head has a fused form of it that runs here (`dpt.fast`)."""
     fused = getattr(head, "fused_labels", None)

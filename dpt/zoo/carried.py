@@ -33,4 +33,4 @@ MODELS = (
 
 PARAMETERS = {"dpt-tiny-depth": 3_325_233, "dpt-tiny-scenes": 3_329_137}
 
-LAYOUT = Layout(name="dpt", marker="encoder.pos_embed", rows=(("{p}", "{p}"),))
+LAYOUT = Layout(name="dpt", marker="fusion.blocks.0.project.weight", rows=(("{p}", "{p}"),))

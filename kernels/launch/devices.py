@@ -15,8 +15,6 @@ from .families import TABLES, family_of_capability
 
 # Triton decides when a kernel is decorated whether it is interpreted, so this is fixed from the import on.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-
 # The family whose table and code path CPU tensors take in the interpreter.
 INTERPRETED_FAMILY_VARIABLE = "DPT_KERNELS_FAMILY"
 

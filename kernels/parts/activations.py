@@ -13,8 +13,6 @@ def relu(values):
 
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
-
-
 INVERSE_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
 
 

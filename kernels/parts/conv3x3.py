@@ -45,20 +45,12 @@ def _load(ptr, offsets, mask):
 def _finish(
     values,  # (pixels, BLOCK_N) float32
     out_ptr,  # (B, height, width, CHANNELS)
-    operands,  # bias, norm's weight, bias, mean and variance (CHANNELS,); mask and skip, as out; add (B, add_height, add_width, CHANNELS)
-    eps,
-    image,
-    row,  # (pixels,)
-    column,  # (pixels,)
-    inside,  # (pixels,)
+    epilogue,  # (bias, norm, mask, skip, add, resized), each or None, as _operands gives them
+    pixels,  # (image, int64; row, column and whether it is inside, (pixels,) each)
     first_channel,
-    height,
-    width,
-    add_height,
-    add_width,
+    sides,  # height and width of out, and of resized
     CHANNELS: tl.constexpr,
     RELU_OUTPUT: tl.constexpr,
-    RESIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PARTS: tl.constexpr,
 ):
@@ -66,23 +58,20 @@ def _finish(
     if PARTS > 1:
         PART: tl.constexpr = BLOCK_N // 2
         lower, upper = values.reshape(values.shape[0], 2, PART).permute(0, 2, 1).split()
-        _finish(
-            lower, out_ptr, operands, eps, image, row, column, inside, first_channel,
-            height, width, add_height, add_width, CHANNELS, RELU_OUTPUT, RESIZE, PART, PARTS // 2,
-        )  # fmt: skip
-        _finish(
-            upper, out_ptr, operands, eps, image, row, column, inside, first_channel + PART,
-            height, width, add_height, add_width, CHANNELS, RELU_OUTPUT, RESIZE, PART, PARTS // 2,
-        )  # fmt: skip
+        _finish(lower, out_ptr, epilogue, pixels, first_channel, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
+        _finish(upper, out_ptr, epilogue, pixels, first_channel + PART, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
     else:
-        bias_ptr, weight_ptr, shift_ptr, mean_ptr, variance_ptr, mask_ptr, skip_ptr, add_ptr = operands
+        bias_ptr, norm, mask_ptr, skip_ptr, add_ptr, resized_ptr = epilogue
+        image, row, column, inside = pixels
+        height, width, source_height, source_width = sides
         channel = first_channel + tl.arange(0, BLOCK_N)
         exists = channel < CHANNELS
         mask = inside[:, None] & exists[None, :]
         offsets = (image * height * width + row * width + column)[:, None] * CHANNELS + channel[None, :]
         if bias_ptr is not None:
             values += _load(bias_ptr, channel, exists)[None, :]
-        if weight_ptr is not None:
+        if norm is not None:
+            weight_ptr, shift_ptr, mean_ptr, variance_ptr, eps = norm
             scale = _load(weight_ptr, channel, exists) * tl.rsqrt(_load(variance_ptr, channel, exists) + eps)
             values = (values - _load(mean_ptr, channel, exists)[None, :]) * scale[None, :] + _load(shift_ptr, channel, exists)[None, :]
         if RELU_OUTPUT:
@@ -92,146 +81,113 @@ def _finish(
         if skip_ptr is not None:
             values += _load(skip_ptr, offsets, mask)
         if add_ptr is not None:
-            if RESIZE:
-                source_y = bilinear_source(row, add_height, height, True)
-                source_x = bilinear_source(column, add_width, width, True)
-                add_ptr += image * add_height * add_width * CHANNELS
-                values += gather_bilinear(add_ptr, source_y, source_x, add_width * CHANNELS, CHANNELS, channel, mask)
-            else:
-                values += _load(add_ptr, offsets, mask)
+            values += _load(add_ptr, offsets, mask)
+        if resized_ptr is not None:
+            source_y = bilinear_source(row, source_height, height, True)
+            source_x = bilinear_source(column, source_width, width, True)
+            resized_ptr += image * source_height * source_width * CHANNELS
+            values += gather_bilinear(resized_ptr, source_y, source_x, source_width * CHANNELS, CHANNELS, channel, mask)
         tl.store(out_ptr + offsets, values.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-SIDES = ["height", "width", "add_height", "add_width"]
+SIDES = ["height", "width", "source_height", "source_width"]  # not a tuple to the kernels: Triton would specialise on its members
 
 
 @triton.jit(do_not_specialize=SIDES)
-def conv3x3_pointers(
-    x_ptr,  # (B, height, width, C_IN)
-    weight_ptr,  # (C_OUT, 9, C_IN)
+def conv3x3_kernel(
+    x,  # (B, height, width, C_IN): a pointer; if DESCRIPTOR, a descriptor of blocks of (1, BLOCK_H, BLOCK_W, BLOCK_K)
+    weight,  # (C_OUT, 9, C_IN): a pointer; if DESCRIPTOR, a descriptor of blocks of (BLOCK_N, 1, BLOCK_K)
     out_ptr,  # (B, height, width, C_OUT)
-    operands,
-    eps,
+    epilogue,
     height,
     width,
-    add_height,
-    add_width,
+    source_height,
+    source_width,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     RELU_INPUT: tl.constexpr,
     RELU_OUTPUT: tl.constexpr,
-    RESIZE: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EPILOGUE_PARTS: tl.constexpr,
-):
-    """A program computes ``BLOCK_M`` consecutive pixels of one image by ``BLOCK_N`` output channels."""
-    CHUNKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
-    COLUMNS: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
-    blocks = tl.cdiv(height * width, BLOCK_M)
-    # The channel tiles of one pixel tile are neighbours in time, so that they find it in the L2 cache.
-    first_channel = (tl.program_id(0) % COLUMNS) * BLOCK_N
-    block = tl.program_id(0) // COLUMNS
-    image = (block // blocks).to(tl.int64)
-    pixel = (block % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = pixel < height * width
-    row = pixel // width
-    column = pixel % width
-    channel = first_channel + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + (image * height * width + pixel)[:, None] * C_IN + k[None, :]
-    weight_ptrs = weight_ptr + channel[None, :].to(tl.int64) * (9 * C_IN) + k[:, None]
-    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(0, 9 * CHUNKS):
-        tap = step // CHUNKS
-        first = (step - tap * CHUNKS) * BLOCK_K
-        down = tap // 3 - 1
-        across = tap % 3 - 1
-        y = row + down
-        x = column + across
-        x_mask = (inside & (y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None]
-        weight_mask = (channel < C_OUT)[None, :]
-        if C_IN % BLOCK_K != 0:
-            x_mask = x_mask & (first + k < C_IN)[None, :]
-            weight_mask = weight_mask & (first + k < C_IN)[:, None]
-        pixels = tl.load(x_ptrs + ((down * width + across) * C_IN + first), mask=x_mask, other=0.0)
-        weights = tl.load(weight_ptrs + (tap * C_IN + first), mask=weight_mask, other=0.0)
-        if RELU_INPUT:
-            pixels = relu(pixels)
-        accumulator = tl.dot(pixels, weights, accumulator, input_precision=PRECISION)
-    _finish(
-        accumulator, out_ptr, operands, eps, image, row, column, inside, first_channel,
-        height, width, add_height, add_width, C_OUT, RELU_OUTPUT, RESIZE, BLOCK_N, EPILOGUE_PARTS,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=SIDES)
-def conv3x3_descriptors(
-    x_descriptor,  # (B, height, width, C_IN), in blocks of (1, BLOCK_H, BLOCK_W, BLOCK_K)
-    weight_descriptor,  # (C_OUT, 9, C_IN), in blocks of (BLOCK_N, 1, BLOCK_K)
-    out_ptr,  # (B, height, width, C_OUT)
-    operands,
-    eps,
-    height,
-    width,
-    add_height,
-    add_width,
-    C_IN: tl.constexpr,
-    C_OUT: tl.constexpr,
-    RELU_INPUT: tl.constexpr,
-    RELU_OUTPUT: tl.constexpr,
-    RESIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EPILOGUE_PARTS: tl.constexpr,
 ):
-    """A program computes ``BLOCK_H`` by ``BLOCK_W`` pixels of one image by ``BLOCK_N`` output channels."""
+    """A program computes ``BLOCK_N`` output channels of a tile of pixels of one image: by descriptors ``BLOCK_H`` by ``BLOCK_W`` of them,
+    by pointers as many consecutive ones, over the ends of rows."""
     CHUNKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
     COLUMNS: tl.constexpr = (C_OUT + BLOCK_N - 1) // BLOCK_N
-    block_columns = tl.cdiv(width, BLOCK_W)
-    blocks = tl.cdiv(height, BLOCK_H) * block_columns
+    BLOCK_M: tl.constexpr = BLOCK_H * BLOCK_W
+    # The channel tiles of one pixel tile are neighbours in time, so that they find it in the L2 cache.
     first_channel = (tl.program_id(0) % COLUMNS) * BLOCK_N
     block = tl.program_id(0) // COLUMNS
-    image = block // blocks
-    first_row = (block % blocks) // block_columns * BLOCK_H
-    first_column = (block % blocks) % block_columns * BLOCK_W
-    accumulator = tl.zeros((BLOCK_N, BLOCK_H * BLOCK_W), tl.float32)
+    position = tl.arange(0, BLOCK_M)
+    if DESCRIPTOR:
+        block_columns = tl.cdiv(width, BLOCK_W)
+        blocks = tl.cdiv(height, BLOCK_H) * block_columns
+        image = block // blocks
+        first_row = (block % blocks) // block_columns * BLOCK_H
+        first_column = (block % blocks) % block_columns * BLOCK_W
+        row = first_row + position // BLOCK_W
+        column = first_column + position % BLOCK_W
+        inside = (row < height) & (column < width)
+        accumulator = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        blocks = tl.cdiv(height * width, BLOCK_M)
+        image = (block // blocks).to(tl.int64)
+        pixel = (block % blocks) * BLOCK_M + position
+        row = pixel // width
+        column = pixel % width
+        inside = pixel < height * width
+        channel = first_channel + tl.arange(0, BLOCK_N)
+        k = tl.arange(0, BLOCK_K)
+        x_ptrs = x + (image * height * width + pixel)[:, None] * C_IN + k[None, :]
+        weight_ptrs = weight + channel[None, :].to(tl.int64) * (9 * C_IN) + k[:, None]
+        accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, 9 * CHUNKS):
         tap = step // CHUNKS
         first = (step - tap * CHUNKS) * BLOCK_K
-        # Coordinates outside the map, negative ones too, read as zeros: the padding.
-        pixels = x_descriptor.load([image, first_row + tap // 3 - 1, first_column + tap % 3 - 1, first]).reshape(BLOCK_H * BLOCK_W, BLOCK_K)
-        weights = weight_descriptor.load([first_channel, tap, first]).reshape(BLOCK_N, BLOCK_K)
+        down = tap // 3 - 1
+        across = tap % 3 - 1
+        if DESCRIPTOR:
+            # Coordinates outside the map, negative ones too, read as zeros: the padding.
+            pixels = x.load([image, first_row + down, first_column + across, first]).reshape(BLOCK_M, BLOCK_K)
+            weights = weight.load([first_channel, tap, first]).reshape(BLOCK_N, BLOCK_K)
+        else:
+            seen_y = row + down
+            seen_x = column + across
+            x_mask = (inside & (seen_y >= 0) & (seen_y < height) & (seen_x >= 0) & (seen_x < width))[:, None]
+            weight_mask = (channel < C_OUT)[None, :]
+            if C_IN % BLOCK_K != 0:
+                x_mask = x_mask & (first + k < C_IN)[None, :]
+                weight_mask = weight_mask & (first + k < C_IN)[:, None]
+            pixels = tl.load(x_ptrs + ((down * width + across) * C_IN + first), mask=x_mask, other=0.0)
+            weights = tl.load(weight_ptrs + (tap * C_IN + first), mask=weight_mask, other=0.0)
         if RELU_INPUT:
             pixels = relu(pixels)
-        accumulator = tl.dot(weights, pixels.T, accumulator, input_precision=PRECISION)
-    position = tl.arange(0, BLOCK_H * BLOCK_W)
-    row = first_row + position // BLOCK_W
-    column = first_column + position % BLOCK_W
-    inside = (row < height) & (column < width)
-    _finish(
-        accumulator.T, out_ptr, operands, eps, image.to(tl.int64), row, column, inside, first_channel,
-        height, width, add_height, add_width, C_OUT, RELU_OUTPUT, RESIZE, BLOCK_N, EPILOGUE_PARTS,
-    )  # fmt: skip
+        if DESCRIPTOR:
+            accumulator = tl.dot(weights, pixels.T, accumulator, input_precision=PRECISION)
+        else:
+            accumulator = tl.dot(pixels, weights, accumulator, input_precision=PRECISION)
+    if DESCRIPTOR:
+        accumulator = accumulator.T
+    tile = (image.to(tl.int64), row, column, inside)
+    sides = (height, width, source_height, source_width)
+    _finish(accumulator, out_ptr, epilogue, tile, first_channel, sides, C_OUT, RELU_OUTPUT, BLOCK_N, EPILOGUE_PARTS)
 
 
 @triton.jit(do_not_specialize=SIDES)
 def conv3x3_epilogue(
     conv_ptr,  # (B, height, width, CHANNELS), the bare convolution; overwritten
-    operands,
-    eps,
+    epilogue,
     height,
     width,
-    add_height,
-    add_width,
+    source_height,
+    source_width,
     CHANNELS: tl.constexpr,
     RELU_OUTPUT: tl.constexpr,
-    RESIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -244,10 +200,9 @@ def conv3x3_epilogue(
     inside = pixel < height * width
     offsets = (image * height * width + pixel)[:, None] * CHANNELS + channel[None, :]
     values = _load(conv_ptr, offsets, inside[:, None] & (channel < CHANNELS)[None, :])
-    _finish(
-        values, conv_ptr, operands, eps, image, pixel // width, pixel % width, inside, first_channel,
-        height, width, add_height, add_width, CHANNELS, RELU_OUTPUT, RESIZE, BLOCK_N, 1,
-    )  # fmt: skip
+    tile = (image, pixel // width, pixel % width, inside)
+    sides = (height, width, source_height, source_width)
+    _finish(values, conv_ptr, epilogue, tile, first_channel, sides, CHANNELS, RELU_OUTPUT, BLOCK_N, 1)
 
 
 def input_precision(dtype: torch.dtype) -> str:
@@ -283,25 +238,37 @@ def conv3x3(
     image, taps = _views(x, weight)
     precision = precision or input_precision(x.dtype)
     config = launch.config("conv3x3", family, x.dtype, **_shape(image, taps, precision, gradient))
-    vectors = (None if vector is None else vector.contiguous() for vector in (bias, *(norm[:4] if norm else (None,) * 4)))
-    epilogue = (*vectors, mask, skip, add), norm.eps if norm else 0.0, height, width
-    epilogue += tuple(add.shape[-2:]) if add is not None else (height, width)
-    flags = {"RELU_OUTPUT": relu_output, "RESIZE": add is not None and add.shape[-2:] != x.shape[-2:]}
+    epilogue, sides = _operands((height, width), bias, norm, mask, skip, add)
     if config.pop("backend") == "cudnn":
-        return _with_cudnn(x.relu() if relu_input else x, weight, epilogue, flags)
+        return _with_cudnn(x.relu() if relu_input else x, weight, epilogue, sides, relu_output)
     out = empty_channels_last(x, c_out, height, width)
-    flags |= {"C_IN": c_in, "C_OUT": c_out, "RELU_INPUT": relu_input, "PRECISION": precision}
-    columns = triton.cdiv(c_out, config["BLOCK_N"])
-    if config.pop("descriptor"):
+    descriptor = config.pop("descriptor")
+    if descriptor:
         blocks = triton.cdiv(height, config["BLOCK_H"]) * triton.cdiv(width, config["BLOCK_W"])
         operands = _descriptors(image, taps, config)
-        kernel = conv3x3_descriptors
     else:
-        blocks = triton.cdiv(height * width, config["BLOCK_M"])
+        config |= {"BLOCK_H": 1, "BLOCK_W": config.pop("BLOCK_M")}
+        blocks = triton.cdiv(height * width, config["BLOCK_W"])
         operands = (x, weight)
-        kernel = conv3x3_pointers
-    launch.launch(kernel, (batch * blocks * columns,), *operands, out, *epilogue, **flags, **config)
+    grid = (batch * blocks * triton.cdiv(c_out, config["BLOCK_N"]),)
+    flags = {"RELU_INPUT": relu_input, "RELU_OUTPUT": relu_output, "PRECISION": precision, "DESCRIPTOR": descriptor}
+    launch.launch(conv3x3_kernel, grid, *operands, out, epilogue, *sides, C_IN=c_in, C_OUT=c_out, **flags, **config)
     return out
+
+
+def _operands(
+    size: tuple[int, int],
+    bias: torch.Tensor | None,
+    norm: BatchNorm | None = None,
+    mask: torch.Tensor | None = None,
+    skip: torch.Tensor | None = None,
+    add: torch.Tensor | None = None,
+) -> tuple[tuple[Any, ...], tuple[int, int, int, int]]:
+    """The kernels' ``epilogue`` for a result of ``size``, and its sides: those of the result, and of the map that is resized to it."""
+    source = size if add is None else tuple(add.shape[-2:])
+    vectors = None if norm is None else (*(vector.contiguous() for vector in norm[:4]), norm.eps)
+    added = (add, None) if source == size else (None, add)
+    return (None if bias is None else bias.contiguous(), vectors, mask, skip, *added), (*size, *source)
 
 
 def _shape(image: torch.Tensor, taps: torch.Tensor, precision: str, gradient: bool) -> dict[str, Any]:
@@ -323,24 +290,25 @@ def _descriptors(image: torch.Tensor, taps: torch.Tensor, config: Mapping[str, A
     return TensorDescriptor.from_tensor(image, pixels), TensorDescriptor.from_tensor(taps, [config["BLOCK_N"], 1, config["BLOCK_K"]])
 
 
-def _with_cudnn(x: torch.Tensor, weight: torch.Tensor, epilogue: tuple[Any, ...], flags: Mapping[str, bool]) -> torch.Tensor:
-    return finish(F.conv2d(x, weight, padding=1), epilogue, flags)
+def _with_cudnn(
+    x: torch.Tensor, weight: torch.Tensor, epilogue: tuple[Any, ...], sides: tuple[int, ...], relu_output: bool
+) -> torch.Tensor:
+    return _finished(F.conv2d(x, weight, padding=1), epilogue, sides, relu_output)
 
 
-def finish(convolved: torch.Tensor, epilogue: tuple[Any, ...], flags: Mapping[str, bool]) -> torch.Tensor:
+def _finished(convolved: torch.Tensor, epilogue: tuple[Any, ...], sides: tuple[int, ...], relu_output: bool) -> torch.Tensor:
     """What another library convolved, (B, C, H, W), with the epilogue; in place where it is channels-last."""
     out = channels_last(convolved)
     batch, channels, height, width = out.shape
     config = launch.config("conv3x3_epilogue", launch.device_family(out.device), out.dtype, C=channels, pixels=batch * height * width)
     grid = (batch * triton.cdiv(height * width, config["BLOCK_M"]), triton.cdiv(channels, config["BLOCK_N"]))
-    launch.launch(conv3x3_epilogue, grid, out, *epilogue, CHANNELS=channels, **flags, **config)
+    launch.launch(conv3x3_epilogue, grid, out, epilogue, *sides, CHANNELS=channels, RELU_OUTPUT=relu_output, **config)
     return out
 
 
 def add_bias(convolved: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """:func:`finish` with a bias (C,) alone."""
-    sides = tuple(convolved.shape[2:])
-    return finish(convolved, ((bias, *(None,) * 7), 0.0, *sides, *sides), {"RELU_OUTPUT": False, "RESIZE": False})
+    """What another library convolved, (B, C, H, W), with a bias (C,) alone; in place where it is channels-last."""
+    return _finished(convolved, *_operands(tuple(convolved.shape[2:]), bias), False)
 
 
 def conv3x3_weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -40,10 +40,11 @@ from .norms import LayerNorm, Statistics, normalise, row_statistics
 
 @triton.jit
 def _finish(
-    tile, bias, scale, extra, out, pre, row, column, rows, columns,
+    tile, vectors, extra, out, pre, row, column, rows, columns,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EPILOGUE: tl.constexpr, DESCRIPTOR: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of a (ROWS, COLUMNS) piece of the product, and its store."""
+    bias, scale = vectors
     if bias is not None:
         tile += load_vector(bias, column, columns, COLUMNS)[None, :]
     if EPILOGUE == "gelu":
@@ -63,16 +64,11 @@ def _finish(
 def linear_kernel(
     x,  # (rows, depth); this and the other matrices are pointers, or descriptors if DESCRIPTOR
     weight,  # (columns, depth); for the epilogue "gelu_gradient" (depth, columns)
-    bias,  # (columns,) or None
-    scale,  # (columns,) or None, for the epilogue "residual"
+    vectors,  # (bias, scale), (columns,) or None each; scale is for the epilogue "residual"
     extra,  # (rows, columns): the residual, or the pre-activation for "gelu_gradient"; else None
     out,  # (rows, columns)
     pre,  # (rows, columns): where "gelu" stores what it is applied to; or None
-    norm_weight,  # (depth,): None without LayerNorm, like the next three
-    norm_bias,  # (depth,)
-    mean_ptr,  # (rows,) float32, written
-    rstd_ptr,  # (rows,) float32, written
-    eps,
+    norm,  # (weight (depth,), bias (depth,), mean and 1 / deviation (rows,) float32, which are written, eps); or None without LayerNorm
     rows,
     columns,
     depth,
@@ -94,7 +90,8 @@ def linear_kernel(
     groups = tl.cdiv(columns, BLOCK_N * TILES)
     row = tl.program_id(0) // groups * BLOCK_M
     first = tl.program_id(0) % groups * (BLOCK_N * TILES)
-    if norm_weight is not None:
+    if norm is not None:
+        norm_weight, norm_bias, mean_ptr, rstd_ptr, eps = norm
         mean, rstd = row_statistics(x, row, rows, depth, eps, BLOCK_M, BLOCK_K, STATISTICS_STAGES, DESCRIPTOR)
         i = row + tl.arange(0, BLOCK_M)
         tl.store(mean_ptr + i, mean, mask=i < rows)
@@ -108,7 +105,7 @@ def linear_kernel(
         accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for k in range(0, depth, BLOCK_K):
             a = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
-            if norm_weight is not None:
+            if norm is not None:
                 gamma = load_vector(norm_weight, k, depth, BLOCK_K)
                 a = normalise(a, mean, rstd, gamma, load_vector(norm_bias, k, depth, BLOCK_K))
             if EPILOGUE == "gelu_gradient":
@@ -117,8 +114,8 @@ def linear_kernel(
                 b = load_tile(weight, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR).T
             accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
         left, right = accumulator.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
-        _finish(left, bias, scale, extra, out, pre, row, column, rows, columns, BLOCK_M, HALF, EPILOGUE, DESCRIPTOR)
-        _finish(right, bias, scale, extra, out, pre, row, column + HALF, rows, columns, BLOCK_M, HALF, EPILOGUE, DESCRIPTOR)
+        _finish(left, vectors, extra, out, pre, row, column, rows, columns, BLOCK_M, HALF, EPILOGUE, DESCRIPTOR)
+        _finish(right, vectors, extra, out, pre, row, column + HALF, rows, columns, BLOCK_M, HALF, EPILOGUE, DESCRIPTOR)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -126,10 +123,7 @@ def weight_gradient_kernel(
     grad,  # (rows, columns); this and the other matrices are pointers, or descriptors if DESCRIPTOR
     x,  # (rows, depth)
     out,  # (columns, depth)
-    norm_weight,  # (depth,): None but for the prologue "layernorm", like the next three
-    norm_bias,  # (depth,)
-    mean_ptr,  # (rows,) float32
-    rstd_ptr,  # (rows,) float32
+    norm,  # (weight (depth,), bias (depth,), mean and 1 / deviation (rows,) float32); None but for the prologue "layernorm"
     scale,  # (columns,) or None
     weight,  # (columns, depth), for the gradient of scale; or None
     scale_partial,  # (depth blocks, columns) float32: the share of each block of depth in sum_k weight * grad.T @ x; or None
@@ -150,6 +144,7 @@ def weight_gradient_kernel(
     column = tl.program_id(0) // blocks * BLOCK_N
     k = tl.program_id(0) % blocks * BLOCK_K
     if PROLOGUE == "layernorm":
+        norm_weight, norm_bias, mean_ptr, rstd_ptr = norm
         gamma = load_vector(norm_weight, k, depth, BLOCK_K)
         beta = load_vector(norm_bias, k, depth, BLOCK_K)
     if IN_REGISTERS:  # only the left operand of a dot may come from registers: the tile is computed transposed
@@ -252,13 +247,11 @@ def linear(
         (triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n * config["TILES"]),),
         _tiles(x, [block_m, block_k], descriptor),
         _tiles(weight, weight_block, descriptor),
-        *_contiguous(bias, scale),
+        _contiguous(bias, scale),
         _tiles(extra, half, descriptor),
         _tiles(out, half, descriptor),
         _tiles(pre, half, descriptor),
-        *_contiguous(*(norm or (None, None))),
-        *(statistics or (None, None)),
-        eps,
+        (*_contiguous(*norm), *statistics, eps) if norm else None,
         rows,
         columns,
         depth,
@@ -303,8 +296,7 @@ def weight_gradient(
         _tiles(grad, [block_m, block_n], descriptor),
         _tiles(x, [block_m, block_k], descriptor),
         _tiles(out, [block_n, block_k], descriptor),
-        *_contiguous(*(norm or (None, None))),
-        *(statistics or (None, None)),
+        (*_contiguous(*norm), *statistics) if norm else None,
         *_contiguous(scale),
         _tiles(weight, [block_n, block_k], descriptor),
         partial,

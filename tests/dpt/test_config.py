@@ -11,12 +11,27 @@ from small import config, depth_anything, small
 import dpt
 from dpt import checkpoints
 from dpt.checkpoints import CheckpointError
-from dpt.config import ACTIVATIONS, SECTIONS, DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig, config_from
+from dpt.config import (
+    ACTIVATIONS,
+    MAX_DEPTH,
+    MAX_SIDE,
+    MAX_WIDTH,
+    SECTIONS,
+    DecoderConfig,
+    DPTConfig,
+    EncoderConfig,
+    HeadConfig,
+    InputConfig,
+    config_from,
+)
+from dpt.data.datasets import Augmentation
+from dpt.inference.prediction import Options
 from dpt.nets.decoder import READOUT
 from dpt.nets.encoders import ENCODERS
 from dpt.nets.encoders.vit import ATTENTION, STEMS
 from dpt.nets.functional import ACTIVATION
 from dpt.nets.heads import HEADS
+from dpt.training.recipes import Recipe
 from dpt.zoo import CONFIGS
 
 WRONG = [  # section, field, value, part of the rule
@@ -114,6 +129,35 @@ def test_each_field_has_a_rule(saved, section, field, value, rule):
     rewrite(values)
     with pytest.raises(CheckpointError, match=rf"model\.safetensors: its configuration cannot be read \({named}"):
         dpt.load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        *(("encoder", "mlp_ratio", value) for value in (0.5, 64)),
+        *(("encoder", "pos_offset", value) for value in (0, 1.0)),
+        *(("encoder", "pos_grid", value) for value in ((1, 1), (MAX_SIDE, MAX_SIDE))),
+        *(("encoder", "patch_size", value) for value in (1, MAX_SIDE)),
+        *(("encoder", "embed_dim", value) for value in (2, MAX_WIDTH)),
+        *(("encoder", "depth", value) for value in (4, MAX_DEPTH)),
+        *(("decoder", "features", value) for value in (2, MAX_WIDTH)),
+        *(("decoder", "neck_channels", (value,) * 4) for value in (1, MAX_WIDTH)),
+        *(("head", "hidden", value) for value in (1, MAX_WIDTH)),
+        *(("head", "dropout", value) for value in (0, 1)),
+        *(("input", "multiple", value) for value in (1, MAX_SIDE)),
+        *(("input", "size", (value, value)) for value in (1, MAX_WIDTH)),
+    ],
+)
+def test_each_bound_is_allowed(section, field, value):
+    """Blind spot: a rule that is narrower than it says."""
+    made = config("dpt-large-midas").with_(section, **{field: value})
+    assert getattr(getattr(made, section), field) == value
+
+
+def test_colours_are_bytes():
+    """Blind spot: black or white refused."""
+    made = config("dpt-large-ade20k", classes=2).with_("head", palette=((0, 0, 0), (255, 255, 255)))
+    assert made.head.palette[1] == (255, 255, 255)
 
 
 def test_every_field_is_in_a_table_of_wrong_values():
@@ -275,3 +319,23 @@ def test_input_needs_no_more_than_its_three():
     InputConfig(mean=(0.5,) * 3, std=(0.5,) * 3, size=(384, 384))
     HeadConfig(task="depth")
     DecoderConfig(neck_channels=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        CONFIGS["dpt-base-ade20k"],
+        *(getattr(CONFIGS["dpt-base-ade20k"], name) for name in SECTIONS),
+        Recipe.of("dpt-tiny-depth"),
+        Augmentation(),
+        Options.of(CONFIGS["dpt-tiny-depth"]),
+        EncoderConfig.RULES["depth"],
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_what_was_checked_stays_so(made):
+    """Blind spot: a configuration that is changed after it was checked, in one model and so in all that share it; or its rule."""
+    field = dataclasses.fields(made)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, field, getattr(made, field))
+    assert hash(made) == hash(dataclasses.replace(made)) and made == dataclasses.replace(made)

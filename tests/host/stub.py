@@ -162,7 +162,8 @@ class Stub:
         triton.knobs.runtime.jit_cache_hook = lambda **told: self.compiler.ask(**told)
         triton.compiler.compile = lambda *args, **options: self.compiler(*args, **options)
         launch.launch = self.launch
-        launch.has_kernels = lambda tensor: True
+        self.standing_in = launch.stand_ins()  # for as long as the process lives
+        self.standing_in.__enter__()
         devices._family_of_gpu, torch.cuda.current_device = lambda index: self.family, lambda: 0  # of the device "cuda", where a test asks
         self.use("sm_90")
 

@@ -18,10 +18,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [
-    str(HERE),
-    str(HERE.parent / "helpers"),
-]  # for `from parity import ...` and `from small import ...`, whatever the import mode
+sys.path[:0] = [str(HERE), str(HERE.parent / "helpers")]  # for `from checks import ...` and `from small import ...`
 
 ON_STUB = "DPT_KERNELS_ON_STUB" in os.environ  # tests/host: launches are looked at and not made, numbers are not asked for
 ON_GPU = ON_STUB or (torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1")

@@ -139,7 +139,7 @@ def test_expanded_gradient(device, path):
 
 @triton.jit
 def _copy_tile(ptr, batch, N, C, D: tl.constexpr, ROWS: tl.constexpr):
-    tile = _load_rows(ptr, None, batch, 1, N - ROWS, N * tl.cast(C, tl.int64), C, N, D, ROWS, D, True, False)
+    tile = _load_rows((ptr, N * tl.cast(C, tl.int64), C), None, batch, 1, N - ROWS, N, D, ROWS, D, True, False)
     _store_rows(ptr, tile, batch, 0, N - ROWS, N, C, D, ROWS, D)
 
 

@@ -9,6 +9,7 @@ from both_passes import in_both
 from small import depth_anything, wide
 
 import dpt
+from dpt.inference.prediction import decided_labels
 from dpt.inference.resizing import labels_from_logits
 from dpt.kernels import launch
 from dpt.kernels.tools.parity import assert_parity
@@ -129,7 +130,7 @@ def test_launches_of_the_decoder(tf32, device, launches):
         model.head(fused, (32, 32))
     names = Counter(launches)
     assert names["_project_kernel"] == 2  # the readouts of the two levels that are not maps of the stem
-    assert names["conv3x3_pointers"] + names["conv3x3_descriptors"] == 2 * 7 + 1  # seven units and the head's first convolution
+    assert names["conv3x3_kernel"] == 2 * 7 + 1  # seven units and the head's first convolution
     assert names["_upsample_kernel"] == 1 and names["_depth_head_kernel"] == 1
 
 
@@ -137,12 +138,12 @@ def test_labels_are_decided_in_one_launch(device, launches):
     """Blind spot: predictions that write the classes' maps at the picture's size. The labels are the plain head's, ties aside."""
     model = dpt.accelerate(dpt.build("dpt-tiny-scenes", device=device))
     logits = torch.randn(9, 8, 12, device=device)
-    labels, probability = model.head.labels(logits, (40, 50), model.config.input, True)
+    labels, probability = decided_labels(model.head, logits, (40, 50), model.config.input, True)
     assert launches == ["_upsample_argmax_kernel"]
     plain_labels, plain_probability = labels_from_logits(logits, (40, 50), model.config.input, True)
     assert labels.dtype == torch.uint8 and (labels != plain_labels).sum() <= 1
     torch.testing.assert_close(probability, plain_probability)
-    assert model.head.labels(logits, (40, 50), model.config.input)[1] is None
+    assert decided_labels(model.head, logits, (40, 50), model.config.input)[1] is None
 
 
 def test_the_report_says_kernels(device):

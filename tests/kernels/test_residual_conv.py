@@ -94,7 +94,7 @@ def test_every_shipped_configuration(name, device):
 
 
 def test_both_paths_ran(monkeypatch, device):
-    """The fixture ``path`` and the backend of the table really switch between the three kernels."""
+    """The fixture ``path`` and the backend of the table really switch between the three ways."""
     if device.type == "cuda":
         pytest.skip("a GPU runs its own family's path")
     launches = checks.spied_launches(monkeypatch)
@@ -104,7 +104,8 @@ def test_both_paths_ran(monkeypatch, device):
         case.call(residual_conv_unit)(*case.inputs)
     with launch.using("conv3x3", CUDNN):
         case.call(residual_conv_unit)(*case.inputs)
-    assert [kernel for kernel, _ in launches] == ["conv3x3_pointers"] * 2 + ["conv3x3_descriptors"] * 2 + ["conv3x3_epilogue"] * 2
+    ran = [(kernel, keywords.get("DESCRIPTOR")) for kernel, keywords in launches]
+    assert ran == [("conv3x3_kernel", False)] * 2 + [("conv3x3_kernel", True)] * 2 + [("conv3x3_epilogue", None)] * 2
 
 
 def test_unaligned_channels(dtype, device, path):
@@ -234,10 +235,10 @@ def test_epilogue_offsets_beyond_int32(far):
     config = launch.config("conv3x3_epilogue", "sm_80", torch.float16, C=maps.channels, pixels=2 * maps.side**2)
     grid = (2 * maps.side**2 // config["BLOCK_M"], maps.channels // config["BLOCK_N"])
     sides = (maps.side, maps.side, maps.side - 1, maps.side)
-    flags = {"CHANNELS": maps.channels, "RELU_OUTPUT": False, "RESIZE": True}
+    flags = {"CHANNELS": maps.channels, "RELU_OUTPUT": False}
     out = far.zeros(maps.x.shape, channels_last=True)
     out[-1:, :, -12:, -24:] = maps.corners[0]
-    launch.launch(conv3x3.conv3x3_epilogue, grid, out, (None,) * 6 + (maps.skip, maps.add), 0.0, *sides, **flags, **config)
+    launch.launch(conv3x3.conv3x3_epilogue, grid, out, (None, None, None, maps.skip, None, maps.add), *sides, **flags, **config)
     identity = torch.zeros(maps.channels, maps.channels, 3, 3, device=out.device)
     identity[:, :, 1, 1] = torch.eye(maps.channels)
     maps.assert_parity(out, identity)

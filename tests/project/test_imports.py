@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Of each part the parts that it may import; those that stand before it are all that a part can name, so there is no way round in a circle.
+# "." is what lies in the folder itself, where a line of its own does not name it.
 DPT = {
     "config": "",
     "classes": "",
@@ -24,54 +25,100 @@ DPT = {
     "evaluation": "config system inference data evaluation.alignment",
     "training": "config zoo system checkpoints evaluation.alignment model fast factory data evaluation",
     "scenes": "classes system",
-    "commands": "config zoo system checkpoints inference model fast factory data evaluation training scenes __init__",
+    ".": "config zoo checkpoints inference model fast factory",
+    "commands": "config zoo system checkpoints inference model fast factory data evaluation training scenes .",
+    "__main__": "commands",
 }
+KERNELS = {  # "." are the ops
+    "launch": "",
+    "parts": "launch",
+    ".": "launch parts",
+    "tools": "launch parts .",
+}
+BENCH = {  # "." is what one runs
+    "__init__": "",
+    "harness": "__init__",
+    "cases": "__init__ harness",
+    "reporting": "__init__ harness",
+    "card": "__init__ harness cases",
+    ".": "__init__ harness cases reporting card",
+}
+HOUSES = {"dpt": (ROOT / "dpt", DPT), "dpt.kernels": (ROOT / "kernels", KERNELS), "bench": (ROOT / "bench", BENCH)}
+OUTSIDE = {"dpt": {"dpt.kernels"}, "dpt.kernels": set(), "bench": {"dpt", "dpt.kernels"}}  # of the other houses, which each may know
 LIGHT = ("config", "classes", "zoo", "system")  # without PyTorch, NumPy or Pillow: what help, mistakes and the list of models need
 
 
 def imported(path: Path, root: Path, package: str) -> set[str]:
-    """The full names of the modules and of the names that a file below `root`, the folder of `package`, imports."""
-    parts = [package, *path.relative_to(root).with_suffix("").parts]
+    """The full names of the modules, and of the names in them, that a file below `root`, the folder of `package`, imports."""
+    parts = [*package.split("."), *path.relative_to(root).with_suffix("").parts]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            start = [*parts[: len(parts) - node.level]] if node.level else []
+            start = parts[: len(parts) - node.level] if node.level else []
             base = ".".join([*start, *([node.module] if node.module else [])])
             found |= {f"{base}.{alias.name}" for alias in node.names}
     return found
 
 
-def part_of(name: str) -> str | None:
-    """The part of dpt that a full name belongs to; None of other packages."""
-    if name != "dpt" and not name.startswith("dpt."):
-        return None
-    below = name.removeprefix("dpt").lstrip(".")
-    if below == "kernels" or below.startswith("kernels."):
-        return "kernels"
-    known = [part for part in DPT if below == part or below.startswith(f"{part}.")]
-    return max(known, key=len, default="__init__")
+def house_of(name: str) -> str | None:
+    """The house that a full name belongs to: the longest that fits; None of other packages."""
+    fitting = [house for house in HOUSES if name == house or name.startswith(f"{house}.")]
+    return max(fitting, key=len, default=None)
 
 
-def test_parts_come_after_what_they_import():
+def part_of(name: str, house: str) -> str:
+    """The part of its house that a full name belongs to."""
+    root, parts = HOUSES[house]
+    below = name.removeprefix(house).lstrip(".")
+    fitting = [part for part in parts if below == part or below.startswith(f"{part}.")]
+    first = root / below.partition(".")[0]
+    of_init = "__init__" in parts and not first.exists() and not first.with_suffix(".py").exists()  # a name, not a module
+    return max(fitting, key=len, default="__init__" if of_init else ".")
+
+
+@pytest.mark.parametrize("house", HOUSES)
+def test_parts_come_after_what_they_import(house):
     """Blind spot: a circle in the table itself."""
-    for place, (part, allowed) in enumerate(DPT.items()):
-        assert set(allowed.split()) <= {*list(DPT)[:place], "kernels", "__init__"}, part
+    known = {"kernels"} if house == "dpt" else set()
+    for part, allowed in HOUSES[house][1].items():
+        assert set(allowed.split()) <= known, part
+        known.add(part)
 
 
-def test_dpt_imports_run_one_way():
-    """Blind spot: an import against the arrows, at a file's head or within a function; a file that is of no part."""
+@pytest.mark.parametrize("house", HOUSES)
+def test_imports_run_one_way(house):
+    """Blind spot: an import against the arrows, at a file's head or within a function; a part that the table has and the house has not."""
+    root, parts = HOUSES[house]
     seen = set()
-    for path in sorted((ROOT / "dpt").rglob("*.py")):
-        own = part_of(".".join(["dpt", *path.relative_to(ROOT / "dpt").with_suffix("").parts]).removesuffix(".__init__"))
-        if own == "__init__":
-            assert path.parent == ROOT / "dpt" and path.stem in ("__init__", "__main__"), f"{path} is of no part"
-            continue
+    for path in sorted(root.rglob("*.py")):
+        own = part_of(".".join([house, *path.relative_to(root).with_suffix("").parts]).removesuffix(".__init__"), house)
         seen.add(own)
-        used = {part_of(name) for name in imported(path, ROOT / "dpt", "dpt")} - {None, own}
-        assert used <= set(DPT[own].split()), f"{path.relative_to(ROOT)} imports {used - set(DPT[own].split())}"
-    assert seen == set(DPT)
+        names = imported(path, root, house)
+        known = {name for name in names if house_of(name) == house}
+        used = {part_of(name, house) for name in known} - {own}
+        others = {house_of(name) for name in names} - {house, None}
+        assert others <= OUTSIDE[house], f"{path.relative_to(ROOT)} imports {others}"
+        used |= {"kernels"} if house == "dpt" and others else set()
+        assert used <= set(parts[own].split()), f"{path.relative_to(ROOT)} imports {used - set(parts[own].split())}"
+    assert seen | {"__init__"} == set(parts) | {"__init__"}
+
+
+def test_the_kernels_are_imported_by_no_other_name():
+    """Blind spot: `import kernels`, which may be another's, or a test's way to the tests of another part."""
+    for folder in ("dpt", "kernels", "bench"):
+        for path in (ROOT / folder).rglob("*.py"):
+            tops = {name.partition(".")[0] for name in imported(path, ROOT / folder, "x")}
+            assert not tops & {"kernels", "tests"}, path
+
+
+def test_an_op_is_a_file_with_its_reference_and_no_tooling():
+    """Blind spot: what is no op among the ops, and tooling at an op's end."""
+    for path in (ROOT / "kernels").glob("*.py"):
+        functions = {node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
+        assert any(name.endswith("_ref") for name in functions), f"{path.name} has no reference"
+        assert not functions & {"compile_cases", "tuning_space"}, f"{path.name}: its space is kernels/tools/spaces/{path.name}"
 
 
 def test_the_light_parts_import_no_package_but_ours():

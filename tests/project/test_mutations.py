@@ -1,6 +1,5 @@
 """`make mutate` runs tests for each mutation; that all of them still fit the code is seen in a moment."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("mutate", TESTS / "mutate.py")
-mutate = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(mutate)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import mutate  # noqa: E402
+
 FILES = sorted(mutate.MUTATIONS.glob("*.toml"))
 
 

@@ -10,22 +10,19 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..shapes import Argument
-
-if TYPE_CHECKING:
-    from ..kernels import OpenedOp
 
 
 @dataclass(frozen=True)
 class Op:
     """An op with its reference. ``arguments(shape)``: its tensors; ``call`` and ``plain`` take them in that order, with the shape first.
 
-    ``peers``: what else can do the same, by name: given the opened case, a function like ``plain``; or it raises Unavailable. ``judged``:
-    what the gate compares in place of the output. ``module``: the file in `kernels/`, by that of its case.
+    ``peers``: what else can do the same, by name: given the opened case (`kernels.OpenedOp`), a function like ``plain``; or it raises
+    Unavailable. ``judged``: what the gate compares in place of the output. ``module``: the file in `kernels/`, by that of its case.
     """
 
     name: str
@@ -34,7 +31,7 @@ class Op:
     plain: Callable[..., Tensor]
     shapes: Sequence[Any]
     toy: Any
-    peers: Mapping[str, Callable[[OpenedOp], Callable[..., Tensor]]] = field(default_factory=dict, hash=False)
+    peers: Mapping[str, Callable[[Any], Callable[..., Tensor]]] = field(default_factory=dict, hash=False)
     backward: bool = True
     judged: Callable[..., Tensor] | None = None
     module: str = ""

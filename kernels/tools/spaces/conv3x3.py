@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ... import launch
-from ...parts.conv3x3 import _with_cudnn, conv3x3, conv3x3_epilogue
+from ...parts.conv3x3 import _operands, _with_cudnn, conv3x3, conv3x3_epilogue
 from ...parts.norms import BatchNorm
 from ..workload import FORWARD, RARE, Inputs, Workload, combinations, tiles
 
@@ -65,10 +65,9 @@ def _epilogue_arguments(inputs: Inputs, channels: int, **sizes: int) -> dict[str
     """The same behind a convolution of few channels, so that the epilogue is most of what is timed."""
     arguments = _tuned_arguments(inputs, channels=channels, **sizes)
     x, add = arguments["x"], arguments["add"]
-    operands = (arguments["bias"], *arguments["norm"][:4], None, arguments["skip"], add)
+    epilogue, sides = _operands(tuple(x.shape[2:]), arguments["bias"], arguments["norm"], None, arguments["skip"], add)
     narrow, weight = inputs.map(x.shape[0], 8, *x.shape[2:]), inputs.map(channels, 8, 3, 3, std=72**-0.5)
-    epilogue = (operands, arguments["norm"].eps, *x.shape[2:], *add.shape[2:])
-    return {"x": narrow, "weight": weight, "epilogue": epilogue, "flags": {"RELU_OUTPUT": False, "RESIZE": True}}
+    return {"x": narrow, "weight": weight, "epilogue": epilogue, "sides": sides, "relu_output": False}
 
 
 def _tuned_ref(x, weight, bias, norm, skip, add, **_) -> torch.Tensor:
@@ -76,9 +75,9 @@ def _tuned_ref(x, weight, bias, norm, skip, add, **_) -> torch.Tensor:
     return y + skip + F.interpolate(add, size=x.shape[2:], mode="bilinear", align_corners=True)
 
 
-def _epilogue_ref(x, weight, epilogue, flags) -> torch.Tensor:
-    bias, *norm, _, skip, add = epilogue[0]
-    return _tuned_ref(x, weight, bias, BatchNorm(*norm, epilogue[1]), skip, add)
+def _epilogue_ref(x, weight, epilogue, sides, relu_output) -> torch.Tensor:
+    bias, norm, _, skip, _, resized = epilogue
+    return _tuned_ref(x, weight, bias, BatchNorm(*norm), skip, resized)
 
 
 def _candidates(kind: str, channels: int, side: int) -> list[dict[str, Any]]:

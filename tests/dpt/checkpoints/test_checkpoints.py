@@ -5,6 +5,7 @@ import os
 import stat
 
 import pytest
+import safetensors
 import torch
 from small import config, randomise, small, upstream
 
@@ -104,6 +105,24 @@ def test_save_and_load(tmp_path):
     half = dpt.load(tmp_path / "half.safetensors")
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     assert [p.name for p in sorted(tmp_path.rglob("*")) if p.is_file()] == ["half.safetensors", "mine.safetensors"]
+
+
+def test_what_a_saved_file_holds(tmp_path):
+    """Blind spot: a dtype that is asked for and not written, or that counters are written in; tensors as they lie in memory; a file that
+    transformers and safetensors' own reader refuse; another format under a name that nobody can read back."""
+    model = small("dpt-large-ade20k").to(torch.float64, memory_format=torch.channels_last)
+    path = tmp_path / "a" / "b" / "mine.safetensors"
+    for dtype in (None, torch.bfloat16):
+        dpt.save(model, path, dtype)  # the second time over the first
+        with safetensors.safe_open(path, "pt") as file:
+            assert file.metadata()["format"] == "pt" and set(file.keys()) == set(model.state_dict())
+            for name, value in model.state_dict().items():
+                wanted = value if dtype is None or not value.is_floating_point() else value.to(dtype)
+                assert file.get_tensor(name).dtype == wanted.dtype and torch.equal(file.get_tensor(name), wanted)
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float64, torch.int64}
+    with pytest.raises(ValueError, match=r"mine\.pt: models are saved as \.safetensors"):
+        dpt.save(model, tmp_path / "c" / "mine.pt")
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -256,7 +256,7 @@ def test_commands_say_it_in_a_sentence(server, tmp_path, monkeypatch, capsys):
     server.script = [404]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     small = replace(config(), source=server.url)
-    monkeypatch.setitem(dpt.config.CONFIGS, "dpt-large-midas", small)
+    monkeypatch.setitem(dpt.zoo.CONFIGS, "dpt-large-midas", small)
     code = main(["predict", "dpt/examples", "-o", str(tmp_path / "out"), "--model", "dpt-large-midas", "--device", "cpu"])
     said = capsys.readouterr().err.strip()
     place = tmp_path / "checkpoints" / NAME

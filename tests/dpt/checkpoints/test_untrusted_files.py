@@ -18,7 +18,7 @@ from small import config, small, upstream
 import dpt
 from dpt import checkpoints
 from dpt.checkpoints import CheckpointError
-from dpt.checkpoints.layouts import _finite
+from dpt.checkpoints.conversion import _finite
 from dpt.checkpoints.pickles import unpickle
 from dpt.checkpoints.stored import Opaque, Storage, Stored
 from dpt.zoo import isl

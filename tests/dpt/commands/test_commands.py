@@ -457,17 +457,6 @@ def test_clashing_names(run, photos, tmp_path):
     assert names == {"b", "a_png", "photos_a_jpg", "other_a_jpg"}
 
 
-def test_unique_names():
-    """Blind spot: a longer name that is another picture's plain one; names that differ in case only."""
-    places = ["x/a.jpg", "x/a.png", "x/a_jpg.png", "x/A.webp", "y/x/a.jpg", "z/x/a.jpg", "x/sub/a.jpg", "x/.hidden"]
-    found = [picture_paths.Found(Path(place), Path(Path(place).name)) for place in places]
-    found[6] = picture_paths.Found(Path("x/sub/a.jpg"), Path("sub/a.jpg"))  # found in the folder x
-    names = picture_paths.unique_names(found)
-    assert names == ["x_a_jpg_2", "a_png", "a_jpg", "A_webp", "x_a_jpg_3", "x_a_jpg_4", "sub/a", ".hidden"]
-    found = [picture_paths.Found(Path(place), Path(Path(place).name)) for place in ("x/a.jpg", "x/a.png", "x/a_jpg.png")]
-    assert picture_paths.unique_names(found) == ["x_a_jpg", "a_png", "a_jpg"]
-
-
 def test_finding(photos, tmp_path):
     """Blind spot: hidden files, subfolders without --recursive, upper-case extensions, patterns, own results as inputs."""
     (photos / "sub").mkdir()

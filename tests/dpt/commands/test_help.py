@@ -79,6 +79,7 @@ def test_defaults_that_are_told_in_words_are_the_codes():
     ("argv", "said"),
     [
         (["pedict"], "dpt: no command is named 'pedict' (did you mean 'predict'?); the commands are predict, demo, info"),
+        ([], "dpt: the following arguments are required: COMMAND; see dpt --help"),
         (["xyzzy"], "dpt: no command is named 'xyzzy'; the commands are"),
         (["--bogus"], "dpt: no option is named '--bogus'; see dpt --help"),
         (["predict", "a", "--outt", "b"], "dpt predict: no option is named '--outt' (did you mean '--out'?); see dpt predict --help"),

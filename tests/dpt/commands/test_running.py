@@ -134,7 +134,7 @@ def test_without_triton(weights, data, tmp_path):
 import sys
 sys.modules["triton"] = None
 import torch
-from dpt import running
+from dpt.commands import running
 from dpt.commands.main import main
 print([running.is_fast(asked, torch.device("cuda")) for asked in (None, False)])
 command = sys.argv[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pictures
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from dpt.config import numbered_classes
@@ -88,6 +90,70 @@ def test_a_crop_keeps_the_aspect(shape, size):
     assert 0.9 * min(0.3, largest) < min(shares) and max(shares) <= 1.1 * largest
 
 
+class Draws:
+    """A random generator that gives what it is told: shares of each interval, in turn."""
+
+    def __init__(self, *shares: float):
+        self.shares = list(shares)
+
+    def random(self) -> float:
+        return self.shares.pop(0)
+
+    def uniform(self, low: float, high: float, size: int | None = None):
+        return low + np.array([self.random() for _ in range(size or 1)])[slice(None) if size else 0] * (high - low)
+
+    def integers(self, end: int) -> int:
+        return int(self.random() * end)
+
+
+@pytest.mark.parametrize(
+    ("shares", "window"),  # of the area, of the aspect, and of the room below and to the right; top, bottom, left, right
+    [
+        ((0, 0.5, 0, 0), (0, 10, 0, 20)),  # a quarter of 20x40, as it is
+        ((0, 0.5, 0.999, 0.999), (10, 20, 20, 40)),
+        ((0, 0.5, 0.5, 0.25), (5, 15, 5, 25)),
+        ((0, 1, 0, 0), (0, 5, 0, 40)),  # four times as wide
+        ((0, 0, 0, 0), (0, 20, 0, 10)),
+        ((1, 0.5, 0, 0), (0, 20, 0, 40)),
+        ((1, 1, 0.5, 0), (8, 13, 0, 40)),  # 10x80 does not fit: the largest of this aspect that does
+    ],
+)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_crops_by_hand(shares, window, flipped):
+    """Blind spot: crops of other areas or aspects than are stated, or that never reach an edge; a flip of other odds, or of rows; a
+    target between two pixels. Each pixel's value is its place."""
+    place = torch.arange(800).view(20, 40)
+    image, inside = place.expand(3, -1, -1) / 1000, (slice(*window[:2]), slice(*window[2:]))
+    how = Augmentation(smallest=0.25, aspect=4.0, flip=0.3, colour=0)
+    rng = Draws(*shares, 0.29 if flipped else 0.31, 0.5, 0.5, 0.5)
+    seen, target = augment(image, place, (20, 40), how, rng, SCENES.input)
+    height, width = place[inside].shape
+    nearest = place[inside][np.arange(20) * height // 20][:, np.arange(40) * width // 40]
+    assert torch.equal(target, nearest.flip(1) if flipped else nearest) and target.is_contiguous() and not rng.shares
+    resized = F.interpolate(image[(slice(None), *inside)][None], (20, 40), mode=SCENES.input.mode, antialias=SCENES.input.antialias)[0]
+    torch.testing.assert_close(seen, resized.flip(2) if flipped else resized)
+
+
+@pytest.mark.parametrize(
+    ("shares", "wanted"),  # of brightness, contrast and saturation: 0.5 is none of it, 1 is 0.4 more, 0 is 0.4 less
+    [
+        ((0.5, 0.5, 0.5), [[0.2, 0.4, 0.6], [0.8, 0.8, 0.8]]),
+        ((1, 0.5, 0.5), [[0.28, 0.56, 0.84], [1, 1, 1]]),
+        ((0, 0.5, 0.5), [[0.12, 0.24, 0.36], [0.48, 0.48, 0.48]]),
+        ((0.5, 1, 0.5), [[0.04, 0.32, 0.6], [0.88, 0.88, 0.88]]),  # away from 0.6, the mean of all
+        ((0.5, 0.5, 1), [[0.12, 0.4, 0.68], [0.8, 0.8, 0.8]]),  # away from each pixel's own
+        ((0.5, 0, 0), [[0.408, 0.48, 0.552], [0.72, 0.72, 0.72]]),
+    ],
+)
+def test_colours_by_hand(shares, wanted):
+    """Blind spot: contrast around each pixel's mean, saturation around the picture's; colours beyond white."""
+    image = torch.tensor([[0.2, 0.4, 0.6], [0.8, 0.8, 0.8]]).T[:, None]  # two pixels beside each other
+    rng = Draws(1, 0.5, 0, 0, 1, *shares)
+    how = replace(STILL, colour=0.4)
+    seen, _ = augment(image, torch.zeros(1, 2), (1, 2), how, rng, SCENES.input)
+    torch.testing.assert_close(seen[:, 0].T, torch.tensor(wanted))
+
+
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
@@ -103,6 +169,19 @@ def test_pairs_that_are_none(tmp_path, folders, message):
     """Blind spot: two pictures that share one target; a training on half the pictures without a word."""
     with pytest.raises(ValueError, match=message):
         FolderDataset(write(tmp_path, **folders), SCENES.head)
+
+
+def test_a_check_ends_at_the_first_target_that_cannot_be_used(tmp_path, monkeypatch):
+    """Blind spot: an hour of reading before the first file is named."""
+    names = [f"{index:03}.png" for index in range(100)]
+    root = write(tmp_path, images=dict.fromkeys(names, colour()), labels=dict.fromkeys(names, grey()))
+    Image.fromarray(grey(9)).save(root / "labels" / names[0])
+    data, read = FolderDataset(root, SCENES.head), []
+    target = data.target
+    monkeypatch.setattr(data, "target", lambda index: (read.append(index), time.sleep(0.01), target(index))[-1])
+    with pytest.raises(TargetError, match=names[0]):
+        data.check()
+    assert len(read) < 50
 
 
 def test_two_targets_for_one_picture(tmp_path):
@@ -292,14 +371,18 @@ def labelled(tmp_path, *labels: int, **description) -> FolderDataset:
 
 @pytest.mark.parametrize(
     ("stored", "reduce", "wanted"),
-    [((0, 1, 8, 255), False, [0, 1, 8, IGNORE]), ((0, 1, 9, 255), True, [IGNORE, 0, 8, IGNORE])],
+    [
+        ((0, 1, 8, 255), False, [0, 1, 8, IGNORE]),
+        ((0, 1, 9, 255), True, [IGNORE, 0, 8, IGNORE]),
+        ((0, 1, 8, 255), None, [0, 1, 8, IGNORE]),
+    ],
 )
 def test_reduce_zero_label(tmp_path, stored, reduce, wanted):
     """Blind spot: "other" taken for the first class, every class one off, 255 that becomes class 254. Nine classes, by hand."""
-    data = labelled(tmp_path, *stored, reduce_zero_label=reduce)
+    data = labelled(tmp_path, *stored, **({} if reduce is None else {"reduce_zero_label": reduce}))
     assert data[0][1].tolist() == [wanted] and data[0][1].dtype == np.int64
     other = FolderDataset(data.root, SCENES.head, reduce_zero_label=not reduce)  # the argument goes before the file
-    assert other.reduce_zero_label is not reduce
+    assert other.reduce_zero_label is not bool(reduce)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +396,7 @@ def test_reduce_zero_label(tmp_path, stored, reduce, wanted):
 )
 def test_labels_outside_the_classes(tmp_path, stored, reduce, message):
     """Blind spot: an IndexError from inside the loss, or a class that is scored as another."""
-    data = labelled(tmp_path, *stored, reduce_zero_label=reduce)
+    data = labelled(tmp_path, *stored, **({} if reduce is None else {"reduce_zero_label": reduce}))
     for read in (lambda: data[0], data.check):
         with pytest.raises(TargetError, match=message):
             read()

@@ -163,6 +163,39 @@ def test_the_command(folder, weights, tmp_path, capsys):
     assert len(set(found[:3])) == 3 and found[3] == pytest.approx(found[0], rel=1e-3)
 
 
+def test_what_the_command_prints(folder, weights, tmp_path, capsys):
+    """Blind spot: figures that are another predictor's, or of other truth than the model's; a training set that is asked for and not
+    learnt from."""
+    train = tmp_path / "train"
+    for name, picture in (("images", np.zeros((2, 2), np.uint8)), ("depth", np.full((2, 2), 2000, np.uint16))):
+        (train / name).mkdir(parents=True)
+        Image.fromarray(picture).save(train / name / "0.png")
+    command = ["evaluate", "--weights", str(weights), "--data", str(folder), "--max-depth", "8", "--json", str(tmp_path / "a.json")]
+    truth = [np.array(Image.open(folder / "depth" / f"{index}.png")) / 1000 for index in range(4)]
+    everything = np.concatenate([metres[metres > 0] for metres in truth])
+    truth = [metres[(metres > 0) & (metres <= 8)] for metres in truth]
+    for options, median in (([], np.median(everything)), (["--train-data", str(train)], 2)):
+        assert main.main([*command, *options]) == 0
+        figures = json.loads((tmp_path / "a.json").read_text())["figures"]
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == list(figures) == ["dpt-tiny-depth", "median"]
+        for line, metrics in zip(lines, figures.values(), strict=True):
+            assert line.split()[1:] == [word for name, value in metrics.items() for word in (name, f"{value:.4f}")]
+        assert figures["median"]["absrel"] == pytest.approx(np.mean([np.mean(abs(median - metres) / metres) for metres in truth]))
+    files = set(tmp_path.iterdir())
+    assert main.main([*command[:5]]) == 0 and set(tmp_path.iterdir()) == files and len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_trivial_predictors_learn_from_the_first_pictures(folder, monkeypatch):
+    """Blind spot: all of a large training set read for a baseline."""
+    monkeypatch.setattr("dpt.evaluation.scoring.COUNTED", 1)
+    Image.fromarray(np.full(SIZES[0], 2000, np.uint16)).save(folder / "depth" / "0.png")
+    data = FolderDataset(folder, METRIC.head)
+    known = [metres[metres > 0] for metres in map(data.target, range(len(data)))]
+    found = trivial_predictors(data, None)["median"](load_image(data.images[0]))
+    assert found[0, 0] == 2 != np.median(np.concatenate(known))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -185,7 +218,7 @@ def test_the_command_says_what_is_wrong(folder, weights, tmp_path, capsys, spoil
 
 def test_a_file_of_figures_that_cannot_be_written_is_told_first(folder, weights, tmp_path, capsys, monkeypatch):
     """Blind spot: hours of evaluation whose figures are then lost; a file that was there half written over."""
-    monkeypatch.setattr("dpt.evaluation.scoring.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    monkeypatch.setattr("dpt.commands.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
     (tmp_path / "a.json").mkdir()
     (tmp_path / "file").write_text("")
     for name, rule in (("a.json", "is a folder"), ("file/a.json", "file")):

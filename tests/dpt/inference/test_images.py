@@ -160,6 +160,14 @@ def test_the_transparent_colour_of_every_bit_depth(depth, color_type, row, trans
     assert [tuple(pixel) for pixel in load_image(io.BytesIO(file))[0].tolist()] == [w if isinstance(w, tuple) else (w,) * 3 for w in wanted]
 
 
+def test_floats_may_pass_their_ends_by_a_thousandth():
+    """Blind spot: a resize's overshoot refused; 0 to 2 or -1 to 1 cut off without a word."""
+    assert load_image(np.float32([[-0.0009, 1.0009]]))[0, :, 0].tolist() == [0, 255]
+    for value in (-0.0011, 1.0011):
+        with pytest.raises(ImageError, match=r"floats are wanted in 0\.\.1, not"):
+            load_image(np.float32([[0.5, value]]))
+
+
 def test_other_types_are_refused():
     """Blind spot: None or a number failing deep inside with another message."""
     with pytest.raises(TypeError, match="a picture is"):

@@ -234,7 +234,7 @@ def test_tta_of_large_pictures(monkeypatch):
     model = Stub(_config("segmentation", classes=20), lambda x: F.pad(_three_classes(x), (0, 0, 0, 0, 0, 17), value=-20))
     full = predicting.predict(model, pictures.scene(96, 128), tta=True, probability=True)
     monkeypatch.setattr(predicting, "MERGE_PIXELS", 100)
-    monkeypatch.setattr(images, "STRIP_ELEMENTS", 20 * 128)
+    monkeypatch.setattr(resizing, "STRIP_ELEMENTS", 20 * 128)
     with LargestTensor() as watch:
         small = predicting.predict(model, pictures.scene(96, 128), tta=True, probability=True)
     assert watch.elements < 20 * 96 * 128 / 2
@@ -341,7 +341,7 @@ def test_windows_leave_no_seams(carried_depth, number, size, scale):
 @pytest.mark.parametrize("size", [(5, 7), (31, 50), (9, 9), (1, 1)])
 def test_labels_from_logits(monkeypatch, classes, mode, align_corners, size):
     """Blind spot: strips that do not meet, rows of the wrong taps, uint8 overflow. Against `F.interpolate` in float64."""
-    monkeypatch.setattr(images, "STRIP_ELEMENTS", classes * size[1] * 4)
+    monkeypatch.setattr(resizing, "STRIP_ELEMENTS", classes * size[1] * 4)
     config = _config("segmentation", output_mode=mode, output_align_corners=align_corners).input
     logits = 5 * torch.randn(classes, 9, 13, generator=torch.Generator().manual_seed(1))
     labels, probability = resizing.labels_from_logits(logits, size, config, probability=True)
@@ -355,7 +355,7 @@ def test_labels_from_logits(monkeypatch, classes, mode, align_corners, size):
 
 def test_labels_from_logits_memory(monkeypatch):
     """Blind spot: K maps at the picture's size. Counts elements of each tensor that an operator returns, not the process's memory."""
-    monkeypatch.setattr(images, "STRIP_ELEMENTS", 40 * 300 * 5)
+    monkeypatch.setattr(resizing, "STRIP_ELEMENTS", 40 * 300 * 5)
     with LargestTensor() as watch:
         resizing.labels_from_logits(torch.randn(40, 20, 30), (200, 300), SCENES.input, probability=True)
     assert 40 * 300 <= watch.elements <= 40 * 300 * 5  # 2.4 million at once would be all

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import dpt
+from dpt.commands import demo
 from dpt.evaluation.metrics import DepthMetrics
 
 pytest.importorskip("pybullet", reason="the scenes need the extra `train`")
@@ -47,10 +48,9 @@ def plain() -> surfaces.Surface:
 def test_same_bytes_in_any_order_client_and_process(monkeypatch):
     """State left by earlier scenes, by a renewed client or by the process itself."""
     seeds = [3, 4, 5, 10_000_001]
-    code = (
-        "import sys; sys.path.insert(0, 'tests/dpt/scenes'); from test_scenes import *; print([digest(scenes.render(s, 64)) for s in [%s]])"
-    )
-    other = run_python(code % ", ".join(map(str, seeds[::-1])))
+    code = "import sys; sys.path.insert(0, 'tests/dpt/scenes'); from test_scenes import *; "
+    code += "print([digest(rendering.render(seed, 64)) for seed in %r])"
+    other = run_python(code % seeds[::-1])
     monkeypatch.setattr(world, "_SCENES_PER_CLIENT", 3)
     here = [digest(rendering.render(seed, 64)) for seed in seeds]
     assert len(set(here)) == len(seeds)
@@ -58,13 +58,24 @@ def test_same_bytes_in_any_order_client_and_process(monkeypatch):
     assert output.strip().splitlines()[-1] == repr(here[::-1])
 
 
+@pytest.mark.parametrize("path", demo.PICTURES, ids=lambda path: path.stem)
+def test_the_carried_pictures_are_what_their_seeds_give(path):
+    """Blind spot: scenes that are drawn in another way than those of the recorded trainings and evaluations. Other processors round
+    otherwise, by a level of 255 here and there."""
+    with Image.open(path) as image:
+        carried = np.array(image).astype(int)
+    seed = int(path.stem.removeprefix("scene-"))
+    assert rendering.split_of(seed) == "test"
+    assert (abs(rendering.render(seed, len(carried)).image - carried) > 1).mean() < 1e-3
+
+
 def test_depth_and_outline_of_known_geometry():
     """A wrong depth conversion, a picture off by half a pixel, distance along the ray instead of along the axis."""
-    world, size = empty_world(), 128
-    world.add_block(world.FLOOR, plain(), np.array([0, 0, -0.1]), np.eye(3), np.array([30, 30, 0.1]))
-    world.add_block(world.BOX, plain(), np.array([0, 0, 0.5]), np.eye(3), np.array([0.5, 0.5, 0.5]))
+    room, size = empty_world(), 128
+    room.add_block(world.FLOOR, plain(), np.array([0, 0, -0.1]), np.eye(3), np.array([30, 30, 0.1]))
+    room.add_block(world.BOX, plain(), np.array([0, 0, 0.5]), np.eye(3), np.array([0.5, 0.5, 0.5]))
     camera = world.Camera(np.array([0, -4.0, 0.5]), np.array([0, 0, 0.5]), 0.0, 60.0)
-    scene = rendering._shoot(world, camera, size)
+    scene = rendering._shoot(room, camera, size)
 
     slope = (2.0 * (np.arange(size) + 0.5) / size - 1.0) * np.tan(np.radians(30.0))
     right, down = np.meshgrid(slope, slope)
@@ -83,10 +94,10 @@ def test_depth_and_outline_of_known_geometry():
 
 def test_depth_of_a_tilted_and_rolled_camera():
     """A rotation with a wrong sign, which a level camera does not show."""
-    world, size = empty_world(), 96
-    world.add_block(world.FLOOR, plain(), np.array([0, 0, -0.1]), np.eye(3), np.array([30, 30, 0.1]))
+    room, size = empty_world(), 96
+    room.add_block(world.FLOOR, plain(), np.array([0, 0, -0.1]), np.eye(3), np.array([30, 30, 0.1]))
     camera = world.Camera(np.array([1.0, -2.0, 1.5]), np.array([0.2, 0.3, 0.0]), 0.3, 50.0)
-    scene = rendering._shoot(world, camera, size)
+    scene = rendering._shoot(room, camera, size)
     points = camera.eye + scene.depth[..., None] * camera.rays(size)
     seen = scene.labels == world.FLOOR
     assert seen.mean() > 0.9
