@@ -33,6 +33,7 @@ assert_type(model(torch.zeros(1, 3, 192, 192)), torch.Tensor)
 assert_type(model.config, dpt.DPTConfig)
 assert_type(model.config.with_("encoder", attention="xformers"), dpt.DPTConfig)
 assert_type(dpt.models(), list[str])
+assert_type(dpt.zoo.CONFIGS["dpt-tiny-depth"], dpt.DPTConfig)
 assert_type(dpt.load("dpt-base.pth", fast=True, device="cuda", dtype=torch.float16), dpt.DPT)
 assert_type(dpt.load(Path("mine.safetensors"), model.config), dpt.DPT)
 assert_type(dpt.build(model.config, fast=True, device=torch.device("cpu"), attention="sdpa"), dpt.DPT)
@@ -65,6 +66,7 @@ except dpt.CheckpointError as error:
     print(error)
 """
 WRONG = """
+dpt.biuld()
 dpt.build(3)
 dpt.build(wieghts="pretrained")
 dpt.build(weights="pretrained", device=0.5)
