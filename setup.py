@@ -51,7 +51,7 @@ setup(
         "train": ["pybullet", "torchmetrics"],
         "hf": ["transformers"],
         "heic": ["pillow-heif"],
-        "test": ["pytest", "pytest-xdist", "transformers", "torchmetrics", "pybullet", "pillow-heif", "ruff"],
+        "test": ["mypy", "pytest", "pytest-xdist", "transformers", "torchmetrics", "pybullet", "pillow-heif", "ruff"],
         "bench": ["pytest", "pytest-benchmark", "transformers"],
     },
     entry_points={"console_scripts": ["dpt=dpt.commands.main:main"]},

@@ -7,6 +7,8 @@ float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,28 +41,32 @@ class FastBlock(Block):
         mixed = attention(qkv, attn.num_heads)
         x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(self.ls1))
         fc1, fc2, norm = mlp.fc1, mlp.fc2, self.norm2
-        return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(self.ls2))
+        x = layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(self.ls2))
+        return x
 
 
 class FastReassemble(Reassemble):
     """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products."""
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        x: Tensor
         if isinstance(self.readout, ReadoutProject):
             x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
         else:
             x = self.readout(tokens)
         x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         if isinstance(self.resize, nn.ConvTranspose2d):
-            return transposed_conv(x, self.resize.weight, self.resize.bias)
-        return self.resize(x)
+            x = transposed_conv(x, self.resize.weight, self.resize.bias)
+        else:
+            x = self.resize(x)
+        return x
 
 
 def uses_batch_statistics(*norms: nn.Module) -> bool:
     return any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms)
 
 
-def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor, float] | None:
+def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float] | None:
     """A batch norm in evaluation form; None for the identity."""
     if not isinstance(module, nn.BatchNorm2d):
         return None
@@ -74,17 +80,22 @@ class FastResidualConvUnit(ResidualConvUnit):
         """`add` (B, F, h, w), of any size, is resized to x's (bilinear, align_corners=True) and added."""
         if uses_batch_statistics(self.norm1, self.norm2):
             y = super().forward(x)
-            return y if add is None else y + upsample_bilinear(add, y.shape[2:], True)
+            if add is not None:
+                y = y + upsample_bilinear(add, y.shape[2:], True)
+            return y
         conv1, conv2 = self.conv1, self.conv2
         norms = {"norm1": _norm(self.norm1), "norm2": _norm(self.norm2)}
-        return residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
+        x = residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
+        return x
 
 
 def _merge(unit: ResidualConvUnit, skip: Tensor, previous: Tensor) -> Tensor:
     """unit(skip) + previous, resized to the skip; a unit that is plain, or has hooks, sees only what it sees in the plain model."""
     if isinstance(unit, FastResidualConvUnit) and not has_hooks(unit):
-        return unit(skip, previous)
-    return unit(skip) + upsample_bilinear(previous, skip.shape[2:], True)
+        skip = unit(skip, previous)
+    else:
+        skip = unit(skip) + upsample_bilinear(previous, skip.shape[2:], True)
+    return skip
 
 
 class FastFusion(Fusion):
@@ -95,25 +106,28 @@ class FastFusion(Fusion):
 
     def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+        blocks: Any = self.blocks
         x, size = skips[3], None
         for level in (3, 2, 1):
             x = self._level(level, x, skips[level], size)
             size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
-            x = conv1x1(x, self.blocks[level].project.weight, self.blocks[level].project.bias)
-        below = upsample_bilinear(x, size, True) if deeper else None
+            x = conv1x1(x, blocks[level].project.weight, blocks[level].project.bias)
+        below: Any = upsample_bilinear(x, size, True) if deeper else None
         x = self._level(0, x, skips[0], size)
-        project = self.blocks[0].project
+        project = blocks[0].project
         x = conv1x1_upsample(x, project.weight, project.bias, (2 * x.shape[2], 2 * x.shape[3]), True)
-        return (x, below) if deeper else x
+        fused: tuple[Tensor, Tensor] = x, below
+        return fused if deeper else fused[0]
 
     def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
         """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
-        block = self.blocks[level]
-        if size is None:
-            return block.unit2(skip)
-        if not statically_equal(tuple(skip.shape[2:]), size):
-            skip = upsample_bilinear(skip, size, False)
-        return block.unit2(_merge(block.unit1, skip, previous))
+        block: Any = self.blocks[level]
+        if size is not None:
+            if not statically_equal(tuple(skip.shape[2:]), size):
+                skip = upsample_bilinear(skip, size, False)
+            skip = _merge(block.unit1, skip, previous)
+        skip = block.unit2(skip)
+        return skip
 
 
 class FastDepthHead(DepthHead):
@@ -122,19 +136,22 @@ class FastDepthHead(DepthHead):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
         parameters = (self.conv2.weight, self.conv2.bias, self.conv3.weight, self.conv3.bias)
-        return depth_head(x, *parameters, size, self.activation, self.max_depth)
+        x = depth_head(x, *parameters, size, self.activation, self.max_depth)
+        return x
 
 
 class FastSegmentationHead(SegmentationHead):
     """`SegmentationHead` with its norm and ReLU in the convolution, and labels decided in one kernel with the upsampling."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return upsample_bilinear(self.logits(x), size, self.align_corners)
+        x = upsample_bilinear(self.logits(x), size, self.align_corners)
+        return x
 
     def logits(self, x: Tensor) -> Tensor:
         if uses_batch_statistics(self.norm):
             return super().logits(x)
-        return self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
+        x = self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
+        return x
 
     def fused_labels(
         self, logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool, probability: bool

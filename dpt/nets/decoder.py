@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +40,11 @@ class ReadoutAdd(nn.Module):
         return tokens[:, 1:] + tokens[:, :1]
 
 
-READOUT = {"project": ReadoutProject, "ignore": lambda dim, activation: ReadoutIgnore(), "add": lambda dim, activation: ReadoutAdd()}
+READOUT: dict[str, Callable[[int, str], nn.Module]] = {
+    "project": ReadoutProject,
+    "ignore": lambda dim, activation: ReadoutIgnore(),
+    "add": lambda dim, activation: ReadoutAdd(),
+}
 
 
 def _resize(channels: int, level: int) -> nn.Module:
@@ -58,8 +65,9 @@ class Reassemble(nn.Module):
         self.resize = _resize(channels, level)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        x = self.readout(tokens).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
-        return self.resize(self.project(x))
+        x: Tensor = self.readout(tokens).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+        x = self.resize(self.project(x))
+        return x
 
 
 class ReassembleMap(nn.Module):
@@ -83,8 +91,9 @@ class ResidualConvUnit(nn.Module):
         self.norm2 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(self.conv1(F.relu(x)))
-        return self.norm2(self.conv2(F.relu(y))) + x
+        y: Tensor = self.norm1(self.conv1(F.relu(x)))
+        y = self.norm2(self.conv2(F.relu(y)))
+        return y + x
 
 
 class FusionBlock(nn.Module):
@@ -104,14 +113,16 @@ class FusionBlock(nn.Module):
         """prev + unit1(skip), the skip first resized to prev where patches came in odd numbers."""
         if not statically_equal(skip.shape[2:], previous.shape[2:]):
             skip = F.interpolate(skip, size=previous.shape[2:], mode="bilinear", align_corners=False)
-        return previous + self.unit1(skip)
+        skip = self.unit1(skip)
+        return previous + skip
 
     def forward(self, previous: Tensor | None, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
         """`size` (height, width) of the result; None is twice the input's."""
-        x = skip if previous is None else self.merge(previous, skip)
+        x: Tensor = skip if previous is None else self.merge(previous, skip)
         x = self.unit2(x)
         size = size or (2 * x.shape[2], 2 * x.shape[3])
-        return self.project(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
+        x = self.project(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
+        return x
 
 
 class Fusion(nn.Module):
@@ -126,8 +137,10 @@ class Fusion(nn.Module):
     def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """If `deeper`, also the map one level deeper (B, F, H/4, W/4), which auxiliary heads read."""
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
-        x = below = None
+        x: Any = None
+        below: Any = None
         for level in (3, 2, 1, 0):
             size = tuple(skips[level - 1].shape[2:]) if self.match_size and level else None
             x, below = self.blocks[level](x, skips[level], size), x
-        return (x, below) if deeper else x
+        fused: tuple[Tensor, Tensor] = x, below
+        return fused if deeper else fused[0]
