@@ -41,25 +41,21 @@ class FastBlock(Block):
         mixed = attention(qkv, attn.num_heads)
         x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(self.ls1))
         fc1, fc2, norm = mlp.fc1, mlp.fc2, self.norm2
-        x = layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(self.ls2))
-        return x
+        return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(self.ls2))
 
 
 class FastReassemble(Reassemble):
     """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products."""
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        x: Tensor
         if isinstance(self.readout, ReadoutProject):
             x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
         else:
             x = self.readout(tokens)
         x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         if isinstance(self.resize, nn.ConvTranspose2d):
-            x = transposed_conv(x, self.resize.weight, self.resize.bias)
-        else:
-            x = self.resize(x)
-        return x
+            return transposed_conv(x, self.resize.weight, self.resize.bias)
+        return self.resize(x)
 
 
 def uses_batch_statistics(*norms: nn.Module) -> bool:
@@ -80,22 +76,17 @@ class FastResidualConvUnit(ResidualConvUnit):
         """`add` (B, F, h, w), of any size, is resized to x's (bilinear, align_corners=True) and added."""
         if uses_batch_statistics(self.norm1, self.norm2):
             y = super().forward(x)
-            if add is not None:
-                y = y + upsample_bilinear(add, y.shape[2:], True)
-            return y
+            return y if add is None else y + upsample_bilinear(add, y.shape[2:], True)
         conv1, conv2 = self.conv1, self.conv2
         norms = {"norm1": _norm(self.norm1), "norm2": _norm(self.norm2)}
-        x = residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
-        return x
+        return residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
 
 
 def _merge(unit: ResidualConvUnit, skip: Tensor, previous: Tensor) -> Tensor:
     """unit(skip) + previous, resized to the skip; a unit that is plain, or has hooks, sees only what it sees in the plain model."""
     if isinstance(unit, FastResidualConvUnit) and not has_hooks(unit):
-        skip = unit(skip, previous)
-    else:
-        skip = unit(skip) + upsample_bilinear(previous, skip.shape[2:], True)
-    return skip
+        return unit(skip, previous)
+    return unit(skip) + upsample_bilinear(previous, skip.shape[2:], True)
 
 
 class FastFusion(Fusion):
@@ -105,8 +96,8 @@ class FastFusion(Fusion):
     """
 
     def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        blocks: Any = self.blocks  # each a FusionBlock, as below
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
-        blocks: Any = self.blocks
         x, size = skips[3], None
         for level in (3, 2, 1):
             x = self._level(level, x, skips[level], size)
@@ -116,18 +107,16 @@ class FastFusion(Fusion):
         x = self._level(0, x, skips[0], size)
         project = blocks[0].project
         x = conv1x1_upsample(x, project.weight, project.bias, (2 * x.shape[2], 2 * x.shape[3]), True)
-        fused: tuple[Tensor, Tensor] = x, below
-        return fused if deeper else fused[0]
+        return (x, below) if deeper else x
 
     def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
         """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
         block: Any = self.blocks[level]
-        if size is not None:
-            if not statically_equal(tuple(skip.shape[2:]), size):
-                skip = upsample_bilinear(skip, size, False)
-            skip = _merge(block.unit1, skip, previous)
-        skip = block.unit2(skip)
-        return skip
+        if size is None:
+            return block.unit2(skip)
+        if not statically_equal(tuple(skip.shape[2:]), size):
+            skip = upsample_bilinear(skip, size, False)
+        return block.unit2(_merge(block.unit1, skip, previous))
 
 
 class FastDepthHead(DepthHead):
@@ -136,22 +125,19 @@ class FastDepthHead(DepthHead):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
         parameters = (self.conv2.weight, self.conv2.bias, self.conv3.weight, self.conv3.bias)
-        x = depth_head(x, *parameters, size, self.activation, self.max_depth)
-        return x
+        return depth_head(x, *parameters, size, self.activation, self.max_depth)
 
 
 class FastSegmentationHead(SegmentationHead):
     """`SegmentationHead` with its norm and ReLU in the convolution, and labels decided in one kernel with the upsampling."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        x = upsample_bilinear(self.logits(x), size, self.align_corners)
-        return x
+        return upsample_bilinear(self.logits(x), size, self.align_corners)
 
     def logits(self, x: Tensor) -> Tensor:
         if uses_batch_statistics(self.norm):
             return super().logits(x)
-        x = self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
-        return x
+        return self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
 
     def fused_labels(
         self, logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool, probability: bool

@@ -65,9 +65,8 @@ class Reassemble(nn.Module):
         self.resize = _resize(channels, level)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        x: Tensor = self.readout(tokens).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
-        x = self.resize(self.project(x))
-        return x
+        x = self.readout(tokens).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+        return self.resize(self.project(x))
 
 
 class ReassembleMap(nn.Module):
@@ -91,9 +90,8 @@ class ResidualConvUnit(nn.Module):
         self.norm2 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm1(self.conv1(F.relu(x)))
-        y = self.norm2(self.conv2(F.relu(y)))
-        return y + x
+        y = self.norm1(self.conv1(F.relu(x)))
+        return self.norm2(self.conv2(F.relu(y))) + x
 
 
 class FusionBlock(nn.Module):
@@ -113,16 +111,14 @@ class FusionBlock(nn.Module):
         """prev + unit1(skip), the skip first resized to prev where patches came in odd numbers."""
         if not statically_equal(skip.shape[2:], previous.shape[2:]):
             skip = F.interpolate(skip, size=previous.shape[2:], mode="bilinear", align_corners=False)
-        skip = self.unit1(skip)
-        return previous + skip
+        return previous + self.unit1(skip)
 
     def forward(self, previous: Tensor | None, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
         """`size` (height, width) of the result; None is twice the input's."""
-        x: Tensor = skip if previous is None else self.merge(previous, skip)
+        x = skip if previous is None else self.merge(previous, skip)
         x = self.unit2(x)
         size = size or (2 * x.shape[2], 2 * x.shape[3])
-        x = self.project(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
-        return x
+        return self.project(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
 
 
 class Fusion(nn.Module):
@@ -142,5 +138,4 @@ class Fusion(nn.Module):
         for level in (3, 2, 1, 0):
             size = tuple(skips[level - 1].shape[2:]) if self.match_size and level else None
             x, below = self.blocks[level](x, skips[level], size), x
-        fused: tuple[Tensor, Tensor] = x, below
-        return fused if deeper else fused[0]
+        return (x, below) if deeper else x

@@ -52,9 +52,7 @@ class DPTNetwork(nn.Module):
         """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
         grid = self.encoder.grid(x)
         tokens = self.encoder(x)
-        maps = [reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)]
-        fused: Tensor | tuple[Tensor, Tensor] = self.fusion(maps, deeper)
-        return fused
+        return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
 
     def forward(self, x: Tensor) -> Tensor:
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W) or logits (B, K, H, W).
@@ -63,8 +61,7 @@ class DPTNetwork(nn.Module):
         the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with `patch * Dim(..., min=3)` for the sides: of one
         or two patches PyTorch makes rules of their own.
         """
-        x = self.head(self.features(x), tuple(x.shape[2:]))
-        return x
+        return self.head(self.features(x), tuple(x.shape[2:]))
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""

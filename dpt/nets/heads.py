@@ -37,8 +37,7 @@ class SegmentationHead(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, K, H/2, W/2), before the upsampling."""
-        x = self.classifier(self.dropout(F.relu(self.norm(self.conv(x)))))
-        return x
+        return self.classifier(self.dropout(F.relu(self.norm(self.conv(x)))))
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(self.logits(x), size=size, mode="bilinear", align_corners=self.align_corners)

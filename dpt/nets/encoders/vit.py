@@ -29,8 +29,7 @@ def xformers_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
     batch, tokens, width = qkv.shape
     q, k, v = qkv.view(batch, tokens, 3, num_heads, width // (3 * num_heads)).unbind(2)  # each (B, N, H, D)
-    mixed: Tensor = memory_efficient_attention(q, k, v)
-    return mixed.reshape(batch, tokens, width // 3)
+    return memory_efficient_attention(q, k, v).reshape(batch, tokens, width // 3)
 
 
 ATTENTION = {"sdpa": sdpa, "xformers": xformers_attention}
@@ -58,8 +57,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(ATTENTION[self.kind](self.qkv(x), self.num_heads))
-        return x
+        return self.proj(ATTENTION[self.kind](self.qkv(x), self.num_heads))
 
 
 class MLP(nn.Module):
@@ -72,8 +70,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc2(ACTIVATION[self.activation](self.fc1(x)))
-        return x
+        return self.fc2(ACTIVATION[self.activation](self.fc1(x)))
 
 
 class LayerScale(nn.Module):
@@ -106,8 +103,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        x = x + self.ls2(self.mlp(self.norm2(x)))
-        return x
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class ConvolutionalStem(nn.Sequential):
@@ -131,10 +127,7 @@ class ConvolutionalStem(nn.Sequential):
         return found
 
 
-STEMS: dict[str, Callable[[int, int], nn.Module]] = {
-    "patch": lambda dim, patch: nn.Conv2d(3, dim, patch, stride=patch),
-    "convolutions": ConvolutionalStem,
-}
+STEMS = {"patch": lambda dim, patch: nn.Conv2d(3, dim, patch, stride=patch), "convolutions": ConvolutionalStem}
 
 
 class KeptBySize:
