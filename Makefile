@@ -27,6 +27,7 @@ test: lint
 lint: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 bench: .venv/ready
 	$(RUN) -m pytest bench/ --benchmark

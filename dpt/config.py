@@ -41,6 +41,10 @@ def _one_of(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: type(value) is str and value in names)
 
 
+def _instance(kind: type) -> Rule:
+    return Rule(f"a {kind.__name__}", lambda value: isinstance(value, kind))
+
+
 def _tuple(rule: Rule, low: int, high: int | None = None) -> Rule:
     high = low if high is None else high
     count = f"{low}" if low == high else f"{low} to {high}"
@@ -257,10 +261,7 @@ class DPTConfig(Checked):
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "name": _NAME,  # it becomes part of files' names
-        **{
-            name: Rule(f"a {section.__name__}", lambda value, section=section: isinstance(value, section))
-            for name, section in SECTIONS.items()
-        },
+        **{name: _instance(section) for name, section in SECTIONS.items()},
         "source": Rule("text or None", lambda value: value is None or type(value) is str),
         "licence": _TEXT,
     }
@@ -270,7 +271,7 @@ class DPTConfig(Checked):
         """Whether the package holds the pretrained weights; all others are downloads."""
         return self.source is not None and "://" not in self.source
 
-    def with_(self, section: str, **changes) -> DPTConfig:
+    def with_(self, section: str, **changes: Any) -> DPTConfig:
         """A copy with fields of one section changed, e.g. `config.with_("encoder", attention="xformers")`."""
         return replace(self, **{section: replace(getattr(self, section), **changes)})
 
@@ -285,7 +286,7 @@ def config_from(values: Any) -> DPTConfig:
         if name in given:
             part = {key: _earlier(name, key, _tuples(value)) for key, value in _mapping(given[name], name).items()}
             given[name] = _made(section, part, f"{name}.")
-    config = _made(DPTConfig, given, "")
+    config: DPTConfig = _made(DPTConfig, given, "")
     # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
     encoder, channels = config.encoder, config.decoder.neck_channels
     for level, index in enumerate(encoder.stem_hooks):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from . import checkpoints
 from .checkpoints import Checkpoint, CheckpointError, Layout, downloads
+from .checkpoints.conversion import State
+from .checkpoints.stored import Opaque, Stored
 from .config import DPTConfig, numbered_classes
 from .model import DPT
 from .nets.encoders.vit import check_attention
@@ -92,7 +93,9 @@ def load(
     return _finished(_assembled(config, checkpoint, layout, device, dtype), fast)
 
 
-def _assembled(config: DPTConfig, checkpoint: Checkpoint, layout: Layout, device, dtype: torch.dtype | None) -> DPT:
+def _assembled(
+    config: DPTConfig, checkpoint: Checkpoint, layout: Layout, device: str | torch.device | None, dtype: torch.dtype | None
+) -> DPT:
     """The model with the checkpoint's tensors as its parameters; nothing is initialised, and nothing allocated beside them."""
     path, depth = checkpoint.path, config.encoder.depth
     first, last = (layout.source(f"encoder.blocks.{index}.norm1.weight") for index in (0, depth - 1))
@@ -126,13 +129,13 @@ def _pretrained(config: DPTConfig) -> Path:
     return downloads.fetch(config.source, target)
 
 
-def _as_in_file(config: DPTConfig, state: Mapping[str, object], layout: Layout) -> DPTConfig:
+def _as_in_file(config: DPTConfig, state: State, layout: Layout) -> DPTConfig:
     """The configuration with what the file's tensors show of it.
 
     Classes of another number are numbered instead of named. The positional embedding's grid is a square where it is not the configured one.
     """
-    position = layout.find("encoder.pos_embed", state)
-    patches = position.shape[1] - 1 if position is not None and len(position.shape) == 3 else 0
+    position = _shape("encoder.pos_embed", state, layout)
+    patches = position[1] - 1 if len(position) == 3 else 0
     side = math.isqrt(max(patches, 0))
     if patches != math.prod(config.encoder.pos_grid) and 0 < patches == side * side:
         config = config.with_("encoder", pos_grid=(side, side))
@@ -142,14 +145,21 @@ def _as_in_file(config: DPTConfig, state: Mapping[str, object], layout: Layout) 
     if config.head.task != "segmentation":
         return config
     config = config.with_("head", auxiliary=layout.find("auxiliary_head.conv.weight", state) is not None)
-    classifier = layout.find("head.classifier.weight", state)
-    count = classifier.shape[0] if classifier is not None and classifier.shape else 0
+    count, *_ = _shape("head.classifier.weight", state, layout) or (0,)
     if count in (0, len(config.head.classes)):
         return config
     return config.with_("head", classes=numbered_classes(count), palette=checkpoints.palette(count))
 
 
-def _recognise(state: Mapping[str, object], layout: Layout, path: str | Path) -> DPTConfig:
+def _shape(key: str, state: State, layout: Layout) -> tuple[int, ...]:
+    """The shape of the file's tensor for one of our keys; empty where there is none, or none that can be read, or nothing in it."""
+    value = layout.find(key, state)
+    if value is None or isinstance(value, Opaque) or (isinstance(value, Stored) and value.problem() is not None):
+        return ()
+    return () if 0 in value.shape else tuple(value.shape)
+
+
+def _recognise(state: State, layout: Layout, path: str | Path) -> DPTConfig:
     """The one named model whose parameters have the file's names and shapes.
 
     Raises:

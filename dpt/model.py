@@ -5,10 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import MethodType
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
 from .nets.dpt import DPTNetwork
+
+if TYPE_CHECKING:  # at run time the image libraries are left to those who predict
+    from typing_extensions import Unpack
+
+    from .inference.images import Picture, Pictures
+    from .inference.prediction import Prediction, PredictOptions
 
 
 class MethodOfWrapper:
@@ -19,10 +26,13 @@ class MethodOfWrapper:
     wrapper's `__getattr__`.
     """
 
-    def __init__(self, function: Callable):
+    if TYPE_CHECKING:
+        __call__: Callable[..., Any]  # a type checker calls what it holds
+
+    def __init__(self, function: Callable[..., Any]):
         self.function, self.__doc__ = function, function.__doc__
 
-    def __get__(self, model: nn.Module | None, owner: type) -> Callable:
+    def __get__(self, model: nn.Module | None, owner: type) -> Callable[..., Any]:
         if model is None:
             return self.function
         asks = sys._getframe(1).f_locals.get("self")
@@ -33,8 +43,14 @@ class MethodOfWrapper:
 class DPT(DPTNetwork):
     """The Dense Prediction Transformer, and how it predicts. `dpt.build` makes the named ones; the arguments are `DPTNetwork`'s."""
 
+    @overload  # a path of text is one picture, though text is an iterable of text
+    def predict(self, images: Picture, **options: Unpack[PredictOptions]) -> Prediction: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, images: Pictures, **options: Unpack[PredictOptions]) -> list[Prediction]: ...
+
     @MethodOfWrapper
-    def predict(self, images, **options):
+    def predict(self, images: Any, **options: Any) -> Any:
         """Pictures -> `dpt.Prediction`(s) at each picture's own size; `dpt.inference.prediction.predict` has the options.
 
         `torch.compile(model).predict` predicts compiled, and so does `model.predict` after `model.compile()`.

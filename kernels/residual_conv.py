@@ -26,6 +26,7 @@ from . import launch
 from .parts.conv3x3 import conv3x3, conv3x3_input_weight, parameter_gradients
 from .parts.maps import channels_last, empty_channels_last
 from .parts.norms import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
+from .upsample import upsample_bilinear_backward
 
 
 def residual_conv_unit_ref(
@@ -163,7 +164,7 @@ def _differentiate(ctx: Any, grad: torch.Tensor | None, _: None) -> tuple[torch.
     grad_add = None
     if needs_add:
         same = ctx.add_size == x.shape[2:]
-        grad_add = grad if same else torch.ops.dpt.upsample_bilinear_backward(grad, *ctx.add_size, True)
+        grad_add = grad if same else upsample_bilinear_backward(grad, *ctx.add_size, True)
     return grad_x if needs_x else None, *first, *constants, *second, *constants, grad_add
 
 

@@ -176,11 +176,12 @@ def _(x, height, width, align_corners):
 
 
 @torch.library.custom_op("dpt::upsample_bilinear_backward", mutates_args=())
-def _upsample_backward(grad: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
+def upsample_bilinear_backward(grad: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
+    """The gradient of the map (B, C, height, width) that :func:`upsample_bilinear` resized, from that of its result."""
     return upsample_backward(grad, (height, width), align_corners)
 
 
-@_upsample_backward.register_fake
+@upsample_bilinear_backward.register_fake
 def _(grad, height, width, align_corners):
     return empty_channels_last(grad, grad.shape[1], height, width)
 
@@ -191,7 +192,7 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad):
-    return _upsample_backward(grad, *ctx.source_size, ctx.align_corners), None, None, None
+    return upsample_bilinear_backward(grad, *ctx.source_size, ctx.align_corners), None, None, None
 
 
 _upsample.register_autograd(_differentiate, setup_context=_save)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ def layout_of(state: Mapping[str, object], path: str | Path = "state dict") -> L
 
 def problems(state: State, layout: Layout, expected: Mapping[str, Tensor]) -> list[str]:
     """What keeps a state from being the expected one, told by names, types and shapes: none of its values is read."""
-    foreign, found, used = [], [], set()
+    foreign: list[str] = []
+    found: list[str] = []
+    used: set[str] = set()
     for key, tensor in expected.items():
         try:
             names = layout.source(key)
@@ -43,7 +46,7 @@ def problems(state: State, layout: Layout, expected: Mapping[str, Tensor]) -> li
             found += [] if _may_be_missing(key) else [f"{', '.join(missing)} is missing"]
             continue
         wrong = [f"{name} {problem}" for name in names if (problem := _unfit(state[name], tensor)) is not None]
-        shape = None if wrong else _joined_shape([state[name] for name in names])
+        shape = None if wrong else _joined_shape([cast("Stored | Tensor", state[name]) for name in names])
         if shape is not None and shape != tuple(tensor.shape):
             wrong = [f"{names[0]} has shape {shape}, the model's {key} {tuple(tensor.shape)}"]
         found += wrong
@@ -113,7 +116,7 @@ def convert(
         if names[0] not in state:
             converted[key] = torch.zeros(tensor.shape, dtype=target, device=device)
             continue
-        parts = [_checked(state[name], name, key, target, path).to(device) for name in names]
+        parts = [_checked(cast("Stored | Tensor", state[name]), name, key, target, path).to(device) for name in names]
         converted[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
     return converted
 

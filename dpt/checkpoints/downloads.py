@@ -131,7 +131,7 @@ def _go_on(url: str, part: Path, timeout: float) -> bool:
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(_reason(error)) from error
     with response:
-        resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        resumed: bool = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if resumed and not (response.headers.get("Content-Range") or "").startswith(f"bytes {there}-"):
             part.unlink()
             raise _Interrupted(f"the server sent {response.headers.get('Content-Range')} when asked for the bytes from {there}")

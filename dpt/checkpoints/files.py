@@ -16,12 +16,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import safetensors.torch
 import torch
-from torch import nn
 
+from ..config import DPTConfig
 from ..system.disk import read_object, write_whole
 from ..zoo import CheckpointError
 from .pickles import Global, unpickle
@@ -358,7 +358,15 @@ def _without_prefixes(content: Mapping[Any, Any], path: Path) -> dict[str, Store
     return state
 
 
-def save(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
+class Configured(Protocol):
+    """A module of PyTorch's that knows what it is."""
+
+    config: DPTConfig
+
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+
+
+def save(model: Configured, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a model of ours as safetensors with its configuration, whole or not at all, with the mode that new files have.
 
     Args:

@@ -8,7 +8,7 @@ same thing: a value that says what it would have been.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -94,14 +94,19 @@ class _Machine:
 
     def set_items(self, values: list[Any]) -> None:
         if isinstance(self.stack[-1], dict):
-            self.stack[-1].update(_pairs(zip(values[::2], values[1::2], strict=True)))
+            self.stack[-1].update(_dictionary(values))
 
     def append(self, values: list[Any]) -> None:
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(values)
 
 
-def _pairs(pairs) -> dict[Any, Any]:
+def _dictionary(values: list[Any]) -> dict[Any, Any]:
+    """Of keys and values in turn."""
+    return _pairs(zip(values[::2], values[1::2], strict=True))
+
+
+def _pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """A dictionary of the pairs whose keys are text or numbers; what hashing or printing another key would run into is not tried."""
     return {key: value for key, value in pairs if type(key) is str or (type(key) is int and key.bit_length() < 64)}
 
@@ -118,18 +123,18 @@ def _called(function: Any, arguments: Any) -> Any:
     return Opaque(_KINDS.get(function.name, f"a {function}")) if made is None else made
 
 
-def _tensor(storage, offset, shape, stride, *_) -> Stored | None:
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored | None:
     if not isinstance(storage, Storage):
         return None
     return Stored(storage, storage.dtype, offset, tuple(shape), tuple(stride))
 
 
-def _typed_tensor(storage, offset, shape, stride, requires_grad, hooks, dtype, *_) -> Stored | None:
+def _typed_tensor(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, *_: Any) -> Stored | None:
     known = isinstance(storage, Storage) and isinstance(dtype, Global) and dtype.module == "torch" and dtype.name in _DTYPES
     return Stored(storage, _DTYPES[dtype.name], offset, tuple(shape), tuple(stride)) if known else None
 
 
-def _with_attributes(function, kind, arguments, state) -> Any:
+def _with_attributes(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """A tensor that somebody set attributes on; subclasses are not rebuilt."""
     plain = isinstance(kind, Global) and str(kind) in ("torch.Tensor", "torch.nn.parameter.Parameter")
     made = _called(function, arguments) if plain else None
@@ -180,8 +185,8 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "TUPLE2": lambda machine, _: machine.push(tuple(machine.last(2))),
     "TUPLE3": lambda machine, _: machine.push(tuple(machine.last(3))),
     "LIST": lambda machine, _: machine.push(machine.since_mark()),
-    "DICT": lambda machine, _: (values := machine.since_mark(), machine.push({}), machine.set_items(values)),
-    "FROZENSET": lambda machine, _: (machine.since_mark(), machine.push(Opaque("a frozenset"))),
+    "DICT": lambda machine, _: machine.push(_dictionary(machine.since_mark())),
+    "FROZENSET": lambda machine, _: machine.call(Opaque("a frozenset"), machine.since_mark()),
     "APPEND": lambda machine, _: machine.append(machine.last(1)),
     "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
     "SETITEM": lambda machine, _: machine.set_items(machine.last(2)),
@@ -195,7 +200,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "GLOBAL": lambda machine, argument: machine.push(_named(argument)),
     "STACK_GLOBAL": lambda machine, _: machine.push(_named_by_values(machine.last(2))),
     "INST": lambda machine, argument: machine.call(_named(argument), machine.since_mark()),
-    "OBJ": lambda machine, _: (values := machine.since_mark(), machine.call(values[0], values[1:])),
+    "OBJ": lambda machine, _: machine.call((values := machine.since_mark())[0], values[1:]),
     "REDUCE": lambda machine, _: machine.call(*machine.last(2)),
     "NEWOBJ": lambda machine, _: machine.call(*machine.last(2)),
     "NEWOBJ_EX": lambda machine, _: machine.call(*machine.last(3)[:2]),

@@ -11,7 +11,7 @@ import math
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -254,8 +254,8 @@ def _input(path: Path, side: int, task: str) -> InputConfig:
     value_range = 255 * (values["rescale_factor"] if values["do_rescale"] else 1)
     mean, std = (values["image_mean"], values["image_std"]) if values["do_normalize"] else ([0.0] * 3, [1.0] * 3)
     return InputConfig(
-        mean=tuple(value / value_range for value in mean),
-        std=tuple(value / value_range for value in std),
+        mean=cast("tuple[float, float, float]", tuple(value / value_range for value in mean)),
+        std=cast("tuple[float, float, float]", tuple(value / value_range for value in std)),
         size=tuple(size),
         rule="minimal" if values["keep_aspect_ratio"] else "square",
         multiple=multiple,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,9 +59,9 @@ class Stored:
     def read(self) -> Tensor:
         """The tensor on the CPU, contiguous, on memory of its own."""
         buffer = torch.empty(self._span() * self.dtype.itemsize, dtype=torch.uint8, device="cpu")
-        left = memoryview(buffer.numpy())
+        left = memoryview(cast(Any, buffer.numpy()))
         with open(self.storage.path, "rb", buffering=0) as file:
-            file.seek(self.storage.position + self.offset * self.dtype.itemsize)
+            file.seek(cast(int, self.storage.position) + self.offset * self.dtype.itemsize)
             while left and (count := file.readinto(left)):
                 left = left[count:]
         if left:

@@ -10,6 +10,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from ..config import nearest
 from ..system.endings import USAGE, printable
@@ -29,11 +30,13 @@ class Parser(argparse.ArgumentParser):
         rules: of arguments that are right by themselves: whether they contradict each other, and what to say then.
     """
 
-    def __init__(self, prog: str, **options):
+    def __init__(self, prog: str, **options: Any):
         super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
         self.rules: list[tuple[Callable[[argparse.Namespace], bool], str]] = []
 
-    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+    def parse_args(  # type: ignore[override]  # argparse's own is told of anything in place of a namespace
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         for word in args:  # before argparse, which would first miss what the mistyped option was to give
             option = word.partition("=")[0]
             if word == "--":
@@ -46,7 +49,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(message)
         return found
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
@@ -55,7 +58,7 @@ def _number(kind: type, words: str, holds: Callable[[float], bool]) -> Callable[
 
     def convert(text: str) -> float:
         try:
-            value = kind(text)
+            value: float = kind(text)
         except ValueError:
             value = math.nan  # which no rule lets pass
         if not holds(value):

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 from ..factory import build
 from ..inference.images import load_image
 from ..inference.outputs import colored, depth_scale, tinted, with_legend, write
+from ..model import DPT
 from ..system.disk import write_whole
 from ..system.endings import printable
 from . import running
@@ -36,11 +38,12 @@ def run(args: argparse.Namespace) -> int:
         for (path, image), prediction in zip(images.items(), predictions, strict=True):
             write(args.out / f"{path.stem}_{name}", image, prediction, head)
         if head.task == "depth":
-            columns.append([Image.fromarray(colored(prediction.depth, head.inverse)) for prediction in predictions])
+            columns.append([Image.fromarray(colored(cast(np.ndarray, prediction.depth), head.inverse)) for prediction in predictions])
             columns.append([depth_scale(prediction.size[0]) for prediction in predictions])
         else:
-            columns.append([tinted(image, found.labels, head) for image, found in zip(images.values(), predictions, strict=True)])
-            present = np.unique(np.concatenate([prediction.labels.reshape(-1) for prediction in predictions]))
+            labels = [cast(np.ndarray, prediction.labels) for prediction in predictions]
+            columns.append([tinted(image, found, head) for image, found in zip(images.values(), labels, strict=True)])
+            present = np.unique(np.concatenate([found.reshape(-1) for found in labels]))
             entries += [(head.classes[index], head.palette[index]) for index in present]
         seconds = statistics.median(_seconds(model, image) for image in images.values() for _ in range(REPEATS))
         print(f"{name}: {1000 * seconds:.0f} ms a picture of {image.shape[1]}x{image.shape[0]} (median of {REPEATS * len(images)})")
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _seconds(model, image) -> float:
+def _seconds(model: DPT, image: np.ndarray) -> float:
     start = time.perf_counter()
     model.predict(image)
     return time.perf_counter() - start

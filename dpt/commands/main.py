@@ -83,4 +83,5 @@ def _run(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged metadata, without the picture's name
     if "torch" not in sys.modules:
         os.environ.update({key: value for key, value in COMMANDS[name].environment.items() if key not in os.environ})
-    return import_module(f".{name}", __package__).run(args)
+    code: int = import_module(f".{name}", __package__).run(args)
+    return code

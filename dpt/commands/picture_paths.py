@@ -57,7 +57,8 @@ def find(arguments: Sequence[str], recursive: bool = False) -> Findings:
     real = cache(os.path.realpath)
     for argument in arguments:
         left_out: dict[str, list[str]] = defaultdict(list)
-        numbers, found = Counter(), False
+        numbers: Counter[str] = Counter()
+        found = False
         for folder, place, kind in _expand(argument, recursive):
             if kind is None:
                 found = True
@@ -153,7 +154,7 @@ def _listing(folder: str) -> list[tuple[str, str | None]]:
     return sorted(kinds.items())
 
 
-def _kind(entry: os.DirEntry) -> str | None:
+def _kind(entry: os.DirEntry[str]) -> str | None:
     try:
         if entry.is_dir():
             return "folder"

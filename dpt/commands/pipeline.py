@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,14 +18,14 @@ Item = TypeVar("Item")
 MALLOC = {-3: 1 << 27, -1: (1 << 31) - 1, -8: 2}
 
 
-def in_threads(work: Callable[[Item], object], items: Iterable[Item], threads: int) -> Iterator[tuple[Item, Exception | None]]:
+def in_threads(work: Callable[[Item], object], items: Iterable[Item], threads: int) -> Generator[tuple[Item, Exception | None], None, None]:
     """Do `work(item)` in threads while the next items are made; gives each item, in order, with the error it raised.
 
     No more than `threads` + 1 items are held at a time. Where the iterator is closed or the items end in an error, what is in work is
     finished and what waits is dropped.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="dpt-write")
-    pending: deque[tuple[Item, Future]] = deque()
+    pending: deque[tuple[Item, Future[object]]] = deque()
 
     def settled() -> tuple[Item, Exception | None]:
         item, future = pending.popleft()
@@ -75,8 +75,8 @@ class Stopwatch:
             torch.accelerator.synchronize(self._device)
         return time.perf_counter()
 
-    def _start(self, *_) -> None:
+    def _start(self, *_: object) -> None:
         self._started = self._now()
 
-    def _stop(self, *_) -> None:
+    def _stop(self, *_: object) -> None:
         self.seconds += self._now() - self._started

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from .. import __version__, checkpoints
 from ..inference import outputs
 from ..inference.images import MAX_PIXELS, ImageError
-from ..inference.prediction import Result, predict_iter
+from ..inference.prediction import Choices, Result, predict_iter
+from ..model import DPT
 from ..system.disk import open_regular, prepare, remove_leftovers
 from ..system.endings import FAILED, CommandError, explained, of_the_machine, printable
 from ..zoo import config_of
@@ -77,11 +77,11 @@ def _check_writable(folder: Path) -> None:
         raise CommandError(f"cannot write to {folder}: {error.strerror}") from error
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride")}
+def _options(args: argparse.Namespace) -> Choices:
+    return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride")})
 
 
-def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally) -> None:
+def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally) -> None:
     config = model.config
     weights = _weights_identity(args.weights)
     made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **_options(args)}
@@ -102,7 +102,7 @@ def _predict_all(model: nn.Module, stems: dict[Path, Path], args: argparse.Names
         return
 
     def write(result: Result) -> None:
-        if result.error is None:
+        if result.image is not None and result.prediction is not None:
             record = {"source": _identity(result.source), **made_with}
             outputs.write(jobs[result.source], result.image, result.prediction, config.head, pfm=args.pfm, record=record)
 
@@ -132,12 +132,12 @@ def _fail(result: Result, error: Exception | None, tally: _Tally) -> None:
     tally.fail(result.source, str(result.error) if error is None else explained(error))
 
 
-def _weights_identity(weights: str | None) -> list | None:
+def _weights_identity(weights: str | None) -> list[Any] | None:
     """What `--weights` names: a file, all files of a folder, or of a model on the hub."""
     return None if weights is None else _identity(weights, checkpoints.find(weights).files)
 
 
-def _identity(path: str | Path, files: Sequence[Path] | None = None) -> list:
+def _identity(path: str | Path, files: Sequence[Path] | None = None) -> list[Any]:
     """The name, bytes and checksum of a file, or of several under one name, as JSON gives them back."""
     size = checksum = 0
     for part in files or (path,):

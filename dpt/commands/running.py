@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from .. import factory
 from ..config import DPTConfig
+from ..model import DPT
 from ..system.endings import CommandError
 from ..zoo import CONFIGS
 
@@ -40,11 +41,11 @@ def is_fast(asked: bool | None, device: torch.device) -> bool:
     return True
 
 
-def model_of(args: argparse.Namespace, name: str | None, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
+def model_of(args: argparse.Namespace, name: str | None, device: torch.device, dtype: torch.dtype | None = None) -> DPT:
     """The model that `args`, of `arguments`, describe: of this name with its pretrained weights, or of --weights."""
-    how = {"device": device, "dtype": dtype, "fast": is_fast(args.fast, device)}
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "fast": is_fast(args.fast, device)}
     if args.weights is None:
-        model = factory.build(name, weights="pretrained", **how)
+        model = factory.build(cast(str, name), weights="pretrained", **how)
     else:
         model = factory.load(args.weights, name, **how)
     if args.verbose:
@@ -52,12 +53,12 @@ def model_of(args: argparse.Namespace, name: str | None, device: torch.device, d
     return model
 
 
-def report(model: nn.Module) -> None:
+def report(model: DPT) -> None:
     """Say which modules run fused, which do not, and why."""
     try:
         from ..fast.acceleration import fast_report
 
-        said = fast_report(model)
+        said: object = fast_report(model)
     except ImportError as error:
         said = error
     print(f"{model.config.name}:\n{said}", file=sys.stderr)
@@ -73,6 +74,6 @@ def scenes_only(configs: Iterable[DPTConfig]) -> str | None:
     return f"{know}; for those, {others} downloads a larger model (dpt info lists them)"
 
 
-def reading(args: argparse.Namespace) -> dict:
+def reading(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `FolderDataset` that a command line gives."""
     return {"depth_scale": args.depth_scale, "reduce_zero_label": args.reduce_zero_label}

@@ -8,9 +8,11 @@ import reprlib
 import sys
 import warnings
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,12 +113,12 @@ class FolderDataset:
             pool.shutdown(cancel_futures=True)
 
 
-def _description(path: Path) -> dict:
+def _description(path: Path) -> dict[str, Any]:
     """What a dataset.json states, checked; {} if there is none."""
     if not os.path.lexists(path):
         return {}
     stated = read_object(path)
-    rules = {
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "classes": (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of names"),
         "depth_scale": (
             lambda value: type(value) in (int, float) and 0 < value <= sys.float_info.max,
@@ -131,7 +133,7 @@ def _description(path: Path) -> dict:
     return stated
 
 
-def _by_name(folder: Path, extensions) -> dict[str, Path]:
+def _by_name(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
     """The visible files of a folder by name without extension; ValueError where two have one name. Files of other kinds are warned of."""
     found, others = defaultdict(list), []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -159,7 +161,10 @@ class Augmentation:
     colour: float = 0.3  # largest relative change of brightness, contrast and saturation
 
 
-class Crops(Dataset):
+Key = tuple[int, int, tuple[int, int]]  # of a sample: epoch, index, (height, width)
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
     """What a training sees of a data set: item (epoch, index, (height, width)) is a picture (3, height, width) float32, normalised, and
     its target (height, width), metres float32 or class indices int64. It depends on its key and the seed alone, so that a training
     that is resumed sees what an unbroken one would."""
@@ -170,7 +175,7 @@ class Crops(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: tuple[int, int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
         epoch, index, size = key
         image, target = self.data[index]
         x = torch.from_numpy(image).permute(2, 0, 1).float() / 255

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def class_labels(stored: np.ndarray, classes: int, reduce_zero_label: bool, path
     return np.where((stored == IGNORE) | (stored < first), IGNORE, stored - first)
 
 
-def _read(path: Path, readers: dict[str, Callable[[Path], np.ndarray]]) -> np.ndarray:
+def _read(path: Path, readers: Mapping[str, Callable[[Path], np.ndarray]]) -> np.ndarray:
     try:
         values = readers[path.suffix.lower()](path)
     except TargetError:
@@ -90,7 +91,8 @@ def _read(path: Path, readers: dict[str, Callable[[Path], np.ndarray]]) -> np.nd
 
 def _read_grey(path: Path) -> np.ndarray:
     with open_regular(path) as file, open_picture(file, formats=("PNG", "TIFF")) as image:
-        step = GREY_STEPS.get(image.tile[0].args if image.tile else None, 1)
+        tile: Any = getattr(image, "tile", None)
+        step = GREY_STEPS.get(tile[0].args if tile else "", 1)
         image.load()
         if image.mode not in ("1", "L", "P", "I", "F") and not image.mode.startswith("I;16"):
             raise TargetError(f"{path}: a picture of mode {image.mode}: ground truth has one channel")

@@ -31,6 +31,7 @@ def align_least_squares(prediction: Tensor, target: Tensor, mask: Tensor) -> tup
 
 def _fit(prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Scale, and the means of prediction and target, each (..., 1, 1): the fit is `scale * (prediction - mean) + mean of target`."""
+    count: Tensor | int
     if mask is None:  # means serve as well as sums, for only their ratio counts
         total = functools.partial(torch.mean, dim=_SIDES, keepdim=True)
         centre, level, count = total(prediction), total(target), 1

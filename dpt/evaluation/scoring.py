@@ -6,6 +6,7 @@ The model sees what `dpt predict` shows it, and its maps are scored at the size 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,8 +16,12 @@ from tqdm import tqdm
 from ..data.datasets import FolderDataset
 from ..data.targets import IGNORE
 from ..inference.images import load_image
-from ..inference.prediction import predict_iter
+from ..inference.prediction import Choices, Prediction, predict_iter
+from ..inference.windows import Network
 from .metrics import DepthMetrics, SegmentationMetrics, depth_limit
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 COUNTED = 500  # pictures that trivial predictors learn from
 
@@ -24,12 +29,12 @@ Predictor = Callable[[np.ndarray], np.ndarray]  # a picture, uint8 (H, W, 3) -> 
 
 
 def evaluate(
-    model: nn.Module | Predictor,
+    model: Network | Predictor,
     dataset: FolderDataset,
     batch_size: int = 1,
     max_depth: float | None = None,
     progress: bool = True,
-    **options,
+    **options: Unpack[Choices],
 ) -> dict[str, float]:
     """Depth: {"absrel", "rmse", "delta1"}, and "sky" where the data tells it; segmentation: {"miou", "accuracy"}; at the truth's own size.
 
@@ -45,7 +50,7 @@ def evaluate(
     """
     head = dataset.head
     if head.task == "depth":
-        metrics = DepthMetrics(depth_limit(head, max_depth), head.inverse)
+        metrics: DepthMetrics | SegmentationMetrics = DepthMetrics(depth_limit(head, max_depth), head.inverse)
     else:
         metrics = SegmentationMetrics(len(head.classes))
     maps = _maps(model, dataset, batch_size, options)
@@ -55,15 +60,16 @@ def evaluate(
     return metrics.compute()
 
 
-def _maps(model: nn.Module | Predictor, dataset: FolderDataset, batch_size: int, options: dict) -> Iterator[np.ndarray]:
+def _maps(model: Network | Predictor, dataset: FolderDataset, batch_size: int, options: Choices) -> Iterator[np.ndarray]:
     """The depth or the labels (H, W) of each picture, in order."""
     if not isinstance(model, nn.Module):
-        yield from (model(load_image(path)) for path in dataset.images)
+        yield from (cast(Predictor, model)(load_image(path)) for path in dataset.images)
         return
-    for result in predict_iter(model, dataset.images, batch_size=batch_size, **options):
+    for result in predict_iter(cast(Network, model), dataset.images, batch_size=batch_size, **options):
         if result.error is not None:
             raise result.error
-        yield result.prediction.depth if dataset.head.task == "depth" else result.prediction.labels
+        prediction = cast(Prediction, result.prediction)
+        yield cast(np.ndarray, prediction.depth if dataset.head.task == "depth" else prediction.labels)
 
 
 def trivial_predictors(dataset: FolderDataset, train: FolderDataset | None) -> dict[str, Predictor]:
@@ -78,7 +84,7 @@ def trivial_predictors(dataset: FolderDataset, train: FolderDataset | None) -> d
     targets = (source.target(index) for index in range(min(len(source), COUNTED)))
     if head.task == "depth":
         return {"median": _constant(np.median(np.concatenate([target[(target > 0) & np.isfinite(target)] for target in targets])))}
-    counts = sum(np.bincount(target[target != IGNORE], minlength=len(head.classes)) for target in targets)
+    counts: Any = sum(np.bincount(target[target != IGNORE], minlength=len(head.classes)) for target in targets)
     return {"commonest class": _constant(counts.argmax())}
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
 from ..kernels import launch
 from .rules import FAST, PLAIN, refusal
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if type(module) in FAST or type(module) in PLAIN)
 
 
-def accelerate(model: nn.Module, strict: bool = False) -> nn.Module:
+def accelerate(model: ModelT, strict: bool = False) -> ModelT:
     """Put a model on the fused kernels, in place, and return it. Parameters, names, dtype and state dict stay as they are.
 
     The weights of convolutions get the order in memory that the kernels read, where the module is in evaluation mode and its weight has no

@@ -7,6 +7,8 @@ float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,7 +62,7 @@ def uses_batch_statistics(*norms: nn.Module) -> bool:
     return any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms)
 
 
-def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor, float] | None:
+def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float] | None:
     """A batch norm in evaluation form; None for the identity."""
     if not isinstance(module, nn.BatchNorm2d):
         return None
@@ -94,21 +96,22 @@ class FastFusion(Fusion):
     """
 
     def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        blocks: Any = self.blocks  # each a FusionBlock, as below
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x, size = skips[3], None
         for level in (3, 2, 1):
             x = self._level(level, x, skips[level], size)
             size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
-            x = conv1x1(x, self.blocks[level].project.weight, self.blocks[level].project.bias)
-        below = upsample_bilinear(x, size, True) if deeper else None
+            x = conv1x1(x, blocks[level].project.weight, blocks[level].project.bias)
+        below: Any = upsample_bilinear(x, size, True) if deeper else None
         x = self._level(0, x, skips[0], size)
-        project = self.blocks[0].project
+        project = blocks[0].project
         x = conv1x1_upsample(x, project.weight, project.bias, (2 * x.shape[2], 2 * x.shape[3]), True)
         return (x, below) if deeper else x
 
     def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
         """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
-        block = self.blocks[level]
+        block: Any = self.blocks[level]
         if size is None:
             return block.unit2(skip)
         if not statically_equal(tuple(skip.shape[2:]), size):

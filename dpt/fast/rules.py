@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -109,7 +110,7 @@ class Replacement:
     fast: type[nn.Module]
     reads: dict[str, Check]
     calls: tuple[str, ...] = ()
-    rule: Callable[[nn.Module], str | None] = field(default=lambda module: None)
+    rule: Callable[[Any], str | None] = field(default=lambda module: None)
     note: Callable[[nn.Module], str | None] = field(default=lambda module: None)
 
 

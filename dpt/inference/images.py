@@ -7,11 +7,11 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -38,7 +38,7 @@ WARNED_PIXELS = 1024**3 // 12  # Pillow warns of larger pictures
 MAX_PIXELS = 2 * WARNED_PIXELS  # and refuses those: 179 megapixels
 LIFTED = "--max-pixels (or max_pixels=) lifts it"
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the values of a PNG of 2 and of 4 bits by
-TURNS = {  # by EXIF's orientation
+TURNS: dict[object, Image.Transpose] = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -47,18 +47,21 @@ TURNS = {  # by EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+Picture = str | os.PathLike[str] | IO[bytes] | Image.Image | np.ndarray | Tensor  # what `load_image` takes
+# Many of them. Of an array of no known type a type checker could not tell whether it is one picture, if any iterable were many.
+Pictures = Sequence[Picture] | Set[Picture] | Iterator[Picture]
 _limit_lock = threading.Lock()
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without a handler Python prints what Pillow logs about damaged files
 with suppress(AttributeError, OSError):  # libtiff prints its errors, without a name, unless told not to; Pillow does so with its warnings
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]
 
 
 class ImageError(ValueError):
     """A picture that cannot be used; the message names it and says why."""
 
 
-def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A picture as uint8 RGB (H, W, 3).
 
     Args:
@@ -85,8 +88,8 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             return _from_array((array.movedim(0, -1) if array.ndim == 3 else array).numpy())
         if isinstance(source, np.ndarray):
             return _from_array(source)
-        path = isinstance(source, str | os.PathLike)
-        with open_regular(source) if path else nullcontext(source) as file, open_picture(file, max_pixels) as image:
+        opened = open_regular(source) if isinstance(source, str | os.PathLike) else nullcontext(source)
+        with opened as file, open_picture(file, max_pixels) as image:
             return _decode(image)
     except Exception as error:  # decoders raise what their bytes lead them to: SyntaxError, struct.error, IndexError ...
         why, cause = reason(error), error.with_traceback(None) if isinstance(error, OSError) else None
@@ -117,7 +120,7 @@ def reason(error: Exception) -> str:
     return system or f"cannot be decoded: {str(error) or type(error).__name__}"
 
 
-def open_picture(file: BinaryIO, max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> Image.Image:
+def open_picture(file: IO[bytes], max_pixels: int = MAX_PIXELS, formats: Iterable[str] = FORMATS) -> Image.Image:
     """A picture, not yet decoded, by the first of `formats` that takes it.
 
     As PIL.Image.open, of which this keeps the errors and the limit of pixels to the call, instead of the process. Pillow is told no
@@ -162,7 +165,7 @@ def _not_a_picture(start: bytes, name: str, formats: Iterable[str]) -> str:
 def _openers() -> dict[str, tuple[Callable[..., Image.Image], Callable[[bytes], bool | str | None]]]:
     """Of each format that can be read here, what opens a file, and what tells from its first 16 bytes whether it might be one."""
     Image.init()
-    openers = {name: Image.OPEN[name] for name in FORMATS if name in Image.OPEN}
+    openers: dict[str, Any] = {name: Image.OPEN[name] for name in FORMATS if name in Image.OPEN}
     with suppress(ImportError):
         from pillow_heif import HeifImageFile
 
@@ -206,7 +209,8 @@ def _decode(image: Image.Image) -> np.ndarray:
 
 def _scale_transparent_colour(image: Image.Image) -> None:
     """The one transparent value of a PNG (tRNS) in the range of the pixels that Pillow makes; the file has it in its own bit depth."""
-    value, stored = image.info.get("transparency"), image.tile[0].args if getattr(image, "tile", None) else None
+    tile = getattr(image, "tile", None)
+    value, stored = image.info.get("transparency"), tile[0].args if tile else None
     if stored in GREY_STEPS and isinstance(value, int):
         image.info["transparency"] = value * GREY_STEPS[stored]
     elif stored == "RGB;16B" and isinstance(value, tuple):

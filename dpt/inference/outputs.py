@@ -73,7 +73,8 @@ def write(
     Raises:
         OSError: what could not be written and why.
     """
-    depth, labels = prediction.depth, prediction.labels
+    depth: Any = prediction.depth  # of the two one is None, by the head's task
+    labels: Any = prediction.labels
     paths = result_paths(stem, head, pfm)
     names = {path: path.name[len(stem.name) :] for path in paths}
     maps = {suffix: MAPS[suffix](depth) for suffix in names.values() if suffix in MAPS}

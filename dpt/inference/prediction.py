@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast, overload
 
 import numpy as np
 import torch
@@ -24,9 +24,12 @@ from torch import Tensor, nn
 from ..config import DPTConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
-from .images import MAX_PIXELS, ImageError, load_image
+from .images import MAX_PIXELS, ImageError, Picture, Pictures, load_image
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
-from .windows import infer
+from .windows import Network, infer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
 MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabilities at their own size
@@ -55,7 +58,8 @@ class Prediction:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, the picture's."""
-        return (self.labels if self.depth is None else self.depth).shape
+        height, width = cast(np.ndarray, self.labels if self.depth is None else self.depth).shape
+        return height, width
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,25 @@ class Result:
     image: np.ndarray | None = None
     prediction: Prediction | None = None
     error: Exception | None = None
+
+
+class Choices(TypedDict, total=False):
+    """The keywords of `Options.of`, for those that hand them on."""
+
+    tta: bool
+    scales: Sequence[float] | None
+    flip: bool | None
+    slide: bool
+    window: int | tuple[int, int] | None
+    stride: int | tuple[int, int] | None
+    probability: bool
+
+
+class PredictOptions(Choices, total=False):
+    """The keywords of `predict`."""
+
+    batch_size: int
+    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +124,7 @@ class Options:
         if not slide and window is None and stride is None:
             return cls(chosen, flips, None, None, probability)
         sides = _pair(min(config.input.size) if window is None else window, "window")
-        steps = tuple(max(side * 2 // 3, 1) for side in sides) if stride is None else _pair(stride, "stride")
+        steps = _pair(tuple(max(side * 2 // 3, 1) for side in sides) if stride is None else stride, "stride")
         if any(side % config.input.multiple for side in sides):
             raise ValueError(f"the window's sides are multiples of {config.input.multiple}, not {sides}")
         if any(step > side for step, side in zip(steps, sides, strict=True)):
@@ -109,14 +132,25 @@ class Options:
         return cls(chosen, flips, sides, steps, probability)
 
 
-def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
+def _pair(value: int | tuple[int, ...], name: str) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"{name} is a positive integer or two, height and width, not {value}")
-    return pair
+    height, width = pair
+    return height, width
 
 
-def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) -> Prediction | list[Prediction]:
+@overload  # a path of text is one picture, though text is an iterable of text
+def predict(  # type: ignore[overload-overlap]
+    model: Network, images: Picture, **options: Unpack[PredictOptions]
+) -> Prediction: ...
+
+
+@overload
+def predict(model: Network, images: Pictures, **options: Unpack[PredictOptions]) -> list[Prediction]: ...
+
+
+def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any) -> Prediction | list[Prediction]:
     """One picture -> its `Prediction`; an iterable of pictures -> a list in its order.
 
     Args:
@@ -137,16 +171,19 @@ def predict(model: nn.Module, images: Any, *, batch_size: int = 1, **options) ->
         ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
     """
     if isinstance(images, str | np.ndarray | Tensor) or not isinstance(images, Iterable) or hasattr(images, "read"):
-        return predict(model, [images], batch_size=batch_size, **options)[0]
+        one: list[Any] = [images]
+        return predict(model, one, batch_size=batch_size, **options)[0]
     predictions = []
     for result in predict_iter(model, images, batch_size=batch_size, **options):
         if result.error is not None:
             raise result.error
-        predictions.append(result.prediction)
+        predictions.append(cast(Prediction, result.prediction))
     return predictions
 
 
-def predict_iter(model: nn.Module, images: Iterable, *, batch_size: int = 1, max_pixels: int = MAX_PIXELS, **options) -> Iterator[Result]:
+def predict_iter(
+    model: Network, images: Iterable[Picture], *, batch_size: int = 1, max_pixels: int = MAX_PIXELS, **options: Unpack[Choices]
+) -> Generator[Result, None, None]:
     """As `predict`, one `Result` at a time, in order; a bad picture, or memory running out, is its `error`.
 
     Pictures are read ahead in threads, at most two batches, so a list of any length needs no more memory.
@@ -157,13 +194,16 @@ def predict_iter(model: nn.Module, images: Iterable, *, batch_size: int = 1, max
     return _results(model, images, batch_size, max_pixels, chosen)
 
 
-def _results(model: nn.Module, images: Iterable, batch_size: int, max_pixels: int, options: Options) -> Iterator[Result]:
+def _results(
+    model: Network, images: Iterable[Picture], batch_size: int, max_pixels: int, options: Options
+) -> Generator[Result, None, None]:
     for batch in _batches(images, batch_size, max_pixels):
-        groups: dict[tuple, list[int]] = {}
+        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
         for index, result in enumerate(batch):
-            if result.error is None:
+            if result.image is not None:
+                height, width = result.image.shape[:2]
                 try:
-                    sizes = (network_size(*result.image.shape[:2], model.config.input, scale) for scale in options.scales)
+                    sizes = (network_size(height, width, model.config.input, scale) for scale in options.scales)
                     groups.setdefault(tuple(sizes), []).append(index)
                 except ImageError as error:
                     batch[index] = Result(result.source, error=ImageError(f"{result.source}: {error}"))
@@ -174,11 +214,11 @@ def _results(model: nn.Module, images: Iterable, batch_size: int, max_pixels: in
         yield from batch
 
 
-def _batches(images: Iterable, batch_size: int, max_pixels: int) -> Iterator[list[Result]]:
+def _batches(images: Iterable[Picture], batch_size: int, max_pixels: int) -> Iterator[list[Result]]:
     """Lists of `batch_size` loaded pictures, those of the next two being read meanwhile."""
     pool = ThreadPoolExecutor(min(READERS, torch.get_num_threads()), thread_name_prefix="dpt-load")
     sources = iter(images)
-    pending: list[Future] = []
+    pending: list[Future[Result]] = []
     try:
         while True:
             pending += [pool.submit(_load, source, max_pixels) for source in islice(sources, 2 * batch_size - len(pending))]
@@ -190,16 +230,16 @@ def _batches(images: Iterable, batch_size: int, max_pixels: int) -> Iterator[lis
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(source: Any, max_pixels: int) -> Result:
+def _load(source: Picture, max_pixels: int) -> Result:
     try:
         return Result(source, image=load_image(source, max_pixels))
     except (ImageError, TypeError) as error:
         return Result(source, error=error)
 
 
-def _predict_group(model: nn.Module, loaded: list[Result], options: Options) -> list[Result]:
+def _predict_group(model: Network, loaded: list[Result], options: Options) -> list[Result]:
     """Pictures of equal network sizes in one batch."""
-    images = [result.image for result in loaded]
+    images = [cast(np.ndarray, result.image) for result in loaded]
     try:
         with _evaluating(model), torch.inference_mode():
             maps = _depths(model, images, options) if model.config.head.task == "depth" else _labels(model, images, options)
@@ -218,7 +258,7 @@ def _is_path(source: Any) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: Network) -> Iterator[None]:
     """Evaluation mode; each module that was training is put back, and none that was not (frozen batch norms), as soon as no other thread
     predicts with it."""
     with _evaluating_lock:
@@ -237,7 +277,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
                     module.training = True
 
 
-def _depths(model: nn.Module, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray]]:
+def _depths(model: Network, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray | None]]:
     config = model.config
     first: list[Tensor] = []
     sums: list[Tensor] = []
@@ -251,16 +291,16 @@ def _depths(model: nn.Module, images: list[np.ndarray], options: Options) -> lis
     return [{"depth": (total if number == 1 else total / number).cpu().numpy()} for total in sums]
 
 
-def _labels(model: nn.Module, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray]]:
+def _labels(model: Network, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray | None]]:
     config, views = model.config.input, _views(model, images, options)
     if len(options.scales) * len(options.flips) == 1:
-        logits = next(views)
+        logits: Iterable[Tensor] = next(views)
     else:
         logits = _mean_log_probabilities(images, views, config)
-    found = []
+    found: list[dict[str, np.ndarray | None]] = []
     for maps, image in zip(logits, images, strict=True):
         labels, probability = decided_labels(model.head, maps, image.shape[:2], config, options.probability)
-        found.append({"labels": labels.cpu().numpy(), "probability": probability.cpu().numpy() if options.probability else None})
+        found.append({"labels": labels.cpu().numpy(), "probability": None if probability is None else probability.cpu().numpy()})
     return found
 
 
@@ -286,12 +326,12 @@ def _mean_log_probabilities(images: list[np.ndarray], views: Iterator[Tensor], c
             sizes = [size if math.prod(size) <= MERGE_PIXELS else tuple(maps.shape[2:]) for size in own]
             sums = [torch.zeros(maps.shape[1], *size, device=maps.device) for size in sizes]
         for total, logits in zip(sums, maps, strict=True):
-            for rows, strip in resized_strips(logits, tuple(total.shape[1:]), config):
+            for rows, strip in resized_strips(logits, (total.shape[1], total.shape[2]), config):
                 total[:, rows] += strip.softmax(0)
     return [(total / number).clamp_min_(torch.finfo(total.dtype).tiny).log_() for total in sums]
 
 
-def _views(model: nn.Module, images: list[np.ndarray], options: Options) -> Iterator[Tensor]:
+def _views(model: Network, images: list[np.ndarray], options: Options) -> Iterator[Tensor]:
     """Maps (B, K, h, w), depth with K = 1, one tensor per scale and flip: the scale nearest to 1 first, flips undone, no padding."""
     parameter = next(model.parameters())
     for scale in sorted(options.scales, key=lambda scale: abs(math.log(scale))):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -77,7 +78,8 @@ def resize_and_normalise(
     image: np.ndarray, config: InputConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, ratio: float = 1.0
 ) -> Tensor:
     """uint8 (H, W, 3) -> (1, 3, h, w) of `network_size`, not padded; computed in float32, returned in `dtype`."""
-    size = network_size(*image.shape[:2], config, ratio)
+    height, width = image.shape[:2]
+    size = network_size(height, width, config, ratio)
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
     x = F.interpolate(x, size=size, mode=config.mode, align_corners=False, antialias=config.antialias)
     mean, std = (x.new_tensor(values).mul_(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
@@ -95,7 +97,7 @@ def preprocess(
 ) -> tuple[Tensor, tuple[int, int]]:
     """uint8 (H, W, 3) -> the model's input (1, 3, h', w') and the (h, w) of it that is picture and not padding."""
     x = resize_and_normalise(image, config, device, dtype)
-    return (pad_to_multiple(x, config.multiple) if config.pad else x), tuple(x.shape[2:])
+    return (pad_to_multiple(x, config.multiple) if config.pad else x), (x.shape[2], x.shape[3])
 
 
 def postprocess(output: Tensor, content: tuple[int, int], size: tuple[int, int], config: InputConfig) -> Tensor:
@@ -133,7 +135,7 @@ def resized_strips(maps: Tensor, size: tuple[int, int], config: InputConfig) -> 
     for start in range(0, height, count):
         rows = slice(start, min(start + count, height))
         taps = zip(index[rows].unbind(1), weight[rows].unbind(1), strict=True)
-        strip = sum(maps[:, i].float() * w[:, None] for i, w in taps)  # (K, rows, w)
+        strip = cast(Tensor, sum(maps[:, i].float() * w[:, None] for i, w in taps))  # (K, rows, w)
         strip = F.interpolate(strip[None], size=(strip.shape[1], width), mode=config.output_mode, align_corners=config.output_align_corners)
         yield rows, strip[0]
 
@@ -147,6 +149,8 @@ def _row_taps(source: int, target: int, config: InputConfig) -> tuple[Tensor, Te
         position = (row + 0.5) * (source / target) - 0.5
     floor = position.floor()
     t = position - floor
+    offsets: tuple[int, ...]
+    weights: tuple[Tensor, ...]
     if config.output_mode == "bilinear":
         offsets, weights = (0, 1), (1 - t, t)
     else:

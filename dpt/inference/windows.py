@@ -6,21 +6,41 @@ windows fade into each other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, cast
+
 import torch
 from torch import Tensor, nn
 
+from ..config import DPTConfig
 from ..evaluation.alignment import align
 from .resizing import pad_to_multiple
 
 
-def infer(model: nn.Module, x: Tensor, window: tuple[int, int] | None, stride: tuple[int, int] | None) -> Tensor:
+class Network(Protocol):
+    """What predicting asks of a `dpt.DPT`, or of what runs in its place; a module of PyTorch's."""
+
+    config: DPTConfig
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+def infer(model: Network, x: Tensor, window: tuple[int, int] | None, stride: tuple[int, int] | None) -> Tensor:
     """Normalised pictures (B, 3, h, w), not padded -> maps (B, K, h, w), whole (None) or in windows of that size."""
     if window is None or (x.shape[2] <= window[0] and x.shape[3] <= window[1]):
         return _forward(model, x)
     whole = _forward(model, x).float() if model.config.head.task == "depth" else None
-    total, weights = None, x.new_zeros(x.shape[2:], dtype=torch.float32)
-    for top in _starts(x.shape[2], window[0], stride[0]):
-        for left in _starts(x.shape[3], window[1], stride[1]):
+    total: Any = None
+    weights, steps = x.new_zeros(x.shape[2:], dtype=torch.float32), cast("tuple[int, int]", stride)
+    for top in _starts(x.shape[2], window[0], steps[0]):
+        for left in _starts(x.shape[3], window[1], steps[1]):
             place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
             maps = _forward(model, x[place]).float()
             if total is None:
@@ -31,10 +51,11 @@ def infer(model: nn.Module, x: Tensor, window: tuple[int, int] | None, stride: t
                 maps, weight = align(maps, whole[place]), _fade(maps.shape[2:], maps.device)
             total[place] += weight * maps
             weights[place] += weight
-    return total / weights
+    merged: Tensor = total / weights
+    return merged
 
 
-def _fade(size: tuple[int, int], device: torch.device) -> Tensor:
+def _fade(size: Sequence[int], device: torch.device) -> Tensor:
     """Weights (h, w) of a window's map, which fall in a straight line from its middle to its edges."""
     rows, columns = (1 - (2 * torch.arange(side, device=device) + 1 - side).abs() / side for side in size)
     return rows[:, None] * columns
@@ -46,7 +67,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [min(start, last) for start in range(0, last + stride, stride)]
 
 
-def _forward(model: nn.Module, x: Tensor) -> Tensor:
+def _forward(model: Network, x: Tensor) -> Tensor:
     y = model(pad_to_multiple(x, model.config.input.multiple))
     y = y[:, None] if model.config.head.task == "depth" else y
     return y[..., : x.shape[2], : x.shape[3]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +40,11 @@ class ReadoutAdd(nn.Module):
         return tokens[:, 1:] + tokens[:, :1]
 
 
-READOUT = {"project": ReadoutProject, "ignore": lambda dim, activation: ReadoutIgnore(), "add": lambda dim, activation: ReadoutAdd()}
+READOUT: dict[str, Callable[[int, str], nn.Module]] = {
+    "project": ReadoutProject,
+    "ignore": lambda dim, activation: ReadoutIgnore(),
+    "add": lambda dim, activation: ReadoutAdd(),
+}
 
 
 def _resize(channels: int, level: int) -> nn.Module:
@@ -126,7 +133,8 @@ class Fusion(nn.Module):
     def forward(self, maps: list[Tensor], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """If `deeper`, also the map one level deeper (B, F, H/4, W/4), which auxiliary heads read."""
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
-        x = below = None
+        x: Any = None
+        below: Any = None
         for level in (3, 2, 1, 0):
             size = tuple(skips[level - 1].shape[2:]) if self.match_size and level else None
             x, below = self.blocks[level](x, skips[level], size), x

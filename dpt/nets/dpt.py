@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,10 @@ class DPTNetwork(nn.Module):
     Args:
         config: which model; `dpt.build` takes the named ones.
     """
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def __init__(self, config: DPTConfig):
         super().__init__()
@@ -40,7 +46,7 @@ class DPTNetwork(nn.Module):
                 self.auxiliary_head = SegmentationHead(decoder.features, config.head)
         _initialise(self)
         if config.head.task == "depth":
-            nn.init.ones_(self.head.conv3.bias)  # a last ReLU that starts below zero gets no gradient and never leaves it
+            nn.init.ones_(self.get_parameter("head.conv3.bias"))  # a last ReLU that starts below zero gets no gradient and never leaves it
 
     def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
@@ -69,7 +75,9 @@ class _Unfilled(TorchFunctionMode):
 
     FILLS = (Tensor.fill_, Tensor.zero_, Tensor.normal_, Tensor.uniform_)
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function in self.FILLS or getattr(function, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
@@ -113,6 +121,6 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
     elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
         module.reset_parameters()
     elif hasattr(module, "reset_parameters") and not module.__module__.startswith("torch."):
-        module.reset_parameters(generator)
+        cast(Any, module).reset_parameters(generator)
     elif any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
         raise TypeError(f"{type(module).__name__} has tensors that no rule here initialises")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 def statically_equal(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -17,7 +19,7 @@ def statically_equal(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
 
 
-ACTIVATION = {
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
     "relu": F.relu,

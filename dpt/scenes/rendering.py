@@ -18,6 +18,7 @@ import os
 import reprlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -113,7 +114,7 @@ def _is_worth_keeping(scene: Scene) -> bool:
     )
 
 
-def _light(rng: np.random.Generator) -> dict:
+def _light(rng: np.random.Generator) -> dict[str, Any]:
     elevation, yaw = math.radians(rng.uniform(25.0, 80.0)), rng.uniform(0.0, 2.0 * math.pi)
     direction = [math.cos(yaw) * math.cos(elevation), math.sin(yaw) * math.cos(elevation), math.sin(elevation)]
     ambient = rng.uniform(0.35, 0.7)
@@ -135,7 +136,7 @@ def _sky(rng: np.random.Generator, rays: np.ndarray) -> np.ndarray:
     if rng.random() < 0.5:
         zenith, horizon = np.array([0.25, 0.5, 0.9]) * rng.uniform(0.5, 1.1), np.array([0.8, 0.87, 0.95]) * rng.uniform(0.7, 1.05)
     height = np.clip(direction[..., 2:] * rng.uniform(1.0, 4.0), 0.0, 1.0)
-    sky = horizon + (zenith - horizon) * height
+    sky: np.ndarray = horizon + (zenith - horizon) * height
     if rng.random() < 0.6:
         surface = random_surface(rng, (0.3, 1.5), upright=True)
         flat = direction.reshape(-1, 3) * [1.0, 1.0, 3.0] / surface.period
@@ -153,7 +154,8 @@ def _footprint(points: np.ndarray) -> np.ndarray:
         before = np.concatenate([np.take(step, [0], axis=axis), step], axis=axis)
         after = np.concatenate([step, np.take(step, [-1], axis=axis)], axis=axis)
         steps.append(np.minimum(before, after))
-    return np.maximum(*steps)
+    nearer: np.ndarray = np.maximum(*steps)
+    return nearer
 
 
 def _albedo(world: World, mask: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ class Surface:
         # A pattern finer than two pixels would alias: it fades to the mean of its colours.
         contrast = np.clip(2.0 - 4.0 * footprint / self.period, 0.0, 1.0)
         mix = 0.5 + (self.pattern(scaled, footprint / self.period, self) - 0.5) * contrast
-        colour = self.colours[0] + mix[:, None] * (self.colours[1] - self.colours[0])
+        colour: np.ndarray = self.colours[0] + mix[:, None] * (self.colours[1] - self.colours[0])
         if self.stain:
             colour = colour * (1.0 - self.stain * noise(scaled * 0.23, footprint, self))[:, None]
         return colour
@@ -42,12 +42,14 @@ def _flat(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.n
 
 def _edge(wave: np.ndarray, footprint: np.ndarray) -> np.ndarray:
     """A square wave in [0, 1] from a sine, its edges as wide as a pixel."""
-    return np.clip(0.5 + wave / (4.0 * math.pi * np.maximum(footprint, 1e-3)), 0.0, 1.0)
+    edge: np.ndarray = np.clip(0.5 + wave / (4.0 * math.pi * np.maximum(footprint, 1e-3)), 0.0, 1.0)
+    return edge
 
 
 def _checker(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.ndarray:
     cells = 2.0 * _edge(np.sin(math.pi * position), footprint[:, None]) - 1.0
-    return 0.5 + 0.5 * cells.prod(axis=1)
+    mix: np.ndarray = 0.5 + 0.5 * cells.prod(axis=1)
+    return mix
 
 
 def _stripes(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.ndarray:
@@ -55,30 +57,35 @@ def _stripes(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> n
 
 
 def _gradient(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.ndarray:
-    return 0.5 + 0.5 * np.sin(0.6 * position[:, 0] + 0.4 * position[:, 1])
+    mix: np.ndarray = 0.5 + 0.5 * np.sin(0.6 * position[:, 0] + 0.4 * position[:, 1])
+    return mix
 
 
 def noise(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.ndarray:
     """Eight waves of rising frequency and falling weight, in the surface's directions."""
     waves = np.cos(position.astype(np.float32) @ surface.waves.T.astype(np.float32) + np.arange(8, dtype=np.float32))
     weights = 1.0 / np.linalg.norm(surface.waves, axis=1)
-    return np.clip(0.5 + 0.8 * (waves @ (weights / weights.sum())), 0.0, 1.0)
+    mix: np.ndarray = np.clip(0.5 + 0.8 * (waves @ (weights / weights.sum())), 0.0, 1.0)
+    return mix
 
 
 def _marble(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.ndarray:
-    return 0.5 + 0.5 * np.sin(2.0 * math.pi * (position[:, 0] + 1.5 * noise(0.4 * position, footprint, surface)))
+    mix: np.ndarray = 0.5 + 0.5 * np.sin(2.0 * math.pi * (position[:, 0] + 1.5 * noise(0.4 * position, footprint, surface)))
+    return mix
 
 
 def _wood(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.ndarray:
     along = position * np.array([0.08, 1.0, 1.0])
     rings = np.hypot(along[:, 1], along[:, 2]) + 0.7 * noise(along, footprint, surface)
-    return (2.0 * rings) % 1.0
+    mix: np.ndarray = (2.0 * rings) % 1.0
+    return mix
 
 
 def _tiles(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.ndarray:
     joint = np.abs(position % 1.0 - 0.5).max(axis=1)  # 0.5 in the joint between two tiles
     tone = np.sin(np.floor(position) @ np.array([12.9898, 78.233, 37.719])) % 0.25
-    return np.clip((joint - 0.45) / np.maximum(footprint, 0.01), 0.0, 1.0) * 0.7 + tone
+    mix: np.ndarray = np.clip((joint - 0.45) / np.maximum(footprint, 0.01), 0.0, 1.0) * 0.7 + tone
+    return mix
 
 
 def _speckle(position: np.ndarray, footprint: np.ndarray, surface: Surface) -> np.ndarray:
@@ -93,14 +100,16 @@ def random_colour(rng: np.random.Generator) -> np.ndarray:
     saturation = rng.uniform(0.0, 0.25) if rng.random() < 0.4 else rng.uniform(0.25, 0.95)
     hue, value = rng.uniform(0.0, 6.0), rng.uniform(0.3, 1.0)
     ramp = np.clip(np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6.0 - 3.0) - 1.0, 0.0, 1.0)
-    return value * (1.0 - saturation * (1.0 - ramp))
+    colour: np.ndarray = value * (1.0 - saturation * (1.0 - ramp))
+    return colour
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
     """A rotation matrix (3, 3), uniform."""
     columns, upper = np.linalg.qr(rng.standard_normal((3, 3)))
     columns = columns * np.sign(np.diag(upper))
-    return columns * np.linalg.det(columns)
+    rotation: np.ndarray = columns * np.linalg.det(columns)
+    return rotation
 
 
 def random_surface(rng: np.random.Generator, period: tuple[float, float], upright: bool) -> Surface:
@@ -120,7 +129,8 @@ def random_surface(rng: np.random.Generator, period: tuple[float, float], uprigh
 
 def _directions(rng: np.random.Generator) -> np.ndarray:
     vectors = rng.standard_normal((8, 3))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    directions: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return directions
 
 
 def tint(rng: np.random.Generator) -> Surface:
@@ -146,4 +156,5 @@ def quaternion(rotation: np.ndarray) -> list[float]:
             [m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], m[0, 0] + m[1, 1] + m[2, 2]],
         ]
     )
-    return np.linalg.eigh(key)[1][:, -1].tolist()
+    values: list[float] = np.linalg.eigh(key)[1][:, -1].tolist()
+    return values

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +119,7 @@ class World:
         position: np.ndarray,
         rotation: np.ndarray,
         colour: tuple[float, ...] | None = (1, 1, 1, 1),
-        **shape,
+        **shape: Any,
     ) -> None:
         bullet, _ = load_pybullet()
         if colour is not None:
@@ -377,7 +378,8 @@ class Camera:
         """(H, W, 3): world vectors through the pixels' middles, 1 metre long along the optical axis."""
         slope = (2.0 * (np.arange(size) + 0.5) / size - 1.0) * math.tan(math.radians(self.field_of_view) / 2.0)
         across, down = np.meshgrid(slope, slope)
-        return np.stack([across, -down, -np.ones_like(across)], axis=-1) @ self.rotation()
+        rays: np.ndarray = np.stack([across, -down, -np.ones_like(across)], axis=-1) @ self.rotation()
+        return rays
 
 
 def place_camera(rng: np.random.Generator) -> Camera:

@@ -15,12 +15,12 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked, and nothing is removed
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = re.compile(r"\.dpt-[0-9a-f]{16}\.part")  # as short whatever the final name: that may be as long as a name can be
 _WRITE = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -35,12 +35,13 @@ class _Output(io.BufferedIOBase):
     PyTorch's writer, if it was interrupted, writes the end of its file when it is destroyed, where an error ends the process."""
 
     def __init__(self, file: BinaryIO):
-        self._file, self.error, self.over = file, None, False
+        self._file, self.over = file, False
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         if self.over:
             return memoryview(data).nbytes
         try:
@@ -69,7 +70,7 @@ def write_whole(path: str | Path, writer: Callable[[BinaryIO], object], *, durab
         with file:
             output = _Output(file)
             try:
-                writer(output)
+                writer(cast(BinaryIO, output))
             finally:
                 output.over = True
             file.flush()
@@ -163,7 +164,7 @@ def must_be_replaceable(*paths: Path) -> None:
             raise ValueError(f"{path} is a folder: a file is to be written there")
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading, or a link to one; anything else is an OSError at once: a pipe would wait for its writer."""
     _check_regular(os.stat(path), path)  # before it is opened, which alone makes some devices act
     file = open(path, "rb", opener=lambda name, _: os.open(name, _READ))
@@ -175,7 +176,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     return file
 
 
-def _check_regular(status: os.stat_result, path: str | Path) -> None:
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         raise OSError(errno.EINVAL, f"{kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a regular file", str(path))

@@ -15,6 +15,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeGuard, cast
 
 from . import disk
 
@@ -104,7 +105,7 @@ def _of_others(error: BaseException) -> str | None:
     return next((what for words, what in _OTHERS.items() if isinstance(error, RuntimeError) and words in str(error)), None)
 
 
-def of_the_machine(error: BaseException | None, reading: bool = False) -> bool:
+def of_the_machine(error: BaseException | None, reading: bool = False) -> TypeGuard[OSError]:
     """Whether an error of a file is not that file's, so that the next one would only meet it too; a disk's faults in reading are."""
     return isinstance(error, OSError) and error.errno in (_IN_READING if reading else REMEDIES.keys() - _OF_ONE_FILE)
 
@@ -118,7 +119,8 @@ def run(name: str, command: Callable[[], int], *, restore: bool) -> int:
         restore: the signals' handlers, and how warnings and letters are written, are put back. The process's own command does not: while
             its threads end, a signal still ends it at once.
     """
-    message = None
+    message: str | None = None
+    code: int | None = None
     with _plain_output(name, restore), _signals(name, restore) as received:
         try:
             try:
@@ -146,7 +148,7 @@ def run(name: str, command: Callable[[], int], *, restore: bool) -> int:
             gc.collect()  # progress bars and pools end before the line
         received.reported = True
         _report(name, message)
-    return code
+    return cast(int, code)
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -171,7 +173,8 @@ class _Received:
     """The handler of `SIGNALS` in a process: the first is an `Ended`, and any after it, or once the command is over, the end."""
 
     def __init__(self, name: str):
-        self.name, self.number, self.ending, self.reported, self._process = name, None, False, False, os.getpid()
+        self.name, self.ending, self.reported, self._process = name, False, False, os.getpid()
+        self.number: int | None = None
 
     def __call__(self, number: int, frame: object) -> None:
         if os.getpid() == self._process:
@@ -184,12 +187,13 @@ class _Received:
         if os.getpid() != self._process:
             os._exit(128 + signal.SIGINT)
         disk.discard_unfinished()
+        number = cast(int, self.number)
         if not self.reported:
-            _report(self.name, SIGNALS[self.number])
+            _report(self.name, SIGNALS[number])
         if "multiprocessing" in sys.modules:
             for child in sys.modules["multiprocessing"].active_children():
                 child.terminate()
-        os._exit(128 + self.number)
+        os._exit(128 + number)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import checkpoints
-from ..data.datasets import Crops, FolderDataset
+from ..data.datasets import Crops, FolderDataset, Key
 from ..data.targets import IGNORE
 from ..evaluation.metrics import depth_limit
 from ..evaluation.scoring import evaluate
@@ -58,7 +60,7 @@ class Training:
         self.recipe, self.train, self.validation = recipe, train, validation
         self.directory, self.device, self.workers = Path(directory), torch.device(device), workers
         torch.manual_seed(recipe.seed)
-        self.model = build(recipe.model, device=device).to(memory_format=torch.channels_last)
+        self.model: DPT = build(recipe.model, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if fast:
             from ..fast.acceleration import accelerate
 
@@ -123,7 +125,7 @@ class Training:
         if another:
             raise ValueError(f"{self.directory} holds a run of another recipe ({state['recipe']}): give another folder")
 
-    def _take_up(self, state: dict) -> None:
+    def _take_up(self, state: dict[str, Any]) -> None:
         """Go on from what `_save` wrote; any error there is where it is something else."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -153,11 +155,10 @@ class Training:
         write_whole(self.checkpoint, lambda file: torch.save(state, file))
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        enabled = self.recipe.amp is not None
-        dtype = getattr(torch, self.recipe.amp) if enabled else None
         head, recipe = self.config.head, self.recipe
-        with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
-            outputs = self.model.forward_auxiliary(images) if head.auxiliary else (self.model(images),)
+        dtype = None if recipe.amp is None else getattr(torch, recipe.amp)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=recipe.amp is not None):
+            outputs: tuple[Tensor, ...] = self.model.forward_auxiliary(images) if head.auxiliary else (self.model(images),)
         if head.task == "segmentation":
             losses = [_cross_entropy(output, targets) for output in outputs]
             return losses[0] + sum(recipe.auxiliary_weight * loss for loss in losses[1:])
@@ -170,12 +171,12 @@ class Training:
         inverse = normalised_inverse(targets, mask)
         return scale_shift_invariant_loss(output, inverse, mask, recipe.gradient_weight, data_term=recipe.data_term)
 
-    def _batches(self):
+    def _batches(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Batches from the current step on, the same whether or not the run was interrupted."""
         size, length = self.recipe.batch_size, len(self.train)
         per_epoch = length // size
 
-        def keys():
+        def keys() -> Iterator[list[Key]]:
             step = self.step
             while step < self.recipe.steps:
                 epoch, start = divmod(step, per_epoch)
@@ -188,7 +189,7 @@ class Training:
         own = torch.Generator()  # a loader without one draws from the global state, and once more when a run is resumed
         ahead = 4 if self.workers else None
         crops = Crops(self.train, self.config.input, self.recipe.augmentation, self.recipe.seed)
-        options = {"prefetch_factor": ahead, "worker_init_fn": leave_words_to_the_main_process}
+        options: dict[str, Any] = {"prefetch_factor": ahead, "worker_init_fn": leave_words_to_the_main_process}
         return DataLoader(crops, batch_sampler=_Keys(keys), num_workers=self.workers, generator=own, **options)
 
     def run(self) -> dict[str, float]:
@@ -242,10 +243,10 @@ class Training:
 class _Keys:
     """A batch sampler over a function that gives the batches' keys."""
 
-    def __init__(self, keys):
+    def __init__(self, keys: Callable[[], Iterator[list[Key]]]):
         self.keys = keys
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[Key]]:
         return self.keys()
 
 
@@ -263,9 +264,10 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != IGNORE).sum().clamp_min(1)
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices and convolutions only: not on norms, biases, the cls token or the positional embedding."""
-    decay, none = [], []
+    decay: list[nn.Parameter] = []
+    none: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (none if parameter.dim() < 2 or name.endswith(("cls_token", "pos_embed")) else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": none, "weight_decay": 0.0}]

@@ -54,7 +54,7 @@ class Layout:
 
 
 @functools.cache
-def _pattern(template: str) -> re.Pattern:
+def _pattern(template: str) -> re.Pattern[str]:
     """The regular expression of one of our keys in a table."""
     escaped = re.escape(template)
     for name, what in (("n", r"\d+"), ("i", r"\d"), ("p", r"[\w.]+")):

@@ -140,7 +140,7 @@ def parity(gpu: stub.Stub, families: Sequence[str]) -> None:
         again(gpu.use(family), plugin.calls)
 
 
-WITHOUT_OPS = ("test_layout", "test_adding_an_op", "test_fast")  # files and commands; whole models
+WITHOUT_OPS = ("test_adding_an_op", "test_fast")  # files and commands; whole models
 FAMILIES = ["sm_90", *sorted(set(launch.TABLES.values()) - {"sm_90"})]
 WHAT = {"ops": ops, "models": models, "sizes": sizes, "parity": parity}
 

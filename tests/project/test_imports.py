@@ -121,6 +121,16 @@ def test_an_op_is_a_file_with_its_reference_and_no_tooling():
         assert not functions & {"compile_cases", "tuning_space"}, f"{path.name}: its space is kernels/tools/spaces/{path.name}"
 
 
+def test_kernels_take_few_arguments():
+    """Blind spot: a kernel whose call nobody can read. Fewer than 20: what belongs together comes as a tuple."""
+    counts = {}
+    for path in (ROOT / "kernels").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(decorator) for decorator in node.decorator_list):
+                counts[f"{path.name}: {node.name}"] = len(node.args.args)
+    assert len(counts) > 20 and not {name: count for name, count in counts.items() if count >= 20}
+
+
 def test_the_light_parts_import_no_package_but_ours():
     """Blind spot: PyTorch on the way to a list of names. (`tests/dpt/test_startup.py` counts what a process has loaded.)"""
     for path in (path for part in LIGHT for path in [*(ROOT / "dpt" / part).glob("*.py"), ROOT / "dpt" / f"{part}.py"] if path.exists()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,12 +140,12 @@ class KeptBySize:
 
     MOST = 4
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made_of: tuple[nn.Parameter, int, Tensor] | None = None  # the parameter, its version, and its values or (no CPU) its memory
+        self._made_of: tuple[Tensor, int, Tensor] | None = None  # the parameter, its version, and its values or (no CPU) its memory
         self._kept: dict[Hashable, Tensor] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[KeptBySize], tuple[()]]:
         return KeptBySize, ()
 
     def forget(self) -> None:
@@ -167,7 +168,7 @@ class KeptBySize:
                 self._kept[size, stream] = made
             return self._kept[size, stream]
 
-    def _is_as_it_was(self, parameter: nn.Parameter) -> bool:
+    def _is_as_it_was(self, parameter: Tensor) -> bool:
         if self._made_of is None or self._made_of[0] is not parameter or self._made_of[1] != parameter._version:
             return False
         values = self._made_of[2]
@@ -183,7 +184,7 @@ class KeptBySize:
             type(parameter) is nn.Parameter
             and not parameter.is_inference()
             and not is_in_torch_dispatch_mode()
-            and not torch.jit.is_tracing()
+            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
         )
 
@@ -280,8 +281,9 @@ class ViT(nn.Module):
         """Picture (B, 3, H, W) -> the embedded patches (B, D, h, w), and the hooked maps of the stem."""
         if not self.config.stem_hooks:
             return self.patch_embed(x), []
-        maps = self.patch_embed.maps(x)
-        return self.patch_embed[-1](maps[-1]), [maps[index] for index in self.config.stem_hooks]
+        stem: Any = self.patch_embed  # the convolutional one, which alone has hooks
+        maps = stem.maps(x)
+        return stem[-1](maps[-1]), [maps[index] for index in self.config.stem_hooks]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         position = self.position(self.grid(x))

@@ -154,6 +154,19 @@ def test_hostile_sizes(tmp_path, state, save, offset, size, stride, problem):
         dpt.load(tmp_path / "file.pth", CONFIG)
 
 
+@pytest.mark.parametrize("key", ["encoder.pos_embed", "head.classifier.weight"])
+@pytest.mark.parametrize(
+    "value", ["words", Claim(0, ("a", "b", "c"), (1, 1, 1)), Claim(0, (1, 2.5, 3), (1, 1, 1)), Claim(0, (1 << 40, 0), (0, 1))]
+)
+def test_what_the_configuration_is_read_off_is_no_tensor(tmp_path, key, value):
+    """Blind spot: what is read off a file before its values are checked, and ends in an AttributeError, or in names for 2^40 classes."""
+    named, path = config("dpt-large-ade20k"), tmp_path / "file.pth"
+    (theirs,) = isl.LAYOUT.source(key)
+    save_zip(upstream(small("dpt-large-ade20k"), isl.LAYOUT) | {theirs: value}, path)
+    with pytest.raises(CheckpointError, match=re.escape(theirs)):
+        dpt.load(path, named)
+
+
 def test_tensors_that_share_their_bytes(tmp_path, state):
     """Blind spot: a small file whose thousand tensors are all the same bytes, and take a thousand times its size."""
     torch.save({**state, "scratch.refinenet1.out_conv.weight": state["scratch.refinenet2.out_conv.weight"]}, tmp_path / "file.pth")
