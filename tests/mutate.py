@@ -1,6 +1,6 @@
 """Break the code on purpose, one change at a time, and see the tests fail.
 
-    python tests/mutate.py [--only attention] [--only dpt/train.py] [--jobs 2] [--list]
+    python tests/mutate.py [--only attention] [--only dpt/training] [--jobs 2] [--list]
 
 The kernels are broken as `tests/mutations/kernels/<op>.toml` says, in a table `[[mutation]]` each: name, file, old, new, tests, and perhaps
 count. ``old`` must occur exactly ``count`` times (default once) in ``file``, and all are replaced. One that its tests do not notice is an
@@ -89,19 +89,19 @@ def copies(root: Path, count: int) -> Iterator[queue.Queue[Path]]:
 def run_tests(tests: Sequence[str], copy: Path, seconds: float) -> tuple[int | str, str]:
     """pytest's exit code, or HUNG, and output for these tests, in the copy."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, tempfile.TemporaryFile() as log:
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": scratch}
-        how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace", "start_new_session": True}
-        process = subprocess.Popen(command, cwd=copy, env=environment, **how)
+        process = subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         _running.add(process)
         try:
-            output, _ = process.communicate(timeout=seconds)
+            code: int | str = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return HUNG, ""
+            code = HUNG
         finally:
             _end_group(process)
             _running.discard(process)
-    return process.returncode, output
+        log.seek(0)
+        return code, log.read().decode("utf-8", "replace")
 
 
 def _end_group(process: subprocess.Popen) -> None:
