@@ -197,6 +197,13 @@ def test_patterns_stay_in_range_and_fade_with_distance(pattern):
     assert surface.albedo(points, np.full(500, 0.06)) == pytest.approx(np.broadcast_to(surface.colours.mean(axis=0), (500, 3)))
 
 
+def test_wood_by_hand(monkeypatch):
+    """Blind spot: a pattern that the carried pictures do not show. Two rings a unit of distance from the axis, however far along it."""
+    monkeypatch.setattr(surfaces, "noise", lambda position, footprint, surface: np.zeros(len(position)))
+    position = np.array([[9, 0.25, 0], [0, 0, 0.75], [5, 0.15, 0.2], [1, 0, 0.6]])
+    assert surfaces._wood(position, np.ones(4), plain()) == pytest.approx([0.5, 0.5, 0.5, 0.2])
+
+
 def test_quaternion_is_the_rotation_pybullet_reads():
     import pybullet
 
