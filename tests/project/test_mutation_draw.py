@@ -128,17 +128,16 @@ def test_who_notices_is_told_apart(tmp_path, chosen, monkeypatch, capsys):
     monkeypatch.setattr(mutate, "reasons", lambda: listed)
     monkeypatch.setattr(mutate, "PATIENCE", 3)
 
-    def tried(*mutations) -> tuple[int, list[str]]:
+    def tried(*mutations, required: float = 0.5) -> tuple[int, list[str]]:
         """How much is wrong, and what is said of each mutation."""
         with mutate.copies(tmp_path, 2) as free:
             assert not (free.queue[0] / "out").exists() and [path.name for path in (free.queue[0] / "dpt" / "out").iterdir()] == ["b"]
-            wrong = mutate.try_drawn(list(mutations), free, 2)
+            wrong = mutate.try_drawn(list(mutations), free, 2, required)
             assert {(copy / "dpt/box.py").read_text() for copy in free.queue} == {CODE}
         return wrong, [line[9:21].strip() for line in capsys.readouterr().out.splitlines() if " dpt/box.py:" in line]
 
-    assert tried(same, less, endless) == (2, ["NOT NOTICED", "noticed", "noticed"])  # one unnoticed, and too few
+    assert tried(same, less, endless, required=0.9) == (2, ["NOT NOTICED", "noticed", "noticed"])  # one unnoticed, and too few
     listed[same.key] = "both give 3"
-    monkeypatch.setattr(mutate, "REQUIRED", 0.5)
     assert tried(less, same) == (0, ["noticed", "listed"])
     listed[less.key] = "none"
     assert tried(less)[0] == 1
