@@ -370,6 +370,8 @@ def test_records_of_others(tmp_path):
     assert {name: record for name in names if (record := outputs.read_record(tmp_path / name)) is not None} == {}
     (tmp_path / "good.png").write_bytes(_comment(b'dpt {"source": ["a", 1, 2], "else": [[]]}'))
     assert outputs.read_record(tmp_path / "good.png") == {"source": ["a", 1, 2], "else": [[]]}
+    (tmp_path / "good.jpg").write_bytes(b"\xff\xd8" + b"\xff\xe5\x00\x02" + b"\xff\xfe\x00\x08dpt {}")  # behind a segment of nothing
+    assert outputs.read_record(tmp_path / "good.jpg") == {}
 
 
 def test_long_names(tmp_path):
@@ -392,5 +394,7 @@ def test_long_names(tmp_path):
             name.encode("utf-8")
             for path in _write(tmp_path / name, pfm=True)[-1:]:
                 assert path.is_file()
+    room = 255 - len("_overlay.jpg_m")  # bytes of a picture's name, at most
+    assert outputs.result_name("x" * room, "m") == "x" * room + "_m" and len(outputs.result_name("x" * (room + 1), "m")) <= room + 2
     assert outputs.result_name("x" * 225, "m") == "x" * 225 + "_m" and outputs.result_name("a", "dpt-tiny-depth") == "a_dpt-tiny-depth"
     assert outputs.result_name("x" * 250 + "1", "dpt-tiny-depth").endswith("_dpt-tiny-depth")
