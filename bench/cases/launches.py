@@ -179,8 +179,8 @@ def _shows(family: str) -> dict[tuple[Any, ...], tuple[bool | str, bool]]:
 
 
 def _kind(case: launch.CompileCase) -> tuple[Any, ...]:
-    tensors = [getattr(arg, "base", arg) for arg in case.args]
-    dtype = next(tensor.dtype for tensor in tensors if isinstance(tensor, torch.Tensor))
+    arguments = [getattr(part, "base", part) for arg in case.args for part in (arg if isinstance(arg, tuple) else (arg,))]
+    dtype = next(part.dtype for part in arguments if isinstance(part, torch.Tensor))
     return case.function, "half" if dtype in HALVES else _name(dtype), case.kwargs.get("PRECISION")
 
 
