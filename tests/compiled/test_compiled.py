@@ -20,14 +20,14 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dpt.kernels import launch
-from dpt.kernels.tools import compiler, ledger
+from dpt.kernels.tools import compiler, ledger, spaces
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = "bench.cases.launches"
 # Another Triton than the record's compiles everything, so it is held to one architecture (kernels/README.md says what an older one spills).
 FAMILIES = compiler.DEFAULT_FAMILIES if triton.__version__ == compiler.TABLE_TRITON else ("sm_90",)
 DRAWN = 1  # of the recorded, a module
-OPS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if "\ndef compile_cases(" in path.read_text())
+OPS = spaces.ops()
 
 
 def run_compiler(*arguments):
