@@ -41,6 +41,10 @@ def _one_of(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: type(value) is str and value in names)
 
 
+def _or_none(rule: Rule) -> Rule:
+    return Rule(f"{rule.words}, or None", lambda value: value is None or rule.holds(value))
+
+
 def _instance(kind: type) -> Rule:
     return Rule(f"a {kind.__name__}", lambda value: isinstance(value, kind))
 
@@ -91,6 +95,7 @@ class Checked:
 
 ENCODERS = ("vit",)
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
+DEPTHS = ("relu", "sigmoid", "exp", "linear")  # what turns the last channel into depth
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,10 @@ class EncoderConfig(Checked):
     attention: str = "sdpa"  # "sdpa" or "xformers"
     activation: str = "gelu"  # between the MLP's linear layers; "gelu" is the exact one
     kind: str = "vit"  # which of `dpt.nets.encoders`
+    final_norm_eps: float | None = None  # of the norm on hooked layers; None is `norm_eps`
+    registers: int = 0  # tokens between the class token and the patches, which no decoder reads (DINOv2 with registers)
+    pos_antialias: bool = False  # of the resize of the positional embedding
+    mlp: str = "mlp"  # "mlp", or "swiglu", whose activation is SiLU (DINOv2 g)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "embed_dim": _WIDTH,
@@ -137,6 +146,10 @@ class EncoderConfig(Checked):
         "attention": _one_of("sdpa", "xformers"),
         "activation": _one_of(*ACTIVATIONS),
         "kind": _one_of(*ENCODERS),
+        "final_norm_eps": _or_none(_POSITIVE),
+        "registers": _whole(0, MAX_DEPTH),
+        "pos_antialias": _TRUTH,
+        "mlp": _one_of("mlp", "swiglu"),
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
@@ -161,9 +174,10 @@ class DecoderConfig(Checked):
     features: int = 256
     readout: str = "project"  # how the class token is read: "project", "ignore" or "add"
     readout_activation: str = "gelu"  # behind the readout's projection
-    batch_norm: bool = False  # in the residual units, whose convolutions then have no bias
+    batch_norm: bool = False  # in the residual units
     match_size: bool = False  # upsample to the next level's size (Depth Anything) instead of by two
     dead_unit: bool = False  # the deepest block carries a first unit that is never run (kept for a round trip)
+    unit_bias: bool | None = None  # of the residual units' convolutions; None: where there is no batch norm
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "neck_channels": _tuple(_WIDTH, 4),
@@ -173,6 +187,7 @@ class DecoderConfig(Checked):
         "batch_norm": _TRUTH,
         "match_size": _TRUTH,
         "dead_unit": _TRUTH,
+        "unit_bias": _or_none(_TRUTH),
     }
 
 
@@ -184,24 +199,34 @@ class HeadConfig(Checked):
     classes: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     hidden: int = 32  # depth: channels before the last 1x1 convolution
-    activation: str = "relu"  # depth: "relu", or "sigmoid" times max_depth
+    activation: str = "relu"  # depth: "relu", "sigmoid" times max_depth, "exp" or "linear"
     max_depth: float = 1.0
     inverse: bool = True  # depth: the output is inverse depth up to scale and shift, and not metres
     dropout: float = 0.1
     auxiliary: bool = False  # segmentation: a second classifier on the map one level deeper, for training
     align_corners: bool = True  # of the last upsampling
+    project: bool = False  # depth: a 3x3 convolution and ReLU before the head
+    offset: float = 0.0  # depth: added behind the activation
+    reciprocal: tuple[float, float] | None = None  # depth: scale, shift: then 1 / (scale * x + shift), the sum at least 1e-8
+    bounds: tuple[float, float] | None = None  # depth: what it is clamped to, at last
+    depth_scale: float = 1000.0  # units of a metre in files of 16 bits
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "task": _one_of("depth", "segmentation"),
         "classes": _tuple(_TEXT, 0, MAX_WIDTH),
         "palette": _tuple(_tuple(_whole(0, 255), 3), 0, MAX_WIDTH),
         "hidden": _WIDTH,
-        "activation": _one_of("relu", "sigmoid"),
+        "activation": _one_of(*DEPTHS),
         "max_depth": _POSITIVE,
         "inverse": _TRUTH,
         "dropout": _number("from 0 to 1", lambda value: 0 <= value <= 1),
         "auxiliary": _TRUTH,
         "align_corners": _TRUTH,
+        "project": _TRUTH,
+        "offset": _FINITE,
+        "reciprocal": _or_none(_tuple(_FINITE, 2)),
+        "bounds": _or_none(_tuple(_FINITE, 2)),
+        "depth_scale": _POSITIVE,
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
@@ -209,6 +234,7 @@ class HeadConfig(Checked):
         yield classes != colours, f"palette of {colours} colours: it must have one for each of the {classes} classes"
         yield segmentation and not classes, "classes=(): segmentation needs at least one"
         yield not segmentation and self.auxiliary, "auxiliary=True: only segmentation has that head"
+        yield self.bounds is not None and self.bounds[0] >= self.bounds[1], f"bounds={self.bounds}: the first must be below the second"
 
 
 @dataclass(frozen=True)

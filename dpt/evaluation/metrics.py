@@ -18,7 +18,9 @@ def depth_limit(head: HeadConfig, given: float | None = None) -> float:
     """Metres beyond which truth counts as unknown: those given, or what a model of bounded metres can say, or `MAX_DEPTH`."""
     if given is not None:
         return given
-    return head.max_depth if head.activation == "sigmoid" and not head.inverse else MAX_DEPTH
+    if head.inverse:
+        return MAX_DEPTH
+    return head.bounds[1] if head.bounds else head.max_depth if head.activation == "sigmoid" else MAX_DEPTH
 
 
 class DepthMetrics:

@@ -22,9 +22,9 @@ from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
-from ..nets.encoders.vit import Block, LayerScale
+from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
-from ..nets.heads import DepthHead, SegmentationHead
+from ..nets.heads import DepthHead, SegmentationHead, finished
 
 
 def _gamma(module: nn.Module) -> Tensor | None:
@@ -33,14 +33,22 @@ def _gamma(module: nn.Module) -> Tensor | None:
 
 
 class FastBlock(Block):
-    """`Block` in five launches: LN + qkv, attention, projection + residual, LN + fc1 + GELU, fc2 + residual."""
+    """`Block` in five launches: LN + qkv, attention, projection + residual, LN + fc1 + GELU, fc2 + residual.
+
+    SwiGLU has its gate, in PyTorch, between LN + w12 and w3 + residual.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         attn, mlp = self.attn, self.mlp
         qkv = layernorm_linear(x, self.norm1.weight, self.norm1.bias, attn.qkv.weight, attn.qkv.bias, self.norm1.eps)
         mixed = attention(qkv, attn.num_heads)
         x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(self.ls1))
-        fc1, fc2, norm = mlp.fc1, mlp.fc2, self.norm2
+        norm = self.norm2
+        if isinstance(mlp, SwiGLU):
+            w12, w3 = mlp.w12, mlp.w3
+            gate, value = layernorm_linear(x, norm.weight, norm.bias, w12.weight, w12.bias, norm.eps).chunk(2, dim=-1)
+            return linear_residual(F.silu(gate) * value, w3.weight, w3.bias, x, _gamma(self.ls2))
+        fc1, fc2 = mlp.fc1, mlp.fc2
         return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(self.ls2))
 
 
@@ -120,12 +128,15 @@ class FastFusion(Fusion):
 
 
 class FastDepthHead(DepthHead):
-    """`DepthHead` in three launches: its first convolution; the weights of the resize; resize, convolutions and activation."""
+    """`DepthHead` in three launches, or with `project` four: its first convolution; the weights of the resize; resize, convolutions and
+    activation. What follows the activation is PyTorch's."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if isinstance(self.project, nn.Conv2d):
+            x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
         parameters = (self.conv2.weight, self.conv2.bias, self.conv3.weight, self.conv3.bias)
-        return depth_head(x, *parameters, size, self.activation, self.max_depth)
+        return finished(depth_head(x, *parameters, size, self.activation, self.max_depth), self.config)
 
 
 class FastSegmentationHead(SegmentationHead):

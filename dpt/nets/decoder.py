@@ -82,12 +82,14 @@ class ResidualConvUnit(nn.Module):
     The skip is the raw x, not relu(x) (unlike MiDaS v2.1, whose ReLU works in place).
     """
 
-    def __init__(self, features: int, batch_norm: bool):
+    def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.conv1 = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
-        self.norm1 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
-        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=not batch_norm)
-        self.norm2 = nn.BatchNorm2d(features) if batch_norm else nn.Identity()
+        features = config.features
+        bias = not config.batch_norm if config.unit_bias is None else config.unit_bias
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1, bias=bias)
+        self.norm1 = nn.BatchNorm2d(features) if config.batch_norm else nn.Identity()
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=bias)
+        self.norm2 = nn.BatchNorm2d(features) if config.batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(self.conv1(F.relu(x)))
@@ -103,8 +105,8 @@ class FusionBlock(nn.Module):
     def __init__(self, config: DecoderConfig, deepest: bool):
         super().__init__()
         if not deepest or config.dead_unit:
-            self.unit1 = ResidualConvUnit(config.features, config.batch_norm)
-        self.unit2 = ResidualConvUnit(config.features, config.batch_norm)
+            self.unit1 = ResidualConvUnit(config)
+        self.unit2 = ResidualConvUnit(config)
         self.project = nn.Conv2d(config.features, config.features, 1)
 
     def merge(self, previous: Tensor, skip: Tensor) -> Tensor:

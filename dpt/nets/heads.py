@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import HeadConfig
 
+ACTIVATION: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "relu": lambda x, max_depth: F.relu(x),
+    "sigmoid": lambda x, max_depth: max_depth * x.sigmoid(),
+    "exp": lambda x, max_depth: x.exp(),
+    "linear": lambda x, max_depth: x,
+}
+LEAST = 1e-8  # of what depth is the reciprocal of
+
+
+def finished(depth: Tensor, config: HeadConfig) -> Tensor:
+    """What follows the activation: the offset, the reciprocal of models that learnt inverse depth to scale (isl-org's for KITTI and NYU),
+    and the bounds."""
+    if config.offset:
+        depth = depth + config.offset
+    if config.reciprocal is not None:
+        scale, shift = config.reciprocal
+        depth = 1 / (scale * depth + shift).clamp(min=LEAST)
+    return depth if config.bounds is None else depth.clamp(*config.bounds)
+
 
 class DepthHead(nn.Module):
-    """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, ReLU (or sigmoid * max_depth)."""
+    """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
+
+    With `config.project` a conv3x3 and ReLU come first.
+    """
 
     def __init__(self, features: int, config: HeadConfig):
         super().__init__()
+        self.config = config
         self.activation, self.max_depth, self.align_corners = config.activation, config.max_depth, config.align_corners
+        self.project = nn.Conv2d(features, features, 3, padding=1) if config.project else nn.Identity()
         self.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
         self.conv3 = nn.Conv2d(config.hidden, 1, 1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.config.project:
+            x = F.relu(self.project(x))
         x = F.interpolate(self.conv1(x), size=size, mode="bilinear", align_corners=self.align_corners)
         x = self.conv3(F.relu(self.conv2(x))).squeeze(1)
-        return F.relu(x) if self.activation == "relu" else self.max_depth * x.sigmoid()
+        return finished(ACTIVATION[self.activation](x, self.max_depth), self.config)
 
 
 class SegmentationHead(nn.Module):

@@ -73,6 +73,23 @@ class MLP(nn.Module):
         return self.fc2(ACTIVATION[self.activation](self.fc1(x)))
 
 
+class SwiGLU(nn.Module):
+    """Linear to two halves, the SiLU of the first times the second, linear (Shazeer 2020; DINOv2's g).
+
+    `hidden` is that of an MLP of the same ratio: two thirds of it are taken, rounded up to a multiple of eight.
+    """
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        hidden = (2 * hidden // 3 + 7) // 8 * 8
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
 class LayerScale(nn.Module):
     """A learned factor a channel (DINOv2)."""
 
@@ -98,7 +115,8 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.mlp = MLP(dim, int(config.mlp_ratio * dim), config.activation)
+        hidden = int(config.mlp_ratio * dim)
+        self.mlp = SwiGLU(dim, hidden) if config.mlp == "swiglu" else MLP(dim, hidden, config.activation)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,7 +208,7 @@ class KeptBySize:
 
 
 class ViT(nn.Module):
-    """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the hooked blocks, cls token first.
+    """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the hooked blocks, cls token first; registers are left out.
 
     With `stem_hooks` the maps of the stem come before them, so that there are four in all.
     """
@@ -203,16 +221,18 @@ class ViT(nn.Module):
         self.patch_embed = STEMS[config.stem](dim, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, dim))
+        if config.registers:
+            self.registers = nn.Parameter(torch.zeros(1, config.registers, dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.normed = {"none": (), "every": config.hooks, "last": (config.depth - 1,)}[config.final_norm]  # blocks whose hooked tokens are
         if self.normed:
-            self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+            self.norm = nn.LayerNorm(dim, eps=config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
         self.positions = KeptBySize()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """ViT's initialisation of what is not in a layer: the class token and the positional embedding."""
-        nn.init.normal_(self.cls_token, std=0.02, generator=generator)
-        nn.init.normal_(self.pos_embed, std=0.02, generator=generator)
+        """ViT's initialisation of what is not in a layer: class token, registers, positional embedding."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.normal_(parameter, std=0.02, generator=generator)
 
     def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of patches of a picture (B, 3, H, W); ValueError if it is not whole patches."""
@@ -254,7 +274,7 @@ class ViT(nn.Module):
             places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]  # (1, h, w, 2), from -1 to 1
             patches = F.grid_sample(patches, places, config.pos_mode, padding_mode="border", align_corners=False)
         else:
-            patches = F.interpolate(patches, size=grid, mode=config.pos_mode, align_corners=False)
+            patches = F.interpolate(patches, size=grid, mode=config.pos_mode, align_corners=False, antialias=config.pos_antialias)
         return torch.cat((cls, patches.flatten(2).transpose(1, 2).to(cls.dtype)), dim=1)
 
     def _traced_position(self, grid: tuple[int, int]) -> Tensor:
@@ -290,8 +310,12 @@ class ViT(nn.Module):
         x, hooked = self.embed(x)
         x = x.flatten(2).transpose(1, 2)  # (B, h*w, D)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + position
+        count = self.config.registers
+        if count:
+            x = torch.cat((x[:, :1], self.registers.expand(x.shape[0], -1, -1), x[:, 1:]), dim=1)
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.config.hooks:
-                hooked.append(self.norm(x) if index in self.normed else x)
+                tokens = torch.cat((x[:, :1], x[:, 1 + count :]), dim=1) if count else x
+                hooked.append(self.norm(tokens) if index in self.normed else tokens)
         return hooked

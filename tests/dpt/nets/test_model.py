@@ -11,6 +11,7 @@ from small import TRANSFORMERS_FIELDS, config, randomise, small
 
 import dpt
 from dpt.checkpoints import convert
+from dpt.config import DecoderConfig
 from dpt.model import DPT
 from dpt.nets.decoder import Fusion, FusionBlock, Reassemble, ResidualConvUnit
 from dpt.nets.encoders.vit import Block, ViT
@@ -91,7 +92,7 @@ def test_a_block_by_hand():
 
 def test_the_residual_is_the_raw_input():
     """Blind spot: an in-place ReLU that turns the skip into relu(x), as MiDaS v2.1 has it."""
-    unit = ResidualConvUnit(4, batch_norm=False)
+    unit = ResidualConvUnit(DecoderConfig((4, 4, 4, 4), features=4))
     torch.nn.init.zeros_(unit.conv2.weight)
     torch.nn.init.zeros_(unit.conv2.bias)
     x = -torch.rand(1, 4, 5, 5)
