@@ -11,10 +11,11 @@ from . import checkpoints
 from .checkpoints import Checkpoint, CheckpointError, Layout, downloads
 from .checkpoints.conversion import State
 from .checkpoints.stored import Opaque, Stored
+from .classes import palette
 from .config import DPTConfig, numbered_classes
 from .model import DPT
 from .nets.encoders.vit import check_attention
-from .zoo import CONFIGS, config_of
+from .zoo import config_of, configs_in
 
 DEFAULT = "dpt-base-ade20k"
 
@@ -82,11 +83,10 @@ def load(
     checkpoint = path if isinstance(path, Checkpoint) else checkpoints.find(path)
     state, path = checkpoint.state, checkpoint.path
     layout = checkpoints.layout_of(state, path)
-    config = checkpoints.stated_config(checkpoint) if name is None else None
+    config = checkpoints.stated_config(checkpoint, layout) if name is None else None
     if config is None:
-        config = _recognise(state, layout, path) if name is None else _as_in_file(config_of(name), state, layout)
-        if layout.norm_eps is not None:
-            config = config.with_("encoder", norm_eps=layout.norm_eps)
+        config = recognised(state, layout, path) if name is None else _as_in_file(config_of(name), state, layout)
+        config = layout.as_run(config)
     if attention is not None:
         check_attention(attention)
         config = config.with_("encoder", attention=attention)
@@ -99,7 +99,7 @@ def _assembled(
     """The model with the checkpoint's tensors as its parameters; nothing is initialised, and nothing allocated beside them."""
     path, depth = checkpoint.path, config.encoder.depth
     first, last = (layout.source(f"encoder.blocks.{index}.norm1.weight") for index in (0, depth - 1))
-    for key in last:  # before thousands of blocks are made for a damaged number; an encoder without such blocks has neither
+    for key in filter(None, last):  # before thousands of blocks are made for a damaged number; an encoder without such blocks has neither
         if key not in checkpoint.state and first[0] in checkpoint.state:
             raise CheckpointError(f"{path} ({layout.name} layout): the model has {depth} blocks, but {key} is not in the file")
     with torch.device("meta"):
@@ -148,7 +148,7 @@ def _as_in_file(config: DPTConfig, state: State, layout: Layout) -> DPTConfig:
     count, *_ = _shape("head.classifier.weight", state, layout) or (0,)
     if count in (0, len(config.head.classes)):
         return config
-    return config.with_("head", classes=numbered_classes(count), palette=checkpoints.palette(count))
+    return config.with_("head", classes=numbered_classes(count), palette=palette(count))
 
 
 def _shape(key: str, state: State, layout: Layout) -> tuple[int, ...]:
@@ -159,14 +159,14 @@ def _shape(key: str, state: State, layout: Layout) -> tuple[int, ...]:
     return () if 0 in value.shape else tuple(value.shape)
 
 
-def _recognise(state: State, layout: Layout, path: str | Path) -> DPTConfig:
+def recognised(state: State, layout: Layout, path: str | Path) -> DPTConfig:
     """The one named model whose parameters have the file's names and shapes.
 
     Raises:
         CheckpointError: there is none, and what the file lacks for the nearest; or there are several.
     """
     found: dict[str, tuple[DPTConfig, list[str]]] = {}
-    for config in CONFIGS.values():
+    for config in configs_in(layout):
         candidate = _as_in_file(config, state, layout)
         with torch.device("meta"):
             expected = DPT(candidate).state_dict()
@@ -176,7 +176,11 @@ def _recognise(state: State, layout: Layout, path: str | Path) -> DPTConfig:
         return fitting[0]
     if fitting:
         names = ", ".join(config.name for config in fitting)
-        raise CheckpointError(f"{path} ({layout.name} layout) fits {names} alike: say which with name=")
+        raise CheckpointError(
+            f"{path} ({layout.name} layout) fits {names} alike, which the tensors cannot tell apart: say which with name= (--model NAME)"
+        )
+    if not found:
+        raise CheckpointError(f"{path} ({layout.name} layout): no named model has files like it; give name= a DPTConfig")
     nearest, (_, wrong) = min(found.items(), key=lambda item: len(item[1][1]))
     raise CheckpointError(
         f"{path} ({layout.name} layout) fits no named model; give name= a DPTConfig, or mind what differs from {nearest}, "

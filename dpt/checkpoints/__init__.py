@@ -2,10 +2,10 @@
 say of their models (`pretrained_configs`), downloads (`downloads`) and transformers' hub (`hub`)."""
 
 from ..zoo import CheckpointError, Layout
-from .conversion import convert, layout_of, problems, shortened
+from .conversion import convert, layout_of, problems, reverted, shortened
 from .files import Checkpoint, read, save
 from .hub import find
-from .pretrained_configs import palette, saved_config, stated_config
+from .pretrained_configs import saved_config, stated_config
 
 __all__ = [
     "Checkpoint",
@@ -14,9 +14,9 @@ __all__ = [
     "convert",
     "find",
     "layout_of",
-    "palette",
     "problems",
     "read",
+    "reverted",
     "save",
     "saved_config",
     "shortened",

@@ -23,7 +23,7 @@ INTEGER = (torch.int64, torch.int32)
 def layout_of(state: Mapping[str, object], path: str | Path = "state dict") -> Layout:
     """The layout whose marker the state has; CheckpointError if none."""
     for layout in LAYOUTS:
-        if layout.marker in state:
+        if layout.is_of(state):
             return layout
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise CheckpointError(f"{path}: no known layout (known: {known}); its first keys are {', '.join(sorted(state)[:3])}")
@@ -36,17 +36,18 @@ def problems(state: State, layout: Layout, expected: Mapping[str, Tensor]) -> li
     used: set[str] = set()
     for key, tensor in expected.items():
         try:
-            names = layout.source(key)
+            parts = layout.source(key)
         except CheckpointError as error:
             foreign.append(str(error))
             continue
+        names = [name for name in parts if name is not None]
         used.update(names)
         missing = [name for name in names if name not in state]
         if missing:
             found += [] if _may_be_missing(key) else [f"{', '.join(missing)} is missing"]
             continue
         wrong = [f"{name} {problem}" for name in names if (problem := _unfit(state[name], tensor)) is not None]
-        shape = None if wrong else _joined_shape([cast("Stored | Tensor", state[name]) for name in names])
+        shape = None if wrong else _joined_shape([cast("Stored | Tensor", state[name or names[0]]) for name in parts])
         if shape is not None and shape != tuple(tensor.shape):
             wrong = [f"{names[0]} has shape {shape}, the model's {key} {tuple(tensor.shape)}"]
         found += wrong
@@ -94,6 +95,7 @@ def convert(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    as_stored: bool = False,
 ) -> dict[str, Tensor]:
     """The state under our keys, strictly: every expected key once and in its shape, every key of the file used or known unused.
 
@@ -101,6 +103,7 @@ def convert(
         expected: the model's state dict; shapes and dtypes are looked at, so it may be on the meta device.
         device: where the tensors go; each goes as it is read.
         dtype: of floating tensors; None is the expected one's.
+        as_stored: floating tensors keep the dtypes that they have in the file.
 
     Raises:
         CheckpointError: naming the keys that are missing, left over or of another shape or type, or whose values are not finite, or, of a
@@ -113,12 +116,41 @@ def convert(
     for key, tensor in expected.items():
         names = layout.source(key)
         target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        if names[0] not in state:
+        first = next(name for name in names if name is not None)
+        if first not in state:
             converted[key] = torch.zeros(tensor.shape, dtype=target, device=device)
             continue
-        parts = [_checked(cast("Stored | Tensor", state[name]), name, key, target, path).to(device) for name in names]
+        if as_stored and tensor.is_floating_point():
+            target = cast("Stored | Tensor", state[first]).dtype
+        parts = [_checked(cast("Stored | Tensor", state[name]), name, key, target, path).to(device) for name in names if name is not None]
+        if None in names:
+            parts = [parts.pop(0) if name is not None else torch.zeros_like(parts[0]) for name in names]
         converted[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
     return converted
+
+
+def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[str, Tensor]:
+    """Our state under a layout's keys, the inverse of `convert`: views of the same memory, and what the layout's own code wants beside it.
+
+    Args:
+        width: of the encoder's tokens.
+
+    Raises:
+        CheckpointError: the layout has no place for one of the tensors.
+    """
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        names = layout.source(key)
+        parts = value.chunk(len(names)) if len(names) > 1 else (value,)
+        for name, part in zip(names, parts, strict=True):
+            if name is not None:
+                found[name] = part
+            elif part.any():
+                raise CheckpointError(f"{key} is not zero where the layout {layout.name} has no place for it")
+    some = next(iter(state.values()))
+    for name, shape, number in layout.filled:
+        found[name] = torch.full([width if side == "D" else int(side) for side in shape], number, dtype=some.dtype)
+    return found
 
 
 def shortened(wrong: list[str], count: int = 5) -> str:

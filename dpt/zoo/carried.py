@@ -33,4 +33,6 @@ MODELS = (
 
 PARAMETERS = {"dpt-tiny-depth": 3_325_233, "dpt-tiny-scenes": 3_329_137}
 
-LAYOUT = Layout(name="dpt", marker="fusion.blocks.0.project.weight", rows=(("{p}", "{p}"),))
+# Behind "unused." stands what the network never reads of the file that a model was converted from, for the way back.
+LAYOUT = Layout(name="dpt", format="dpt", markers=("fusion.blocks.0.project.weight",), rows=(("{p}", "{p}"),), unused=(r"unused\..*",))
+LAYOUTS = (LAYOUT,)

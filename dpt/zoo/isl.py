@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from ..classes import ade20k
 from ..config import HALF, DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig
-from .layout import Layout, residual_units
+from . import transformers_dpt
+from .keys import SCRATCH, VIT, under
+from .layout import Layout
 
 _LARGE = EncoderConfig(embed_dim=1024, depth=24, num_heads=16, hooks=(5, 11, 17, 23))
 _NECK = (256, 512, 1024, 1024)
@@ -38,18 +40,14 @@ PARAMETERS = {"dpt-large-midas": 343_028_417, "dpt-large-ade20k": 343_958_316}
 
 LAYOUT = Layout(
     name="isl-org",
-    marker="pretrained.model.patch_embed.proj.weight",
+    format="isl",
+    markers=("pretrained.model.patch_embed.proj.weight", "pretrained.model.pos_embed"),
     rows=(
-        ("encoder.cls_token", "pretrained.model.cls_token"),
-        ("encoder.pos_embed", "pretrained.model.pos_embed"),
-        ("encoder.patch_embed.{p}", "pretrained.model.patch_embed.proj.{p}"),
-        ("encoder.blocks.{n}.{p}", "pretrained.model.blocks.{n}.{p}"),
+        *under("pretrained.model.", *VIT),
         ("reassemble.{i}.readout.linear.{p}", "pretrained.act_postprocess{k}.0.project.0.{p}"),
         ("reassemble.{i}.project.{p}", "pretrained.act_postprocess{k}.3.{p}"),
         ("reassemble.{i}.resize.{p}", "pretrained.act_postprocess{k}.4.{p}"),
-        ("fusion.convs.{i}.{p}", "scratch.layer{k}_rn.{p}"),
-        ("fusion.blocks.{i}.project.{p}", "scratch.refinenet{k}.out_conv.{p}"),
-        *residual_units("scratch.refinenet{k}.resConfUnit#.", "conv@", "bn@"),
+        *SCRATCH,
         ("head.conv1.{p}", "scratch.output_conv.0.{p}"),
         ("head.conv2.{p}", "scratch.output_conv.2.{p}"),
         ("head.conv3.{p}", "scratch.output_conv.4.{p}"),
@@ -61,4 +59,12 @@ LAYOUT = Layout(
         ("auxiliary_head.classifier.{p}", "auxlayer.4.{p}"),
     ),
     unused=(r"pretrained\.model\.(norm|head|pre_logits)\..*",),
+    filled=(
+        ("pretrained.model.norm.weight", ("D",), 1.0),
+        ("pretrained.model.norm.bias", ("D",), 0.0),
+        ("pretrained.model.head.weight", (1000, "D"), 0.0),
+        ("pretrained.model.head.bias", (1000,), 0.0),
+    ),
+    final_norm="none",  # of ImageNet's classifier, which no hook sees
 )
+LAYOUTS = (LAYOUT, transformers_dpt.LAYOUT)

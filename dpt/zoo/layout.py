@@ -1,18 +1,25 @@
 """What a family's files call their tensors: a table of keys in terms of ours.
 
 A table row is (our key, their key). `{n}` is a block, `{i}` a level from 0 (shallow) to 3, `{j}` = 3 - i, `{k}` = i + 1, and `{p}`
-the rest of the key. A row whose second part is a tuple joins tensors along their first dimension.
+the rest of the key. A row whose second part is a tuple joins tensors along their first dimension; None in it stands for zeros, as many as
+the first of them holds: a bias that their code has not.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..config import DPTConfig
+
+if TYPE_CHECKING:
+    from .stated import Document
 
 Value = TypeVar("Value")
+Row = tuple[str, str | tuple[str | None, ...]]
 
 
 class CheckpointError(ValueError):
@@ -20,21 +27,42 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class Stated:
+    """How a family's config.json and preprocessor_config.json, of transformers, state a model.
+
+    `read(model, processor, name)`: the configuration they state; without a processor's file, the model's own size and the class's defaults.
+    `write(config)`: what both files hold to state that, the inverse; CheckpointError names the field that transformers cannot follow.
+    """
+
+    read: Callable[[Document, Document | None, str], DPTConfig]
+    write: Callable[[DPTConfig], tuple[dict[str, Any], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
 class Layout:
     """How one family of files names its tensors.
 
-    `marker` is a key only this layout has. `unused` are patterns of keys that the network never reads. `norm_eps`, where the
-    family's own code runs another LayerNorm epsilon than the named model. `final_norm`: what it means that a file holds the encoder's norm.
+    `format`: what `dpt convert --to` calls it. `markers`: keys that all files of this layout have, and of no other have all. `unused`:
+    patterns of keys that the network never reads. `filled`: keys that its own code wants beside what the network reads, with their shapes,
+    "D" being the encoder's width, and what they are filled with. `differs`: what the family's own code computes otherwise than the named
+    model, fields by section. `final_norm`: what it means that a file holds the encoder's norm. `stated`: of transformers' layouts.
     """
 
     name: str
-    marker: str
-    rows: tuple[tuple[str, str | tuple[str, ...]], ...]
+    format: str
+    markers: tuple[str, ...]
+    rows: tuple[Row, ...]
     unused: tuple[str, ...] = ()
-    norm_eps: float | None = None
+    filled: tuple[tuple[str, tuple[int | str, ...], float], ...] = ()
+    differs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     final_norm: str = "every"
+    stated: Stated | None = None
 
-    def source(self, key: str) -> tuple[str, ...]:
+    def is_of(self, state: Iterable[str]) -> bool:
+        """Whether a state's keys are this layout's."""
+        return set(self.markers) <= set(state)
+
+    def source(self, key: str) -> tuple[str | None, ...]:
         """Their key(s) for one of ours."""
         for ours, theirs in self.rows:
             match = _pattern(ours).fullmatch(key)
@@ -42,15 +70,22 @@ class Layout:
                 names = match.groupdict()
                 if "i" in names:
                     names |= {"j": str(3 - int(names["i"])), "k": str(int(names["i"]) + 1)}
-                return tuple(their.format(**names) for their in ((theirs,) if isinstance(theirs, str) else theirs))
+                parts = (theirs,) if isinstance(theirs, str) else theirs
+                return tuple(None if part is None else part.format(**names) for part in parts)
         raise CheckpointError(f"the layout {self.name} has no {key}: its models have no such part")
 
     def find(self, key: str, state: Mapping[str, Value]) -> Value | None:
         """The state's (first) tensor for one of our keys; None if it or the layout has none."""
         try:
-            return state.get(self.source(key)[0])
+            return state.get(self.source(key)[0] or "")
         except CheckpointError:
             return None
+
+    def as_run(self, config: DPTConfig) -> DPTConfig:
+        """The configuration with what this layout's own code computes otherwise."""
+        for section, changes in self.differs.items():
+            config = config.with_(section, **changes)
+        return config
 
 
 @functools.cache
@@ -60,13 +95,3 @@ def _pattern(template: str) -> re.Pattern[str]:
     for name, what in (("n", r"\d+"), ("i", r"\d"), ("p", r"[\w.]+")):
         escaped = escaped.replace(rf"\{{{name}\}}", f"(?P<{name}>{what})")
     return re.compile(escaped)
-
-
-def residual_units(theirs: str, conv: str, norm: str) -> tuple[tuple[str, str], ...]:
-    """The rows of both residual units; in the templates `#` is the unit and `@` the convolution within it."""
-    return tuple(
-        (f"fusion.blocks.{{i}}.unit{unit}.{ours}{index}.{{p}}", theirs.replace("#", str(unit)) + their.replace("@", str(index)) + ".{p}")
-        for unit in (1, 2)
-        for index in (1, 2)
-        for ours, their in (("conv", conv), ("norm", norm))
-    )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..classes import ade20k
 from ..config import DecoderConfig, DPTConfig, EncoderConfig, HeadConfig, InputConfig
-from .layout import Layout, residual_units
+from .keys import residual_units
+from .layout import Layout
 
 MODELS = (
     DPTConfig(
@@ -42,7 +43,8 @@ PARAMETERS = {"dpt-base-ade20k": 109_705_046}
 
 LAYOUT = Layout(
     name="mmsegmentation",
-    marker="backbone.patch_embed.projection.weight",
+    format="mmseg",
+    markers=("backbone.patch_embed.projection.weight",),
     rows=(
         ("encoder.cls_token", "backbone.cls_token"),
         ("encoder.pos_embed", "backbone.pos_embed"),
@@ -67,3 +69,4 @@ LAYOUT = Layout(
     unused=(r"auxiliary_head\..*",),
     final_norm="last",
 )
+LAYOUTS = (LAYOUT,)

@@ -66,5 +66,6 @@ def upstream(model: DPT, layout) -> dict[str, torch.Tensor]:
     state = {}
     for key, value in model.state_dict().items():
         names = layout.source(key)
-        state.update(zip(names, value.chunk(len(names)) if len(names) > 1 else (value,), strict=True))
+        parts = zip(names, value.chunk(len(names)) if len(names) > 1 else (value,), strict=True)
+        state.update({name: part for name, part in parts if name is not None})
     return state

@@ -267,7 +267,7 @@ def test_a_file_is_described_against_the_nearest_model(tmp_path):
         state = upstream(DPT(CONFIGS["dpt-large-midas"]), isl.LAYOUT)
     del state["scratch.output_conv.2.bias"]
     with pytest.raises(CheckpointError, match=r"differs from dpt-large-midas, the nearest: scratch\.output_conv\.2\.bias is missing$"):
-        factory._recognise(state, isl.LAYOUT, "file")
+        factory.recognised(state, isl.LAYOUT, "file")
 
 
 def test_no_pretrained_weights_is_said(monkeypatch):
@@ -280,7 +280,7 @@ def test_no_pretrained_weights_is_said(monkeypatch):
 
 def test_every_layout_has_a_marker_of_its_own():
     """Blind spot: a file told for another layout."""
-    markers = [layout.marker for layout in LAYOUTS]
+    markers = [layout.markers for layout in LAYOUTS]
     assert len(set(markers)) == len(markers)
     for name, layout in (
         ("dpt-base-ade20k", mmsegmentation.LAYOUT),
@@ -290,7 +290,7 @@ def test_every_layout_has_a_marker_of_its_own():
     ):
         with torch.device("meta"):
             state = upstream(DPT(CONFIGS[name]), layout)
-        assert [other.name for other in LAYOUTS if other.marker in state] == [layout.name]
+        assert [other.name for other in LAYOUTS if other.is_of(state)] == [layout.name]
 
 
 def test_recognition_settles_each_published_file():
@@ -303,7 +303,7 @@ def test_recognition_settles_each_published_file():
     ):
         with torch.device("meta"):
             state = upstream(DPT(CONFIGS[name]), layout)
-        assert factory._recognise(state, layout, "file").name == name
+        assert factory.recognised(state, layout, "file").name == name
 
 
 def test_a_fine_tuned_file_is_recognised():
@@ -311,7 +311,7 @@ def test_a_fine_tuned_file_is_recognised():
     with torch.device("meta"):
         tuned = CONFIGS["dpt-base-ade20k"].with_("encoder", pos_grid=(32, 32), final_norm="last")
         state = upstream(DPT(tuned.with_("head", classes=("a", "b"), palette=((0, 0, 0),) * 2)), mmsegmentation.LAYOUT)
-    found = factory._recognise(state, mmsegmentation.LAYOUT, "file")
+    found = factory.recognised(state, mmsegmentation.LAYOUT, "file")
     assert (found.name, found.encoder.pos_grid, found.encoder.final_norm) == ("dpt-base-ade20k", (32, 32), "last")
     assert found.head.classes == ("class 0", "class 1") and found.encoder.norm_eps == 1e-5
 

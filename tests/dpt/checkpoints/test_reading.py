@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from small import config, small, upstream
 
 import dpt
-from dpt import checkpoints
 from dpt.checkpoints import CheckpointError
 from dpt.checkpoints.pickles import unpickle
 from dpt.checkpoints.stored import Stored
+from dpt.classes import palette
 from dpt.zoo import carried, isl
 
 CONFIG = config("dpt-large-midas")
@@ -209,8 +209,8 @@ def test_dtype_and_device(tmp_path, state, build):
     assert {p.dtype for p in make(dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
     with torch.device("meta"):
         assert {p.device.type for p in make().parameters()} == {"meta"}
-        colours = checkpoints.palette(7)
-    assert colours == checkpoints.palette(7)
+        colours = palette(7)
+    assert colours == palette(7)
     assert {p.device.type for p in make(device="cpu").parameters()} == {"cpu"}
     names = small("dpt-base-ade20k")
     dpt.save(names, tmp_path / "labels.safetensors")

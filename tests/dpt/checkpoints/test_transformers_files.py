@@ -13,7 +13,7 @@ import dpt
 from dpt.checkpoints import CheckpointError
 from dpt.commands.main import main
 from dpt.inference.resizing import preprocess
-from dpt.zoo import transformers_dpt
+from dpt.zoo import stated, transformers_dpt
 
 transformers = pytest.importorskip("transformers")
 SMALL = {**TRANSFORMERS_FIELDS, "num_hidden_layers": 5, "intermediate_size": 100, "backbone_out_indices": [0, 1, 3, 4]}
@@ -67,6 +67,8 @@ def edit(folder, file: str, **fields) -> None:
         ("depth", {"readout_type": "add", "layer_norm_eps": 0.1}),
         ("depth", {"hidden_act": "relu", "use_batch_norm_in_fusion_residual": True}),
         ("depth", {"hidden_act": "gelu_new", "backbone_out_indices": [4, 0, 2, 1]}),
+        ("depth", {"add_projection": True, "use_bias_in_fusion_residual": False, "fusion_hidden_size": 256}),  # its projection has 256
+        ("depth", {"use_bias_in_fusion_residual": True, "use_batch_norm_in_fusion_residual": True}),
         ("depth", {"hidden_act": "silu", "image_size": 96, "intermediate_size": 37}),
         ("depth", {"hidden_act": "quick_gelu", "num_hidden_layers": 7, "num_attention_heads": 4, "layer_norm_eps": 1e-3}),
         ("segmentation", {"num_labels": 4, "use_batch_norm_in_fusion_residual": True}),
@@ -190,10 +192,10 @@ REFUSED = [
     ("neck_hidden_sizes", [8, 12, 16], "four whole numbers"),
     ("fusion_hidden_size", 1, "a whole number above 1"),
     ("head_in_index", 0, "-1 or 3"),
-    ("use_batch_norm_in_fusion_residual", "yes", "true or false"),
-    ("use_bias_in_fusion_residual", False, "null or true"),
-    ("add_projection", True, "false: our head"),
-    ("use_auxiliary_head", 2, "true or false"),
+    ("use_batch_norm_in_fusion_residual", "yes", "true, false or null"),
+    ("use_bias_in_fusion_residual", "no", "true, false or null"),
+    ("add_projection", "yes", "true, false or null"),
+    ("use_auxiliary_head", 2, "true, false or null"),
     ("semantic_classifier_dropout", 2, "a number from 0 to 1"),
 ]
 REFUSED_INPUTS = [
@@ -229,30 +231,23 @@ def test_what_cannot_be_obeyed_is_refused(copied, file, field, value, rule):
 
 def test_every_field_that_is_obeyed_is_refused_when_wrong():
     """Blind spot: a row of the tables that no test breaks."""
-    from dpt.checkpoints import pretrained_configs as configs
-
-    assert {field for field, *_ in REFUSED} == set(configs._MODEL) and {field for field, *_ in REFUSED_INPUTS} == set(configs._INPUT)
+    tables = {*transformers_dpt.DPT, *transformers_dpt.VIT}
+    assert {field for field, *_ in REFUSED} == tables and {field for field, *_ in REFUSED_INPUTS} == set(stated.PROCESSOR)
 
 
 def test_defaults_are_those_of_transformers():
     """Blind spot: a default that transformers has changed, or that was copied wrong."""
-    from dpt.checkpoints import pretrained_configs as configs
-
     model = json.loads(transformers.DPTConfig().to_json_string(use_diff=False))
     processor = json.loads(transformers.DPTImageProcessorPil().to_json_string())
-    for table, stated, left_out in (
-        (configs._MODEL, model, {"model_type", "architectures", "backbone"}),
-        (configs._INPUT, processor, set()),
-    ):
+    tables = {**transformers_dpt.DPT, **transformers_dpt.VIT}
+    for table, defaults, left_out in ((tables, model, {"model_type", "architectures", "backbone"}), (stated.PROCESSOR, processor, set())):
         for field, (default, *_) in table.items():
-            assert field in left_out or stated.get(field) == default, field
+            assert field in left_out or defaults.get(field) == default, field
 
 
 def test_any_hidden_width_is_made_exactly():
     """Blind spot: a ratio of widths that rounds down to one channel less."""
-    from dpt.checkpoints.pretrained_configs import _ratio
-
-    wrong = [(hidden, dim) for dim in range(1, 200) for hidden in range(1, 600, 7) if int(_ratio(hidden, dim) * dim) != hidden]
+    wrong = [(hidden, dim) for dim in range(1, 200) for hidden in range(1, 600, 7) if int(stated.ratio(hidden, dim) * dim) != hidden]
     assert wrong == []
 
 
