@@ -251,6 +251,7 @@ class InputConfig(Checked):
     antialias: bool = False  # average over the pixels that a smaller map leaves out; every upstream but ours does not
     output_mode: str = "bicubic"  # of the resize on the way out
     output_align_corners: bool = False
+    grey_levels: bool = False  # the resize on the way in ends in whole ones from 0 to 255, of pictures of 8 bits (transformers)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "mean": _tuple(_FINITE, 3),
@@ -263,9 +264,11 @@ class InputConfig(Checked):
         "antialias": _TRUTH,
         "output_mode": _RESIZE,
         "output_align_corners": _TRUTH,
+        "grey_levels": _TRUTH,
     }
 
 
+OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
 SECTIONS: dict[str, type] = {"encoder": EncoderConfig, "decoder": DecoderConfig, "head": HeadConfig, "input": InputConfig}
 
 
@@ -273,8 +276,8 @@ SECTIONS: dict[str, type] = {"encoder": EncoderConfig, "decoder": DecoderConfig,
 class DPTConfig(Checked):
     """One named model.
 
-    `source` is where `weights="pretrained"` comes from: a file name inside the package, or a URL whose file name ends
-    in the first eight hex digits of its SHA-256. `licence` is that of the weights.
+    `source` is where `weights="pretrained"` comes from: a file name inside the package, or an address; a file whose name there ends in the
+    first hex digits of its SHA-256 is checked. `licence` is that of the weights.
     """
 
     name: str
@@ -296,6 +299,11 @@ class DPTConfig(Checked):
     def carried(self) -> bool:
         """Whether the package holds the pretrained weights; all others are downloads."""
         return self.source is not None and "://" not in self.source
+
+    @property
+    def restricted(self) -> bool:
+        """Whether the licence of the weights does not allow every use, so that it has to be accepted before they are downloaded."""
+        return not self.carried and self.licence not in OPEN_LICENCES
 
     def with_(self, section: str, **changes: Any) -> DPTConfig:
         """A copy with fields of one section changed, e.g. `config.with_("encoder", attention="xformers")`."""

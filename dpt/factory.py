@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import torch
 
 from . import checkpoints
-from .checkpoints import Checkpoint, CheckpointError, Layout, downloads
+from .checkpoints import Checkpoint, CheckpointError, Layout
 from .checkpoints.conversion import State
 from .checkpoints.stored import Opaque, Stored
 from .classes import palette
@@ -28,21 +29,24 @@ def build(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     attention: str | None = None,
+    accept_license: bool = False,
 ) -> DPT:
     """A model in evaluation mode.
 
     Args:
         name: one of `dpt.models()`, or a `DPTConfig`.
         weights: None for random initialisation; whatever `load` takes; "pretrained" for the file the package carries (dpt-tiny-*) or
-            a download into torch.hub's cache, checked against the hash in its name (all others). The model is the named one whatever
-            the file says of itself.
+            a download into torch.hub's cache or huggingface_hub's, checked against the hash in its name where that has one; where it is
+            from and its licence are said on stderr. The model is the named one whatever the file says of itself.
         fast: run on the fused kernels where they apply (`dpt.accelerate`).
         device: where the parameters live; None is PyTorch's default device.
         dtype: of the parameters; None is PyTorch's default dtype.
         attention: "sdpa" (default) or "xformers", which needs that package.
+        accept_license: you have read the licence of the pretrained weights and keep to it; needed where it does not allow every use.
 
     Raises:
-        ValueError: an unknown name or attention; CheckpointError, a ValueError, for a file that does not fit.
+        ValueError: an unknown name or attention; a licence that was not accepted; CheckpointError, a ValueError, for a file that does not
+            fit.
         ImportError: the attention's package is missing.
         FileNotFoundError: no such weights file; `dpt.checkpoints.downloads.DownloadError`, an OSError too, for a download that failed.
     """
@@ -53,7 +57,7 @@ def build(
     if weights is None:
         model = DPT(config).to(device=device, dtype=dtype)
     else:
-        checkpoint = checkpoints.find(_pretrained(config) if weights == "pretrained" else weights)
+        checkpoint = checkpoints.find(_pretrained(config, accept_license) if weights == "pretrained" else weights)
         model = _assembled(config, checkpoint, checkpoints.layout_of(checkpoint.state, checkpoint.path), device, dtype)
     return _finished(model, fast)
 
@@ -67,13 +71,13 @@ def load(
     dtype: torch.dtype | None = None,
     attention: str | None = None,
 ) -> DPT:
-    """The model a checkpoint holds, in evaluation mode: ours, mmsegmentation's, isl-org's or transformers' layout.
+    """The model a checkpoint holds, in evaluation mode, in any layout of `dpt.zoo`: ours, the families' own, transformers'.
 
     Args:
-        path: a file of PyTorch (any zip or legacy one; what is not a tensor is passed over and never run) or of safetensors, in wrappers
-            such as "state_dict" and with prefixes such as "module."; a folder of transformers, or the index of its shards; or, where
-            nothing here has that name, a model on transformers' hub ("Intel/dpt-large"), through huggingface_hub's cache, which is asked
-            first; or what `dpt.checkpoints.find` made of one of these.
+        path: a file of PyTorch (any zip or legacy one; what is not a tensor is passed over and never run) or of safetensors, or the
+            address of one, in wrappers such as "state_dict" and with prefixes such as "module."; a folder of transformers, or the index of
+            its shards; or, where nothing here has that name, a model on transformers' hub ("Intel/dpt-large"), through huggingface_hub's
+            cache, which is asked first; or what `dpt.checkpoints.find` made of one of these.
         name: a named model or a `DPTConfig`, where the file does not settle the architecture; the error says so. It goes before what the
             file says. Without it a file of ours says all, and transformers' config.json beside the weights is obeyed or refused.
 
@@ -81,16 +85,22 @@ def load(
     other arguments and errors are `build`'s; CheckpointError also for values that are not finite, and for a model the hub does not give.
     """
     checkpoint = path if isinstance(path, Checkpoint) else checkpoints.find(path)
-    state, path = checkpoint.state, checkpoint.path
-    layout = checkpoints.layout_of(state, path)
-    config = checkpoints.stated_config(checkpoint, layout) if name is None else None
-    if config is None:
-        config = recognised(state, layout, path) if name is None else _as_in_file(config_of(name), state, layout)
-        config = layout.as_run(config)
+    layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
+    config = config_in(checkpoint, layout, name)
     if attention is not None:
         check_attention(attention)
         config = config.with_("encoder", attention=attention)
     return _finished(_assembled(config, checkpoint, layout, device, dtype), fast)
+
+
+def config_in(checkpoint: Checkpoint, layout: Layout, name: str | DPTConfig | None = None) -> DPTConfig:
+    """The configuration of the model that a checkpoint holds, as its layout's own code runs it; the arguments and errors are `load`'s."""
+    stated = checkpoints.stated_config(checkpoint, layout) if name is None else None
+    if stated is not None:
+        return stated
+    if name is None:
+        return layout.as_run(recognised(checkpoint.state, layout, checkpoint.path))
+    return layout.as_run(_as_in_file(config_of(name), checkpoint.state, layout))
 
 
 def _assembled(
@@ -119,14 +129,19 @@ def _finished(model: DPT, fast: bool) -> DPT:
     return model
 
 
-def _pretrained(config: DPTConfig) -> Path:
+def _pretrained(config: DPTConfig, accept_license: bool) -> Path:
     """The file `weights="pretrained"` stands for."""
     if config.source is None:
         raise ValueError(f"{config.name} has no pretrained weights: give weights= a path")
     if config.carried:
         return Path(__file__).parent / config.source
-    target = Path(torch.hub.get_dir()) / "checkpoints" / config.source.rsplit("/", 1)[1]
-    return downloads.fetch(config.source, target)
+    if config.restricted and not accept_license:
+        raise ValueError(
+            f"the weights of {config.name} are under {config.licence}, which does not allow every use ({config.source}): read it, and say "
+            "accept_license=True (--accept-license)"
+        )
+    print(f"{config.name}: weights from {config.source}, licence {config.licence}", file=sys.stderr)
+    return checkpoints.fetched(config.source)
 
 
 def _as_in_file(config: DPTConfig, state: State, layout: Layout) -> DPTConfig:

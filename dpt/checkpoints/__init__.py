@@ -3,8 +3,8 @@ say of their models (`pretrained_configs`), downloads (`downloads`) and transfor
 
 from ..zoo import CheckpointError, Layout
 from .conversion import convert, layout_of, problems, reverted, shortened
-from .files import Checkpoint, read, save
-from .hub import find
+from .files import Checkpoint, read, save, save_state
+from .hub import fetched, find
 from .pretrained_configs import saved_config, stated_config
 
 __all__ = [
@@ -12,12 +12,14 @@ __all__ = [
     "CheckpointError",
     "Layout",
     "convert",
+    "fetched",
     "find",
     "layout_of",
     "problems",
     "read",
     "reverted",
     "save",
+    "save_state",
     "saved_config",
     "shortened",
     "stated_config",

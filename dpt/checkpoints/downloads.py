@@ -1,4 +1,7 @@
-"""Downloads of weights: resumed, tried again, checked against the hash in the file's name, and safe where two processes want the same."""
+"""Downloads of weights: resumed, tried again, checked against the hash in the file's name, and safe where two processes want the same.
+
+Where the name holds no hash, that of what was downloaded is kept beside it, so that later damage is seen.
+"""
 
 from __future__ import annotations
 
@@ -36,23 +39,23 @@ def fetch(url: str, target: Path, *, attempts: int = 5, timeout: float = 30.0, w
     """The file of an address, at `target`: the one that is there, if it is whole, or else downloaded.
 
     Args:
-        url: http, https or file. The name of the file ends in the first hex digits of its SHA-256, e.g. `weights-2f21e586.pt`.
-        target: where it is kept. Beside it stand a part that was interrupted, from which the next download goes on, and a lock: of two
-            processes one downloads and the other waits.
+        url: http, https or file. Where the name of the file ends in the first hex digits of its SHA-256, e.g. `weights-2f21e586.pt`, it is
+            checked.
+        target: where it is kept. Beside it stand a part that was interrupted, from which the next download goes on, a lock, for of two
+            processes one downloads and the other waits, and the hash of a file whose name has none.
         attempts: how often it is tried, with twice as long a wait each time; each wait is logged, a warning, with its reason.
         timeout: seconds without a byte after which an attempt ends.
         wait: seconds before the second attempt.
 
     Raises:
         DownloadError: an OSError.
-        ValueError: a name without a hash.
     """
-    digits = _digits(url)
+    digits, kept = _digits(url), target.with_name(f"{target.name}.sha256")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock", mode=0o666):
         damage = None
         if target.is_file():
-            damage = _mismatch(target, digits)
+            damage = _mismatch(target, digits or (kept.read_text().strip() if kept.is_file() else ""))
             if damage is None:
                 return target
             warnings.warn(f"{target} is damaged: {damage}. It is downloaded again", stacklevel=2)
@@ -62,25 +65,31 @@ def fetch(url: str, target: Path, *, attempts: int = 5, timeout: float = 30.0, w
             there = f"{target} is damaged ({damage}), and " if damage else ""
             advice = f"Get it by other means and put it at {target}, or give its path as the weights (--weights FILE)"
             raise DownloadError(f"{there}{url} could not be downloaded: {error}. {advice}") from error
+        if not digits:
+            kept.write_text(_sha256(part) + "\n")
         os.replace(part, target)
         _tag_of(part).unlink(missing_ok=True)
     return target
 
 
 def _digits(url: str) -> str:
+    """The first hex digits of the SHA-256 that a file's name ends in, at least 8; empty where it has none."""
     found = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
-    if found is None:
-        raise ValueError(f"{url}: its file's name must end in the first hex digits of its SHA-256, at least 8, as in name-0123abcd.pt")
-    return found[1]
+    return found[1] if found else ""
 
 
-def _mismatch(path: Path, digits: str) -> str | None:
-    """How a file's hash is another than its name says; None if it is not."""
+def _sha256(path: Path) -> str:
     found = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
             found.update(block)
-    return None if found.hexdigest().startswith(digits) else f"its SHA-256 begins with {found.hexdigest()[: len(digits)]}, not {digits}"
+    return found.hexdigest()
+
+
+def _mismatch(path: Path, digits: str) -> str | None:
+    """How a file's hash is another than is known of it; None if it is not, or nothing is."""
+    found = _sha256(path) if digits else ""
+    return None if found.startswith(digits) else f"its SHA-256 begins with {found[: len(digits)]}, not {digits}"
 
 
 def _download(url: str, target: Path, digits: str, attempts: int, timeout: float, wait: float) -> Path:

@@ -379,6 +379,12 @@ def save(model: Configured, path: str | Path, dtype: torch.dtype | None = None) 
         key: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for key, value in model.state_dict().items()
     }
+    save_state(state, path, model.config)
+
+
+def save_state(state: Mapping[str, torch.Tensor], path: Path, config: DPTConfig | None = None) -> None:
+    """Write tensors as safetensors, with the configuration of ours that they are of, whole or not at all; folders are made."""
+    metadata = {"format": "pt"} if config is None else {"format": "pt", "dpt": json.dumps(asdict(config))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = safetensors.torch.save(state, metadata={"format": "pt", "dpt": json.dumps(asdict(model.config))})
+    content = safetensors.torch.save(dict(state), metadata=metadata)
     write_whole(path, lambda file: file.write(content))

@@ -1,4 +1,5 @@
-"""Models on transformers' hub, by name ("Intel/dpt-large"), through huggingface_hub and its cache."""
+"""Files and models from elsewhere: addresses, and models on transformers' hub by name ("Intel/dpt-large"), through huggingface_hub and its
+cache."""
 
 from __future__ import annotations
 
@@ -6,19 +7,47 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ..zoo import CheckpointError
+from . import downloads
 from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, read, shards_of
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ADDRESS = re.compile(r"(?:https?|file)://.+")
+_HUB_FILE = re.compile(r"https://huggingface\.co/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)(?:\?.*)?")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
 
 
 def find(source: str | Path) -> Checkpoint:
-    """`read` of a file or folder here, or of a model on the hub; `folder_of` and `read` say what they raise."""
+    """`read` of a file or folder here, of a file at an address, or of a model on the hub; `fetched`, `folder_of` and `read` say what they
+    raise."""
     name = str(source)
+    if ADDRESS.fullmatch(name):
+        return read(fetched(name))
     if Path(source).exists() or not is_name(name):
         return read(source)
     return replace(read(folder_of(name)), path=Path(name), name=name.partition("/")[2])
+
+
+def fetched(url: str) -> Path:
+    """The file of an address: from huggingface_hub's cache for one of the hub, else from torch.hub's; downloaded where it is missing.
+
+    Raises:
+        DownloadError: an OSError; with the reason, and the way by hand.
+    """
+    match = _HUB_FILE.fullmatch(url)
+    if match is None:
+        return downloads.fetch(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2].partition("?")[0])
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ImportError(f"{url}: files on the hub need the package huggingface_hub: pip install huggingface_hub") from error
+    try:
+        return Path(hf_hub_download(match["repository"], match["file"], revision=match["revision"]))
+    except Exception as error:  # the package and its HTTP client raise errors of many families
+        advice = "Get it by other means and give its path as the weights (--weights FILE)"
+        raise downloads.DownloadError(f"{url} could not be downloaded: {_reason(error)}. {advice}") from error
 
 
 def is_name(text: str) -> bool:

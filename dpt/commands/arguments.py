@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ..config import nearest
 from ..system.endings import USAGE, printable
-from ..zoo import CONFIGS, config_of
+from ..zoo import CONFIGS, LAYOUTS, config_of
 
 CARRIED = tuple(name for name, config in CONFIGS.items() if config.carried)
 DTYPES = ("float32", "float16", "bfloat16")  # names in `torch`
@@ -89,6 +89,11 @@ def _weights(parser: Parser) -> None:
     parser.add_argument("--weights", metavar="FILE", help=f"{what} (default: the model's own, carried or downloaded)")
 
 
+def _licence(parser: Parser) -> None:
+    what = "you have read the licence of the weights to be downloaded, which dpt info names, and keep to it; asked for where it does not "
+    parser.add_argument("--accept-license", action="store_true", help=what + "allow every use")
+
+
 def _device(parser: Parser) -> None:
     what = "auto, cpu, cuda, cuda:N or mps; auto is cuda or mps where there is one, else cpu (default: %(default)s)"
     parser.add_argument("--device", default="auto", metavar="DEVICE", help=what)
@@ -137,6 +142,7 @@ def predict(parser: Parser) -> None:
     what = f"a model that dpt info lists; can be repeated (default: {' and '.join(CARRIED)})"
     parser.add_argument("--model", action="append", type=_name, metavar="NAME", help=what)
     _weights(parser)
+    _licence(parser)
     _device(parser)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: %(default)s)")
     _fast(parser)
@@ -165,9 +171,37 @@ def demo(parser: Parser) -> None:
 
 
 def info(parser: Parser) -> None:
-    """The named models: parameters, input, source and licence of their weights; or one checkpoint, told apart and described."""
-    what = "checkpoint file or folder, or a model on transformers' hub (default: all named models are listed)"
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help=what)
+    """The named models: parameters, input, what they predict, source and licence of their weights; or one checkpoint, told apart and
+    described."""
+    what = (
+        "a model's name or a pattern of names such as '*anything*'; a checkpoint file or folder, its address, or a model on transformers' "
+    )
+    parser.add_argument("what", nargs="?", metavar="WHAT", help=what + "hub (default: all named models are listed)")
+    parser.add_argument("--model", type=_name, metavar="NAME", help="the model that a checkpoint is of (default: what it says)")
+
+
+def convert(parser: Parser) -> None:
+    """A checkpoint in another family's layout: the same tensors under other names, bit for bit.
+
+    The layouts are dpt, ours; hf, transformers', a folder with config.json and preprocessor_config.json beside the weights; and those of
+    the families' own code. DST is a file .safetensors, or .pth, .pt, .bin or .ckpt for one that torch.load reads, or for hf a folder. What
+    the network never reads is kept for the way back. What the other code computes otherwise is said on stderr; a model that it cannot hold
+    is refused, and nothing is written.
+    """
+    parser.rules = [
+        (lambda args: (args.to is None) == (not args.vit2mmseg), "it needs --to LAYOUT, or --vit2mmseg"),
+        (lambda args: args.vit2mmseg and args.model is not None, "--vit2mmseg is of an encoder: it takes no --model"),
+    ]
+    what = "checkpoint file or folder, its address, or a model on transformers' hub such as Intel/dpt-large"
+    parser.add_argument("source", metavar="SRC", help=what)
+    parser.add_argument("target", type=Path, metavar="DST", help="what to write")
+    parser.add_argument(
+        "--to", choices=sorted({layout.format for layout in LAYOUTS}), help="the layout of DST (default: mmseg with --vit2mmseg)"
+    )
+    what = "SRC is a ViT of timm, JAX' by timm, or a DeiT; DST becomes the encoder of mmsegmentation, as its script vit2mmseg.py makes it"
+    parser.add_argument("--vit2mmseg", action="store_true", help=what)
+    parser.add_argument("--model", type=_name, metavar="NAME", help="the model that SRC is of (default: what SRC says)")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST")
 
 
 def render(parser: Parser) -> None:
@@ -224,6 +258,7 @@ def evaluate(parser: Parser) -> None:
     parser.rules = [(lambda args: args.model is None and args.weights is None, "it needs --model NAME or --weights FILE")]
     parser.add_argument("--model", type=_name, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
     _weights(parser)
+    _licence(parser)
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder of images/ beside depth/ or labels/")
     what = "training folder, for the trivial predictors (default: they learn from --data)"
     parser.add_argument("--train-data", type=Path, metavar="DIR", help=what)

@@ -1,33 +1,38 @@
-"""The named models: parameters, input, source and licence of their weights; or one checkpoint, told apart and described."""
+"""`dpt info`: the named models, what they predict, and under which licence; or one checkpoint, told apart and described."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..config import DPTConfig
 from ..system.endings import printable
-from ..zoo import CONFIGS, PARAMETERS
+from ..zoo import CONFIGS, PARAMETERS, models
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.file is None:
-        for name, config in CONFIGS.items():
-            print(describe(config, PARAMETERS[name]))
+    what = args.what
+    if what is None or what in CONFIGS or (set(what) & set("*?[") and not Path(what).exists()):
+        for name in models("*" if what is None else what):
+            print(describe(CONFIGS[name], PARAMETERS[name]))
         return 0
     from .. import checkpoints, factory  # PyTorch, which the list does not need
 
-    checkpoint = checkpoints.find(args.file)
+    checkpoint = checkpoints.find(what)
     layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
-    model = factory.load(checkpoint)
+    model = factory.load(checkpoint, args.model)
     described = describe(model.config, sum(parameter.numel() for parameter in model.parameters()))
-    print(printable(f"{args.file}: {layout.name} layout, {described}"))
+    print(printable(f"{what}: {layout.name} layout, {described}"))
     return 0
 
 
 def describe(config: DPTConfig, parameters: int) -> str:
-    """One line: name, task, parameters in millions, input size, weights."""
+    """One line: name, task, what it predicts, parameters in millions, input size, weights."""
     head = config.head
     what = f"{len(head.classes)} classes" if head.task == "segmentation" else "inverse depth" if head.inverse else "metres"
     size = "x".join(map(str, config.input.size))
     source = f"weights {config.source} ({config.licence})"
-    return f"{config.name:18} {head.task:13} {what:14} {parameters / 1e6:6.1f} M  input {size:9} {source}"
+    return f"{config.name:{_WIDTH}} {head.task:13} {what:14} {parameters / 1e6:6.1f} M  input {size:9} {source}"
+
+
+_WIDTH = max(map(len, CONFIGS))

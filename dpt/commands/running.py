@@ -13,7 +13,7 @@ from .. import factory
 from ..config import DPTConfig
 from ..model import DPT
 from ..system.endings import CommandError
-from ..zoo import CONFIGS
+from ..zoo import CONFIGS, PARAMETERS
 
 
 def device_of(name: str) -> torch.device:
@@ -45,7 +45,7 @@ def model_of(args: argparse.Namespace, name: str | None, device: torch.device, d
     """The model that `args`, of `arguments`, describe: of this name with its pretrained weights, or of --weights."""
     how: dict[str, Any] = {"device": device, "dtype": dtype, "fast": is_fast(args.fast, device)}
     if args.weights is None:
-        model = factory.build(cast(str, name), weights="pretrained", **how)
+        model = factory.build(cast(str, name), weights="pretrained", accept_license=args.accept_license, **how)
     else:
         model = factory.load(args.weights, name, **how)
     if args.verbose:
@@ -69,9 +69,19 @@ def scenes_only(configs: Iterable[DPTConfig]) -> str | None:
     carried = [config.name for config in configs if config.carried]
     if not carried:
         return None
-    others = " or ".join(f"--model {config.name}" for config in CONFIGS.values() if not config.carried)
+    others = " or ".join(f"--model {name}" for name in _smallest_downloads())
     know = f"{' and '.join(carried)} know{'s' if len(carried) == 1 else ''} rendered scenes, not photographs"
     return f"{know}; for those, {others} downloads a larger model (dpt info lists them)"
+
+
+def _smallest_downloads() -> list[str]:
+    """Of each task the smallest model whose weights anybody may use."""
+    smallest: dict[str, str] = {}
+    for name in sorted(CONFIGS, key=lambda name: PARAMETERS[name]):
+        config = CONFIGS[name]
+        if not config.carried and not config.restricted:
+            smallest.setdefault(config.head.task, name)
+    return list(smallest.values())
 
 
 def reading(args: argparse.Namespace) -> dict[str, Any]:

@@ -81,7 +81,9 @@ def resize_and_normalise(
     height, width = image.shape[:2]
     size = network_size(height, width, config, ratio)
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
-    x = F.interpolate(x, size=size, mode=config.mode, align_corners=False, antialias=config.antialias)
+    for step in ((height, size[1]), size) if config.grey_levels else (size,):  # Pillow goes along the rows first, and rounds in between
+        x = F.interpolate(x, size=step, mode=config.mode, align_corners=False, antialias=config.antialias)
+        x = x.round().clamp(0, 255) if config.grey_levels else x
     mean, std = (x.new_tensor(values).mul_(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return ((x - mean) / std).to(dtype)
 

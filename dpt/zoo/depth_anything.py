@@ -239,11 +239,11 @@ TRANSFORMERS = Layout(
     format="hf",
     markers=("backbone.embeddings.patch_embeddings.projection.weight", "head.conv1.weight"),
     rows=(*DINOV2, *NECK, ("head.{p}", "head.{p}")),
-    unused=(r"backbone\.embeddings\.mask_token",),
+    unused=(r"backbone\.embeddings\.mask_token", r"backbone\.layernorm\..*"),  # the norm, where a file's config.json applies none
     filled=(("backbone.embeddings.mask_token", (1, "D"), 0.0),),
     differs={
         "encoder": {"pos_offset": 0.0},
-        "input": {"rule": "minimal", "antialias": True, "output_mode": "bicubic", "output_align_corners": False},
+        "input": {"rule": "minimal", "antialias": True, "grey_levels": True, "output_mode": "bicubic", "output_align_corners": False},
     },
     stated=Stated(read, write),
 )

@@ -222,8 +222,8 @@ PROCESSOR: Table = {  # transformers' DPTImageProcessor
 
 
 def processed(processor: Document | None, default_side: int, patch: int, output_mode: str) -> InputConfig:
-    """What DPTImageProcessor does: an antialiased resize, then scale, mean and standard deviation; without a file, its defaults at the
-    model's own size. Maps are resized back as its post-processing does, in `output_mode`."""
+    """What DPTImageProcessor does: an antialiased resize of 8 bits, then scale, mean and standard deviation; without a file, its defaults
+    at the model's own size. Maps are resized back as its post-processing does, in `output_mode`."""
     processor = processor or Document("preprocessor_config.json", {"size": default_side})
     values = processor.obeyed(PROCESSOR)
     size, multiple = height_width(values["size"]), values["ensure_multiple_of"]
@@ -244,6 +244,7 @@ def processed(processor: Document | None, default_side: int, patch: int, output_
         mode=RESAMPLE[values["resample"]],
         antialias=True,
         output_mode=output_mode,
+        grey_levels=True,
     )
 
 

@@ -21,12 +21,13 @@ DPT = {
     "model": "nets inference",
     "fast": "nets kernels",
     "factory": "config classes zoo nets checkpoints model fast",
+    "exchange": "config zoo system checkpoints model factory",
     "data": "config system inference",
     "evaluation": "config system inference data evaluation.alignment",
     "training": "config zoo system checkpoints evaluation.alignment model fast factory data evaluation",
     "scenes": "classes system",
     ".": "config zoo checkpoints inference model fast factory",
-    "commands": "config zoo system checkpoints inference model fast factory data evaluation training scenes .",
+    "commands": "config zoo system checkpoints inference model fast factory exchange data evaluation training scenes .",
     "__main__": "commands",
 }
 KERNELS = {  # "." are the ops

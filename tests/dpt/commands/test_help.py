@@ -20,7 +20,7 @@ from dpt.zoo import CONFIGS
 
 ROOT = Path(__file__).parents[3]
 ACTIONS = [(name, action) for name in main.COMMANDS for action in main.parser_of(name)._actions]
-METAVARS = set("INPUT DIR FILE NAME DEVICE N PIXELS HEIGHT WIDTH SCALE SHARE RATE UNITS METRES".split())
+METAVARS = set("SRC DST WHAT INPUT DIR FILE NAME DEVICE N PIXELS HEIGHT WIDTH SCALE SHARE RATE UNITS METRES".split())
 NO_VALUE = (argparse._HelpAction, argparse._VersionAction, argparse._StoreTrueAction)
 
 
