@@ -107,6 +107,7 @@ def _layout(name: str, format: str, readout: str, project: int) -> Layout:
             (f"{model}head.weight", (1000, "D"), 0.0),
             (f"{model}head.bias", (1000,), 0.0),
         ),
+        differs={"encoder": {"norm_eps": 1e-6, "stem_eps_on": "deviation"}},  # than what is converted from transformers
         final_norm="none",  # of ImageNet's classifier, which no hook sees
     )
 
