@@ -112,6 +112,26 @@ def test_gradients_go_through_the_standardisation(conv, makes):
     assert conv.weight.grad.sum((1, 2, 3)).abs().max() < 1e-4 * conv.weight.grad.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_traces_standardise_the_parameter(conv):
+    """Blind spot: a weight kept from before, as a constant of the program."""
+    x = torch.randn(1, 4, 5, 5)
+    before = conv(x)
+    programs = [
+        torch.export.export(conv, (x,)).module(),
+        torch.compile(conv, backend="eager", fullgraph=True),
+        torch.jit.trace(conv, x, check_trace=False),
+    ]
+    for program in programs:
+        torch.testing.assert_close(program(x), before)
+        weight = next(value for name, value in program.named_parameters() if name.endswith("weight"))
+        kept = weight.clone()
+        weight.add_(torch.randn_like(weight))
+        assert (program(x) - before).abs().max() > 1e-2
+        weight.copy_(kept)
+
+
 def test_half_precision_standardises_in_float32():
     """Blind spot: deviations of trained weights, whose squares are nothing in half precision, and an epsilon that is rounded away."""
     conv = StandardisedConv2d(4, 6, 3, 1, "variance")
