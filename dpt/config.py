@@ -107,8 +107,8 @@ class EncoderConfig(Checked):
     num_heads: int
     hooks: tuple[int, ...]  # 0-based blocks whose tokens go to the decoder, shallow to deep; four with `stem_hooks`
     patch_size: int = 16
-    stem: str = "patch"  # the patch embedding: one convolution, or "convolutions": four, each halving (Xiao et al. 2021)
-    stem_hooks: tuple[int, ...] = ()  # 0-based convolutions of the stem whose maps go to the decoder before the tokens (DPT-Hybrid)
+    stem: str = "patch"  # the patch embedding: one convolution; "convolutions": four, each halving (Xiao et al. 2021); or "resnetv2"
+    stem_hooks: tuple[int, ...] = ()  # 0-based convolutions or stages of the stem whose maps go to the decoder before the tokens
     pos_grid: tuple[int, int] = (24, 24)  # rows and columns of patches the positional embedding is stored for
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
@@ -126,6 +126,10 @@ class EncoderConfig(Checked):
     registers: int = 0  # tokens between the class token and the patches, which no decoder reads (DINOv2 with registers)
     pos_antialias: bool = False  # of the resize of the positional embedding
     mlp: str = "mlp"  # "mlp", or "swiglu", whose activation is SiLU (DINOv2 g)
+    stem_width: int = 64  # "resnetv2": channels of its first convolution; its stages have 4, 8 and 16 times as many
+    stem_depths: tuple[int, int, int] = (3, 4, 9)  # "resnetv2": blocks of each stage
+    stem_groups: int = 32  # "resnetv2": of its group norms
+    stem_eps_on: str = "deviation"  # "resnetv2": its weights are divided by (deviation + 1e-5), or by the root of ("variance" + 1e-8)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "embed_dim": _WIDTH,
@@ -133,7 +137,7 @@ class EncoderConfig(Checked):
         "num_heads": _WIDTH,
         "hooks": _tuple(_BLOCK, 0, 4),
         "patch_size": _SIDE,
-        "stem": _one_of("patch", "convolutions"),
+        "stem": _one_of("patch", "convolutions", "resnetv2"),
         "stem_hooks": _tuple(_whole(0, 3), 0, 4),
         "pos_grid": _tuple(_SIDE, 2),
         "mlp_ratio": _number("above 0, at most 64", lambda value: 0 < value <= 64),
@@ -150,7 +154,17 @@ class EncoderConfig(Checked):
         "registers": _whole(0, MAX_DEPTH),
         "pos_antialias": _TRUTH,
         "mlp": _one_of("mlp", "swiglu"),
+        "stem_width": _WIDTH,
+        "stem_depths": _tuple(_whole(1, 64), 3),
+        "stem_groups": _WIDTH,
+        "stem_eps_on": _one_of("deviation", "variance"),
     }
+
+    @property
+    def stem_widths(self) -> tuple[int, ...]:
+        """Channels of the maps that `stem_hooks` counts."""
+        first, count = {"patch": (0, 0), "convolutions": (self.embed_dim // 8, 4), "resnetv2": (4 * self.stem_width, 3)}[self.stem]
+        return tuple(first << index for index in range(count))
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         hooks, stem = self.hooks, self.stem_hooks
@@ -159,10 +173,14 @@ class EncoderConfig(Checked):
         yield not _increasing(hooks), f"hooks={hooks}: they must increase"
         yield bool(hooks) and hooks[-1] >= self.depth, f"hooks={hooks}: they must be below depth={self.depth}"
         yield not _increasing(stem), f"stem_hooks={stem}: they must increase"
-        yield bool(stem) and self.stem != "convolutions", f'stem_hooks={stem}: only stem="convolutions" has maps to hook'
-        halved = self.stem == "convolutions"
-        yield halved and self.patch_size != 16, f'patch_size={self.patch_size}: stem="convolutions" halves four times, for 16'
-        yield halved and self.embed_dim % 8 != 0, f'embed_dim={self.embed_dim}: stem="convolutions" begins with an eighth of it'
+        maps = len(self.stem_widths)
+        yield bool(stem) and stem[-1] >= maps, f'stem_hooks={stem}: stem="{self.stem}" has {maps or "no"} maps to hook'
+        halved = self.stem != "patch"
+        yield halved and self.patch_size != 16, f'patch_size={self.patch_size}: stem="{self.stem}" halves four times, for 16'
+        eighth = self.stem == "convolutions" and self.embed_dim % 8 != 0
+        yield eighth, f'embed_dim={self.embed_dim}: stem="convolutions" begins with an eighth of it'
+        grouped = self.stem == "resnetv2" and self.stem_width % self.stem_groups != 0
+        yield grouped, f"stem_width={self.stem_width}: it must be a multiple of stem_groups={self.stem_groups}"
         yield self.mlp_ratio * self.embed_dim < 1, f"mlp_ratio={self.mlp_ratio}: it leaves no channel of embed_dim={self.embed_dim}"
 
 
@@ -324,7 +342,7 @@ def config_from(values: Any) -> DPTConfig:
     # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
     encoder, channels = config.encoder, config.decoder.neck_channels
     for level, index in enumerate(encoder.stem_hooks):
-        width = encoder.embed_dim >> (3 - index)
+        width = encoder.stem_widths[index]
         if channels[level] != width:
             raise ValueError(f"DecoderConfig.neck_channels={channels}: level {level} is a map of the stem, which has {width} channels")
     return config

@@ -29,7 +29,10 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 # Fields of a configuration that say how large a model is. The others say what is computed, and a layout's code computes nothing but what
 # the named models of its families do.
 SIZES = {
-    "encoder": {"embed_dim", "depth", "num_heads", "hooks", "pos_grid", "mlp_ratio", "attention"},
+    "encoder": {
+        *("embed_dim", "depth", "num_heads", "hooks", "pos_grid", "mlp_ratio", "attention"),
+        *("stem_width", "stem_depths", "stem_groups"),
+    },
     "decoder": {"neck_channels", "features"},
     "head": {"classes", "palette", "hidden", "max_depth", "dropout", "auxiliary", "depth_scale"},
 }

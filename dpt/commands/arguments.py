@@ -125,7 +125,8 @@ def predict(parser: Parser) -> None:
     """Depth and label maps of pictures, at each picture's own size.
 
     For a picture a.jpg the folder of --out gets, by each model's task,
-      a_MODEL.png          16-bit depth: inverse depth spread over 0..65535, or millimetres; or 8-bit class indices
+      a_MODEL.png          16-bit depth: inverse depth spread over 0..65535, or millimetres (for more than
+                           65 m 256ths of a metre, as KITTI has it); or 8-bit class indices
       a_MODEL.npy, .pfm    depth as float32, .pfm on request
       a_MODEL_color.jpg    the picture with the coloured depth beside it
       a_MODEL_overlay.jpg  the picture tinted by class, with a legend of the classes present

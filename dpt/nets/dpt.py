@@ -118,7 +118,7 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+    elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
         module.reset_parameters()
     elif hasattr(module, "reset_parameters") and not module.__module__.startswith("torch."):
         cast(Any, module).reset_parameters(generator)

@@ -27,6 +27,7 @@ from dpt.config import (
 from dpt.data.datasets import Augmentation
 from dpt.nets.decoder import READOUT
 from dpt.nets.encoders import ENCODERS
+from dpt.nets.encoders.resnetv2 import STANDARDISE
 from dpt.nets.encoders.vit import ATTENTION, STEMS
 from dpt.nets.functional import ACTIVATION
 from dpt.nets.heads import HEADS
@@ -49,7 +50,7 @@ WRONG = [  # section, field, value, part of the rule
     ("encoder", "hooks", [-1, 1, 2, 3], "each a whole number from 0"),
     ("encoder", "hooks", 3, "a tuple of 0 to 4"),
     ("encoder", "patch_size", 0, "a whole number from 1"),
-    ("encoder", "stem", "pyramid", "one of patch, convolutions"),
+    ("encoder", "stem", "pyramid", "one of patch, convolutions, resnetv2"),
     ("encoder", "stem_hooks", [4], "each a whole number from 0 to 3"),
     ("encoder", "pos_grid", [4], "a tuple of 2"),
     ("encoder", "pos_grid", [10**9, 10**9], "a tuple of 2"),
@@ -70,6 +71,10 @@ WRONG = [  # section, field, value, part of the rule
     ("encoder", "registers", -1, "a whole number from 0"),
     ("encoder", "pos_antialias", 1, "True or False"),
     ("encoder", "mlp", "glu", "one of mlp, swiglu"),
+    ("encoder", "stem_width", 0, "a whole number from 1"),
+    ("encoder", "stem_depths", [3, 4], "a tuple of 3, each a whole number from 1 to 64"),
+    ("encoder", "stem_groups", 0, "a whole number from 1"),
+    ("encoder", "stem_eps_on", "mean", "one of deviation, variance"),
     ("decoder", "neck_channels", [8, 12, 16], "a tuple of 4"),
     ("decoder", "neck_channels", [8, 12, 16, 0], "a tuple of 4"),
     ("decoder", "features", 1, "a whole number from 2"),
@@ -185,6 +190,7 @@ def test_names_are_those_that_are_computed():
         (EncoderConfig, "kind", ENCODERS),
         (EncoderConfig, "attention", ATTENTION),
         (EncoderConfig, "stem", STEMS),
+        (EncoderConfig, "stem_eps_on", STANDARDISE),
         (DecoderConfig, "readout", READOUT),
         (HeadConfig, "task", HEADS),
     ):
@@ -265,7 +271,7 @@ def test_stem_maps_and_neck_agree():
     assert config_from(json.loads(json.dumps(values))) == CONFIGS["dpt-tiny-depth"]
     with pytest.raises(ValueError, match=r"neck_channels=\(47, 96, 96, 128\): level 0 is a map of the stem, which has 48 channels"):
         config_from(change(values, "decoder.neck_channels", [47, 96, 96, 128]))
-    for field, value, rule in (("patch_size", 14, "for 16"), ("stem", "patch", "has maps to hook"), ("stem_hooks", (2, 1), "increase")):
+    for field, value, rule in (("patch_size", 14, "for 16"), ("stem", "patch", "no maps to hook"), ("stem_hooks", (2, 1), "increase")):
         with pytest.raises(ValueError, match=rule):
             CONFIGS["dpt-tiny-depth"].with_("encoder", **{field: value})
     with pytest.raises(ValueError, match="begins with an eighth"):

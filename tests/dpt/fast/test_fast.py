@@ -21,7 +21,7 @@ from dpt.nets.encoders.vit import Block
 
 ROOT = Path(__file__).parents[3]
 
-NAMES = ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth"]
+NAMES = ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth", "dpt-hybrid-nyu"]
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float = 2e-5) -> None:

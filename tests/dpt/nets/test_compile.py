@@ -97,6 +97,7 @@ MODELS = {
     "bilinear": lambda: wide("dpt-large-midas"),
     "by count": lambda: wide("dpt-base-ade20k"),
     "hybrid": lambda: wide("dpt-tiny-scenes", depth=2, hooks=(0, 1)),
+    "resnetv2": lambda: wide("dpt-hybrid-nyu", depth=2, hooks=(0, 1)),
     "offset": depth_anything,
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
@@ -121,6 +122,7 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("by count", False, STORED),
         ("by count", True, (6, 4)),
         ("hybrid", False, STORED),
+        ("resnetv2", False, STORED),
         ("offset", False, STORED),
     ],
 )
@@ -153,10 +155,10 @@ def test_by_count_in_a_program():
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("fast", "dynamic"), [(False, None), (True, True)])
-def test_compiled_over_sizes(fast, dynamic):
+@pytest.mark.parametrize(("kind", "fast", "dynamic"), [("hybrid", False, None), ("hybrid", True, True), ("resnetv2", True, True)])
+def test_compiled_over_sizes(kind, fast, dynamic):
     """Blind spot: a graph for every size, until PyTorch gives up compiling; results of a graph of another size."""
-    model = MODELS["hybrid"]()
+    model = MODELS[kind]()
     if fast:
         dpt.accelerate(model, strict=True)
     backend = Counting()

@@ -49,7 +49,7 @@ def test_parameter_counts():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 80), (48, 64), (112, 32)])
-@pytest.mark.parametrize("name", ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth"])
+@pytest.mark.parametrize("name", ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth", "dpt-hybrid-kitti"])
 def test_any_aspect_any_batch(name, size):
     """Blind spot: odd numbers of patches, one patch, batch 1 and 3; each picture alone gives what it gives in the batch."""
     model = small(name)
