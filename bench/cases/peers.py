@@ -49,7 +49,7 @@ class _Output(nn.Module):
 
 
 def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
-    """transformers' model with our parameters, which it shares, for square pictures of one size: the only ones that all its classes take.
+    """transformers' model with our parameters, for square pictures of one size: the only ones that all its classes take.
 
     The positional embedding is given to it as our model resizes it for that size.
     """
@@ -65,13 +65,21 @@ def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
         with torch.no_grad():
             state[str(layout.source("encoder.pos_embed")[0])] = model.encoder.position((size[0] // patch, size[1] // patch)).detach()
     kind = getattr(transformers, fields["architectures"][0])
-    with torch.device("meta"):
-        theirs = kind(transformers.AutoConfig.for_model(**fields))
-    theirs.load_state_dict(_complete(state, theirs), assign=True)
+    theirs, found = kind.from_pretrained(  # which renames what its files name otherwise than its modules
+        None,
+        config=transformers.AutoConfig.for_model(**fields),
+        state_dict=state,
+        output_loading_info=True,
+        dtype=next(model.parameters()).dtype,
+    )
+    never_read = "neck.fusion_stage.layers.0.residual_layer1."
+    wrong = [key for key in found["missing_keys"] if not key.startswith(never_read)] + sorted(found["unexpected_keys"])
+    if wrong:
+        raise Unavailable(f"this version of transformers and the key table differ in {wrong[0]}")
     depth = model.config.head.task == "depth"
     if not depth:
         theirs.head.head[-1].align_corners = model.config.head.align_corners
-    return _Output(theirs, "predicted_depth" if depth else "logits").to(dtype=next(model.parameters()).dtype).eval()
+    return _Output(theirs, "predicted_depth" if depth else "logits").to(next(model.parameters())).eval()
 
 
 def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, Any]]:
@@ -90,25 +98,6 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
         except CheckpointError as error:
             reasons.append(str(error))
     raise Unavailable(f"transformers has no class with this model's parts: {reasons[-1]}")
-
-
-def _complete(state: dict[str, Tensor], theirs: nn.Module) -> dict[str, Tensor]:
-    """The state with zeros for what they have and never read: the deepest block's first unit."""
-    never_read = ("neck.fusion_stage.layers.0.residual_layer1.",)
-    some = next(iter(state.values()))
-    complete = {}
-    for key, value in theirs.state_dict().items():
-        if key in state:
-            complete[key] = state[key]
-        elif key.startswith(never_read):
-            floating = some.dtype if value.is_floating_point() else value.dtype
-            complete[key] = torch.zeros(value.shape, dtype=floating, device=some.device)
-        else:
-            raise Unavailable(f"this version of transformers has a parameter {key} that the key table does not know")
-    left = state.keys() - complete.keys()
-    if left:
-        raise Unavailable(f"this version of transformers has no parameter {sorted(left)[0]}")
-    return complete
 
 
 class _Logits(nn.Module):
