@@ -212,7 +212,7 @@ class HeadConfig(Checked):
     reciprocal: tuple[float, float] | None = None  # depth: scale, shift: then 1 / (scale * x + shift), the sum at least 1e-8
     bounds: tuple[float, float] | None = None  # depth: what it is clamped to, at last
     depth_scale: float = 1000.0  # units of a metre in files of 16 bits
-    relative: bool = False  # depth: known up to a scale, and not in metres, though it is not inverse
+    relative: bool = False  # depth: known up to scale and shift, and not in metres, though it is not inverse
     sky: bool = False  # depth: a second branch finds the sky, which is put as far as the rest of the picture goes
     focal: float | None = None  # depth: metres are the output times the focal length, in pixels of the network's input, over this
 
@@ -236,6 +236,11 @@ class HeadConfig(Checked):
         "sky": _TRUTH,
         "focal": _or_none(_POSITIVE),
     }
+
+    @property
+    def metric(self) -> bool:
+        """Whether it predicts metres, and nothing that is known up to scale and shift."""
+        return self.task == "depth" and not self.inverse and not self.relative
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         segmentation, classes, colours = self.task == "segmentation", len(self.classes), len(self.palette)

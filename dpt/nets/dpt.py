@@ -71,8 +71,8 @@ class DPTNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W) or logits (B, K, H, W).
 
-        Depth is inverse depth up to scale and shift where `config.head.inverse`, up to a scale where `relative`, what times the focal
-        length are metres where `focal`, else metres. H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B,
+        Depth is inverse depth up to scale and shift where `config.head.inverse`, depth up to both where `relative`, metres over the focal
+        length where `focal`, else metres. H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B,
         H and W as open, with `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
         """
         fused = self.features(x)
