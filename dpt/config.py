@@ -196,6 +196,7 @@ class DecoderConfig(Checked):
     match_size: bool = False  # upsample to the next level's size (Depth Anything) instead of by two
     dead_unit: bool = False  # the deepest block carries a first unit that is never run (kept for a round trip)
     unit_bias: bool | None = None  # of the residual units' convolutions; None: where there is no batch norm
+    float32: bool = False  # decoder and head stay in float32, whatever the encoder's dtype or autocast's (Depth Anything 3)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "neck_channels": _tuple(_WIDTH, 4),
@@ -206,6 +207,7 @@ class DecoderConfig(Checked):
         "match_size": _TRUTH,
         "dead_unit": _TRUTH,
         "unit_bias": _or_none(_TRUTH),
+        "float32": _TRUTH,
     }
 
 
@@ -219,7 +221,7 @@ class HeadConfig(Checked):
     hidden: int = 32  # depth: channels before the last 1x1 convolution
     activation: str = "relu"  # depth: "relu", "sigmoid" times max_depth, "exp" or "linear"
     max_depth: float = 1.0
-    inverse: bool = True  # depth: the output is inverse depth up to scale and shift, and not metres
+    inverse: bool = True  # depth: the output is inverse depth up to scale and shift, and not metres (or `relative` depth)
     dropout: float = 0.1
     auxiliary: bool = False  # segmentation: a second classifier on the map one level deeper, for training
     align_corners: bool = True  # of the last upsampling
@@ -228,6 +230,9 @@ class HeadConfig(Checked):
     reciprocal: tuple[float, float] | None = None  # depth: scale, shift: then 1 / (scale * x + shift), the sum at least 1e-8
     bounds: tuple[float, float] | None = None  # depth: what it is clamped to, at last
     depth_scale: float = 1000.0  # units of a metre in files of 16 bits
+    relative: bool = False  # depth: known up to scale and shift, and not in metres, though it is not inverse
+    sky: bool = False  # depth: a second branch finds the sky, which is put as far as the rest of the picture goes
+    focal: float | None = None  # depth: metres are the output times the focal length, in pixels of the network's input, over this
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "task": _one_of("depth", "segmentation"),
@@ -245,13 +250,25 @@ class HeadConfig(Checked):
         "reciprocal": _or_none(_tuple(_FINITE, 2)),
         "bounds": _or_none(_tuple(_FINITE, 2)),
         "depth_scale": _POSITIVE,
+        "relative": _TRUTH,
+        "sky": _TRUTH,
+        "focal": _or_none(_POSITIVE),
     }
+
+    @property
+    def metric(self) -> bool:
+        """Whether it predicts metres, and nothing that is known up to scale and shift."""
+        return self.task == "depth" and not self.inverse and not self.relative
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         segmentation, classes, colours = self.task == "segmentation", len(self.classes), len(self.palette)
         yield classes != colours, f"palette of {colours} colours: it must have one for each of the {classes} classes"
         yield segmentation and not classes, "classes=(): segmentation needs at least one"
         yield not segmentation and self.auxiliary, "auxiliary=True: only segmentation has that head"
+        for name in ("relative", "sky", "focal"):
+            value = getattr(self, name)
+            yield bool(value) and (segmentation or self.inverse), f"{name}={value}: only depth that is not inverse has it"
+        yield self.relative and self.focal is not None, f"focal={self.focal}: it makes metres, and relative=True says there are none"
         yield self.bounds is not None and self.bounds[0] >= self.bounds[1], f"bounds={self.bounds}: the first must be below the second"
 
 
@@ -262,10 +279,10 @@ class InputConfig(Checked):
     mean: tuple[float, float, float]  # on RGB in 0..1
     std: tuple[float, float, float]
     size: tuple[int, int]  # height, width that `rule` aims at
-    rule: str = "minimal"  # see `dpt.inference.images.network_size`
+    rule: str = "minimal"  # see `dpt.inference.resizing.network_size`
     multiple: int = 16
     pad: bool = False  # reach the multiple by zeros at the bottom and right, instead of by resizing
-    mode: str = "bicubic"  # of the resize on the way in
+    mode: str = "bicubic"  # of the resize on the way in; "area_cubic" is OpenCV's of 8 bits, INTER_AREA down and INTER_CUBIC up
     antialias: bool = False  # average over the pixels that a smaller map leaves out; every upstream but ours does not
     output_mode: str = "bicubic"  # of the resize on the way out
     output_align_corners: bool = False
@@ -275,15 +292,18 @@ class InputConfig(Checked):
         "mean": _tuple(_FINITE, 3),
         "std": _tuple(_POSITIVE, 3),
         "size": _tuple(_whole(1, MAX_WIDTH), 2),
-        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "square"),
+        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "square"),
         "multiple": _SIDE,
         "pad": _TRUTH,
-        "mode": _RESIZE,
+        "mode": _one_of("bilinear", "bicubic", "area_cubic"),
         "antialias": _TRUTH,
         "output_mode": _RESIZE,
         "output_align_corners": _TRUTH,
         "grey_levels": _TRUTH,
     }
+
+    def _conflicts(self) -> Iterable[tuple[bool, str]]:
+        yield self.antialias and self.mode == "area_cubic", f"antialias=True: mode={self.mode} averages by itself"
 
 
 OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")

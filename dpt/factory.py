@@ -55,7 +55,8 @@ def build(
         check_attention(attention)
         config = config.with_("encoder", attention=attention)
     if weights is None:
-        model = DPT(config).to(device=device, dtype=dtype)
+        model = DPT(config).to(device=device)
+        model.cast(dtype)
     else:
         checkpoint = checkpoints.find(_pretrained(config, accept_license) if weights == "pretrained" else weights)
         model = _assembled(config, checkpoint, checkpoints.layout_of(checkpoint.state, checkpoint.path), device, dtype)
@@ -114,8 +115,9 @@ def _assembled(
             raise CheckpointError(f"{path} ({layout.name} layout): the model has {depth} blocks, but {key} is not in the file")
     with torch.device("meta"):
         model = DPT(config)
+        model.cast(dtype)
     device = torch.get_default_device() if device is None else device
-    state = checkpoints.convert(checkpoint.state, layout, model.state_dict(), path, device=device, dtype=dtype)
+    state = checkpoints.convert(checkpoint.state, layout, model.state_dict(), path, device=device)
     model.load_state_dict(state, assign=True)
     return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -52,16 +53,31 @@ class DPTNetwork(nn.Module):
         """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
         grid = self.encoder.grid(x)
         tokens = self.encoder(x)
-        return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
+        with self._behind_encoder(x):
+            if self.config.decoder.float32:
+                tokens = [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens]
+            return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
+
+    def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
+        """Where the decoder and the head run: without autocast, where they stay in float32."""
+        device = x.device.type
+        float32 = self.config.decoder.float32 and torch.is_autocast_enabled(device)
+        return torch.autocast(device, enabled=False) if float32 else nullcontext()
+
+    def cast(self, dtype: torch.dtype | None) -> None:
+        """Bring the parameters into a dtype, in place; None leaves them. With `config.decoder.float32` those behind the encoder stay."""
+        (self.encoder if self.config.decoder.float32 else self).to(dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W) or logits (B, K, H, W).
 
-        Depth is inverse depth up to scale and shift where `config.head.inverse`, else metres. H and W are multiples of
-        the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with `patch * Dim(..., min=3)` for the sides: of one
-        or two patches PyTorch makes rules of their own.
+        Depth is inverse depth up to scale and shift where `config.head.inverse`, depth up to both where `relative`, metres over the focal
+        length where `focal`, else metres. H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B,
+        H and W as open, with `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
         """
-        return self.head(self.features(x), tuple(x.shape[2:]))
+        fused = self.features(x)
+        with self._behind_encoder(x):
+            return self.head(fused, tuple(x.shape[2:]))
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""

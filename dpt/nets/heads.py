@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import HeadConfig
+from .sky import SkyBranch, with_far_sky
 
 ACTIVATION: dict[str, Callable[[Tensor, float], Tensor]] = {
     "relu": lambda x, max_depth: F.relu(x),
@@ -32,7 +33,7 @@ def finished(depth: Tensor, config: HeadConfig) -> Tensor:
 class DepthHead(nn.Module):
     """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
 
-    With `config.project` a conv3x3 and ReLU come first.
+    With `config.project` a conv3x3 and ReLU come first; with `config.sky` a second branch behind the upsampling finds the sky.
     """
 
     def __init__(self, features: int, config: HeadConfig):
@@ -43,13 +44,15 @@ class DepthHead(nn.Module):
         self.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
         self.conv3 = nn.Conv2d(config.hidden, 1, 1)
+        self.sky = SkyBranch(features // 2, config.hidden) if config.sky else nn.Identity()
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.config.project:
             x = F.relu(self.project(x))
         x = F.interpolate(self.conv1(x), size=size, mode="bilinear", align_corners=self.align_corners)
-        x = self.conv3(F.relu(self.conv2(x))).squeeze(1)
-        return finished(ACTIVATION[self.activation](x, self.max_depth), self.config)
+        depth = self.conv3(F.relu(self.conv2(x))).squeeze(1)
+        depth = finished(ACTIVATION[self.activation](depth, self.max_depth), self.config)
+        return with_far_sky(depth, self.sky(x)) if self.config.sky else depth
 
 
 class SegmentationHead(nn.Module):
