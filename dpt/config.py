@@ -210,6 +210,7 @@ class HeadConfig(Checked):
     reciprocal: tuple[float, float] | None = None  # depth: scale, shift: then 1 / (scale * x + shift), the sum at least 1e-8
     bounds: tuple[float, float] | None = None  # depth: what it is clamped to, at last
     depth_scale: float = 1000.0  # units of a metre in files of 16 bits
+    upsample: int | None = None  # depth: the fused map by this factor (DINOv2's: 16 pixels a patch of 14); None: to the input's size
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "task": _one_of("depth", "segmentation"),
@@ -227,6 +228,7 @@ class HeadConfig(Checked):
         "reciprocal": _or_none(_tuple(_FINITE, 2)),
         "bounds": _or_none(_tuple(_FINITE, 2)),
         "depth_scale": _POSITIVE,
+        "upsample": _or_none(_whole(1, 16)),
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
@@ -246,7 +248,7 @@ class InputConfig(Checked):
     size: tuple[int, int]  # height, width that `rule` aims at
     rule: str = "minimal"  # see `dpt.inference.images.network_size`
     multiple: int = 16
-    pad: bool = False  # reach the multiple by zeros at the bottom and right, instead of by resizing
+    pad: str = "none"  # how the multiple is reached: by resizing, or with zeros, see `dpt.inference.resizing.padded`
     mode: str = "bicubic"  # of the resize on the way in
     antialias: bool = False  # average over the pixels that a smaller map leaves out; every upstream but ours does not
     output_mode: str = "bicubic"  # of the resize on the way out
@@ -257,9 +259,9 @@ class InputConfig(Checked):
         "mean": _tuple(_FINITE, 3),
         "std": _tuple(_POSITIVE, 3),
         "size": _tuple(_whole(1, MAX_WIDTH), 2),
-        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "square"),
+        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "square", "none"),
         "multiple": _SIDE,
-        "pad": _TRUTH,
+        "pad": _one_of("none", "corner", "centre"),
         "mode": _RESIZE,
         "antialias": _TRUTH,
         "output_mode": _RESIZE,
@@ -310,7 +312,10 @@ class DPTConfig(Checked):
         return replace(self, **{section: replace(getattr(self, section), **changes)})
 
 
-_EARLIER = {("encoder", "final_norm"): {False: "none", True: "every"}}  # values that files written before hold
+_EARLIER = {  # values that files written before hold
+    ("encoder", "final_norm"): {False: "none", True: "every"},
+    ("input", "pad"): {False: "none", True: "corner"},
+}
 
 
 def config_from(values: Any) -> DPTConfig:

@@ -136,7 +136,7 @@ class FastDepthHead(DepthHead):
             x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
         parameters = (self.conv2.weight, self.conv2.bias, self.conv3.weight, self.conv3.bias)
-        return finished(depth_head(x, *parameters, size, self.activation, self.max_depth), self.config)
+        return finished(depth_head(x, *parameters, self.own_size(x, size), self.activation, self.max_depth), self.config)
 
 
 class FastSegmentationHead(SegmentationHead):

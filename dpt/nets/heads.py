@@ -32,7 +32,7 @@ def finished(depth: Tensor, config: HeadConfig) -> Tensor:
 class DepthHead(nn.Module):
     """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
 
-    With `config.project` a conv3x3 and ReLU come first.
+    With `config.project` a conv3x3 and ReLU come first. `config.upsample` gives a map of its own size, and not the input's.
     """
 
     def __init__(self, features: int, config: HeadConfig):
@@ -44,10 +44,15 @@ class DepthHead(nn.Module):
         self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
         self.conv3 = nn.Conv2d(config.hidden, 1, 1)
 
+    def own_size(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+        """The map's height and width: the network's input's, `size`, or a multiple of the fused map's."""
+        factor = self.config.upsample
+        return size if factor is None else (factor * x.shape[2], factor * x.shape[3])
+
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.config.project:
             x = F.relu(self.project(x))
-        x = F.interpolate(self.conv1(x), size=size, mode="bilinear", align_corners=self.align_corners)
+        x = F.interpolate(self.conv1(x), size=self.own_size(x, size), mode="bilinear", align_corners=self.align_corners)
         x = self.conv3(F.relu(self.conv2(x))).squeeze(1)
         return finished(ACTIVATION[self.activation](x, self.max_depth), self.config)
 

@@ -96,12 +96,13 @@ WRONG = [  # section, field, value, part of the rule
     ("head", "reciprocal", [1.0], "a tuple of 2"),
     ("head", "bounds", [1.0, 1.0], "the first must be below the second"),
     ("head", "depth_scale", 0, "a number above 0"),
+    ("head", "upsample", 0, "a whole number from 1 to 16, or None"),
     ("input", "mean", [0.5, 0.5], "a tuple of 3"),
     ("input", "std", [0.5, 0.5, 0.0], "a number above 0"),
     ("input", "size", [0, 384], "a whole number from 1"),
     ("input", "rule", "shortest", "one of minimal"),
     ("input", "multiple", 0, "a whole number from 1"),
-    ("input", "pad", 1, "True or False"),
+    ("input", "pad", "middle", "one of none, corner, centre"),
     ("input", "mode", "lanczos", "one of bilinear, bicubic"),
     ("input", "antialias", 2, "True or False"),
     ("input", "output_mode", "area", "one of bilinear, bicubic"),
@@ -273,7 +274,7 @@ def test_stem_maps_and_neck_agree():
 
 
 def test_files_of_before_load():
-    """Blind spot: the configurations in files that exist, whose final_norm is true or false, and which lack the newer fields."""
+    """Blind spot: the configurations in files that exist, whose final_norm and pad are true or false, and which lack the newer fields."""
     for name, final_norm in (("dpt-tiny-depth", "none"), ("dpt-tiny-scenes", False)):  # the second was written before
         assert dpt.build(name, weights="pretrained").config == CONFIGS[name]
         metadata = checkpoints.read(dpt.factory._pretrained(CONFIGS[name], False)).metadata
@@ -284,7 +285,10 @@ def test_files_of_before_load():
     values = dataclasses.asdict(depth_anything().config)
     values["encoder"]["final_norm"] = True
     del values["encoder"]["activation"], values["decoder"]["readout_activation"]
+    values["input"]["pad"] = False
     assert config_from(values) == depth_anything().config
+    values["input"]["pad"] = True
+    assert config_from(values).input.pad == "corner"
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
