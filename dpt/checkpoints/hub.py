@@ -4,6 +4,7 @@ cache."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +12,20 @@ import torch
 
 from ..zoo import CheckpointError
 from . import downloads
-from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, read, shards_of
+from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, joined, read, shards_of
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ADDRESS = re.compile(r"(?:https?|file)://.+")
 _HUB_FILE = re.compile(r"https://huggingface\.co/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)(?:\?.*)?")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
+Source = str | Path | Sequence[str | Path]
 
 
-def find(source: str | Path) -> Checkpoint:
-    """`read` of a file or folder here, of a file at an address, or of a model on the hub; `fetched`, `folder_of` and `read` say what they
-    raise."""
+def find(source: Source) -> Checkpoint:
+    """`read` of a file or folder here, of a file at an address, or of a model on the hub, or several of these `joined`; they, `fetched` and
+    `folder_of` say what they raise."""
+    if not isinstance(source, str | Path):
+        return joined([find(part) for part in source])
     name = str(source)
     if ADDRESS.fullmatch(name):
         return read(fetched(name))

@@ -151,11 +151,12 @@ TRANSFORMERS = Layout(
         ("backbone.embeddings.mask_token", (1, "D"), 0.0),
         ("backbone.layernorm.weight", ("D",), 1.0),
         ("backbone.layernorm.bias", ("D",), 0.0),
+        *((f"neck.fusion_stage.layers.0.residual_layer1.convolution{index}.weight", ("F", "F", 3, 3), 0.0) for index in (1, 2)),
     ),
     differs={
         "encoder": {"pos_offset": 0.0},
         "head": {"offset": 0.0, "bounds": None},
-        "input": {"output_mode": "bicubic"},
+        "input": {"antialias": True, "output_mode": "bicubic"},
     },
     stated=Stated(read, write),
 )
