@@ -278,8 +278,8 @@ SECTIONS: dict[str, type] = {"encoder": EncoderConfig, "decoder": DecoderConfig,
 class DPTConfig(Checked):
     """One named model.
 
-    `source` is where `weights="pretrained"` comes from: a file name inside the package, or an address; a file whose name there ends in the
-    first hex digits of its SHA-256 is checked. `licence` is that of the weights.
+    `source` is where `weights="pretrained"` comes from: a file name inside the package, an address, or two, of a backbone and a head; a
+    file whose name there ends in the first hex digits of its SHA-256 is checked. `licence` is that of the weights.
     """
 
     name: str
@@ -287,20 +287,27 @@ class DPTConfig(Checked):
     decoder: DecoderConfig
     head: HeadConfig
     input: InputConfig
-    source: str | None = None
+    source: str | tuple[str, ...] | None = None
     licence: str = "Apache-2.0"
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "name": _NAME,  # it becomes part of files' names
         **{name: _instance(section) for name, section in SECTIONS.items()},
-        "source": Rule("text or None", lambda value: value is None or type(value) is str),
+        "source": Rule("text, two of it, or None", lambda value: value is None or type(value) is str or _tuple(_TEXT, 2).holds(value)),
         "licence": _TEXT,
     }
 
     @property
     def carried(self) -> bool:
         """Whether the package holds the pretrained weights; all others are downloads."""
-        return self.source is not None and "://" not in self.source
+        return isinstance(self.source, str) and "://" not in self.source
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the files that are downloaded: none, one, or a backbone's and a head's."""
+        if self.source is None or self.carried:
+            return ()
+        return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def restricted(self) -> bool:
@@ -325,7 +332,7 @@ def config_from(values: Any) -> DPTConfig:
         if name in given:
             part = {key: _earlier(name, key, _tuples(value)) for key, value in _mapping(given[name], name).items()}
             given[name] = _made(section, part, f"{name}.")
-    config: DPTConfig = _made(DPTConfig, given, "")
+    config: DPTConfig = _made(DPTConfig, {name: _tuples(value) for name, value in given.items()}, "")
     # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
     encoder, channels = config.encoder, config.decoder.neck_channels
     for level, index in enumerate(encoder.stem_hooks):

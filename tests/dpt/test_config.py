@@ -218,7 +218,7 @@ def change(values: dict, where: str, value=None) -> dict:
         ("name", "../up", "DPTConfig.name='../up': it must be a name without slashes"),
         ("name", "", "DPTConfig.name='': it must be a name without slashes"),
         ("licence", {}, "DPTConfig.licence={}: it must be text"),
-        ("source", 1.5, "DPTConfig.source=1.5: it must be text or None"),
+        ("source", 1.5, "DPTConfig.source=1.5: it must be text, two of it, or None"),
     ],
 )
 def test_fields_of_a_file_are_known_and_complete(saved, where, value, message):
