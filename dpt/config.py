@@ -233,6 +233,7 @@ class HeadConfig(Checked):
     relative: bool = False  # depth: known up to scale and shift, and not in metres, though it is not inverse
     sky: bool = False  # depth: a second branch finds the sky, which is put as far as the rest of the picture goes
     focal: float | None = None  # depth: metres are the output times the focal length, in pixels of the network's input, over this
+    upsample: int | None = None  # depth: the fused map by this factor (DINOv2's: 16 pixels a patch of 14); None: to the input's size
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "task": _one_of("depth", "segmentation"),
@@ -253,6 +254,7 @@ class HeadConfig(Checked):
         "relative": _TRUTH,
         "sky": _TRUTH,
         "focal": _or_none(_POSITIVE),
+        "upsample": _or_none(_whole(1, 16)),
     }
 
     @property
@@ -281,7 +283,7 @@ class InputConfig(Checked):
     size: tuple[int, int]  # height, width that `rule` aims at
     rule: str = "minimal"  # see `dpt.inference.resizing.network_size`
     multiple: int = 16
-    pad: bool = False  # reach the multiple by zeros at the bottom and right, instead of by resizing
+    pad: str = "none"  # how the multiple is reached: by resizing, or with zeros, see `dpt.inference.resizing.padded`
     mode: str = "bicubic"  # of the resize on the way in; "area_cubic" is OpenCV's of 8 bits, INTER_AREA down and INTER_CUBIC up
     antialias: bool = False  # average over the pixels that a smaller map leaves out; every upstream but ours does not
     output_mode: str = "bicubic"  # of the resize on the way out
@@ -292,9 +294,9 @@ class InputConfig(Checked):
         "mean": _tuple(_FINITE, 3),
         "std": _tuple(_POSITIVE, 3),
         "size": _tuple(_whole(1, MAX_WIDTH), 2),
-        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "square"),
+        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "square", "none"),
         "multiple": _SIDE,
-        "pad": _TRUTH,
+        "pad": _one_of("none", "corner", "centre"),
         "mode": _one_of("bilinear", "bicubic", "area_cubic"),
         "antialias": _TRUTH,
         "output_mode": _RESIZE,
@@ -314,8 +316,8 @@ SECTIONS: dict[str, type] = {"encoder": EncoderConfig, "decoder": DecoderConfig,
 class DPTConfig(Checked):
     """One named model.
 
-    `source` is where `weights="pretrained"` comes from: a file name inside the package, or an address; a file whose name there ends in the
-    first hex digits of its SHA-256 is checked. `licence` is that of the weights.
+    `source` is where `weights="pretrained"` comes from: a file name inside the package, an address, or two, of a backbone and a head; a
+    file whose name there ends in the first hex digits of its SHA-256 is checked. `licence` is that of the weights.
     """
 
     name: str
@@ -323,20 +325,27 @@ class DPTConfig(Checked):
     decoder: DecoderConfig
     head: HeadConfig
     input: InputConfig
-    source: str | None = None
+    source: str | tuple[str, ...] | None = None
     licence: str = "Apache-2.0"
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "name": _NAME,  # it becomes part of files' names
         **{name: _instance(section) for name, section in SECTIONS.items()},
-        "source": Rule("text or None", lambda value: value is None or type(value) is str),
+        "source": Rule("text, two of it, or None", lambda value: value is None or type(value) is str or _tuple(_TEXT, 2).holds(value)),
         "licence": _TEXT,
     }
 
     @property
     def carried(self) -> bool:
         """Whether the package holds the pretrained weights; all others are downloads."""
-        return self.source is not None and "://" not in self.source
+        return isinstance(self.source, str) and "://" not in self.source
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the files that are downloaded: none, one, or a backbone's and a head's."""
+        if self.source is None or self.carried:
+            return ()
+        return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def restricted(self) -> bool:
@@ -348,7 +357,10 @@ class DPTConfig(Checked):
         return replace(self, **{section: replace(getattr(self, section), **changes)})
 
 
-_EARLIER = {("encoder", "final_norm"): {False: "none", True: "every"}}  # values that files written before hold
+_EARLIER = {  # values that files written before hold
+    ("encoder", "final_norm"): {False: "none", True: "every"},
+    ("input", "pad"): {False: "none", True: "corner"},
+}
 
 
 def config_from(values: Any) -> DPTConfig:
@@ -358,7 +370,7 @@ def config_from(values: Any) -> DPTConfig:
         if name in given:
             part = {key: _earlier(name, key, _tuples(value)) for key, value in _mapping(given[name], name).items()}
             given[name] = _made(section, part, f"{name}.")
-    config: DPTConfig = _made(DPTConfig, given, "")
+    config: DPTConfig = _made(DPTConfig, {name: _tuples(value) for name, value in given.items()}, "")
     # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
     encoder, channels = config.encoder, config.decoder.neck_channels
     for level, index in enumerate(encoder.stem_hooks):

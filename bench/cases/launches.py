@@ -160,7 +160,7 @@ def calls(config: DPTConfig, runs: Iterable[Run], on: Iterable[tuple[int, tuple[
 NO_LAUNCH = {
     "encoder": ("norm_eps", "final_norm_eps", "pos_grid", "pos_mode", "pos_offset", "pos_by_count", "pos_antialias"),
     "decoder": ("dead_unit",),
-    "head": ("classes", "palette", "max_depth", "inverse", "dropout", "offset", "reciprocal", "bounds", "depth_scale"),
+    "head": ("classes", "palette", "max_depth", "inverse", "dropout", "offset", "reciprocal", "bounds", "depth_scale", "relative", "focal"),
     "input": ("mean", "std", "rule", "pad", "mode", "antialias", "grey_levels"),
 }
 LABELS = ("output_mode", "output_align_corners")  # of the input's fields, those that decide how labels are

@@ -4,13 +4,14 @@ say of their models (`pretrained_configs`), downloads (`downloads`) and transfor
 from ..zoo import CheckpointError, Layout
 from .conversion import convert, layout_of, problems, reverted, shortened
 from .files import Checkpoint, read, save, save_state
-from .hub import fetched, find
+from .hub import Source, fetched, find
 from .pretrained_configs import saved_config, stated_config
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Layout",
+    "Source",
     "convert",
     "fetched",
     "find",

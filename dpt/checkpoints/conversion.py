@@ -25,6 +25,11 @@ def layout_of(state: Mapping[str, object], path: str | Path = "state dict") -> L
     for layout in LAYOUTS:
         if layout.is_of(state):
             return layout
+    for layout in LAYOUTS:
+        here, lacking = ([key for key in layout.markers if (key in state) is there] for there in (True, False))
+        if here:  # a backbone, or a head
+            message = f"of the {layout.name} layout it has {here[0]} but not {lacking[0]}: is that in another file? Give both, as a list"
+            raise CheckpointError(f"{path}: {message}")
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise CheckpointError(f"{path}: no known layout (known: {known}); its first keys are {', '.join(sorted(state)[:3])}")
 
@@ -148,8 +153,10 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
             elif part.any():
                 raise CheckpointError(f"{key} is not zero where the layout {layout.name} has no place for it")
     some = next(iter(state.values()))
+    sides = {"D": width, "F": len(state["fusion.convs.0.weight"])}
     for name, shape, number in layout.filled:
-        found[name] = torch.full([width if side == "D" else int(side) for side in shape], number, dtype=some.dtype)
+        if name not in found:
+            found[name] = torch.full([sides[side] if isinstance(side, str) else side for side in shape], number, dtype=some.dtype)
     return found
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import reprlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -101,6 +101,22 @@ def read(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     return _read_file(path, path, path.stem)
+
+
+def joined(parts: Sequence[Checkpoint]) -> Checkpoint:
+    """What several files hold together, a backbone and a head, called as the last; CheckpointError for none, or a tensor in two of them."""
+    if len(parts) == 1:
+        return parts[0]
+    path = Path(" and ".join(str(part.path) for part in parts))
+    state: dict[str, Stored | Opaque] = {}
+    if not parts:
+        raise CheckpointError("no file to load: at least one is needed")
+    for part in parts:
+        twice = state.keys() & part.state.keys()
+        if twice:
+            raise CheckpointError(f"{path}: {min(twice)} is in {part.path} and in another of them")
+        state |= part.state
+    return Checkpoint(path, tuple(file for part in parts for file in part.files), parts[-1].name, state)
 
 
 def _weights_of(folder: Path) -> Path:

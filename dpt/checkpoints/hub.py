@@ -4,6 +4,7 @@ cache."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +12,20 @@ import torch
 
 from ..zoo import CheckpointError
 from . import downloads
-from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, read, shards_of
+from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, joined, read, shards_of
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ADDRESS = re.compile(r"(?:https?|file)://.+")
 _HUB_FILE = re.compile(r"https://huggingface\.co/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)(?:\?.*)?")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
+Source = str | Path | Sequence[str | Path]
 
 
-def find(source: str | Path) -> Checkpoint:
-    """`read` of a file or folder here, of a file at an address, or of a model on the hub; `fetched`, `folder_of` and `read` say what they
-    raise."""
+def find(source: Source) -> Checkpoint:
+    """`read` of a file or folder here, of a file at an address, or of a model on the hub, or several of these `joined`; they, `fetched` and
+    `folder_of` say what they raise."""
+    if not isinstance(source, str | Path):
+        return joined([find(part) for part in source])
     name = str(source)
     if ADDRESS.fullmatch(name):
         return read(fetched(name))
@@ -43,12 +47,12 @@ def fetched(url: str) -> Path:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
     except ImportError as error:
         raise ImportError(f"{url}: files on the hub need the package huggingface_hub: pip install huggingface_hub") from error
-    place = {"repo_id": match["repository"], "filename": match["file"], "revision": match["revision"]}
-    cached = try_to_load_from_cache(**place)  # nothing is asked of the network then
+    repository, file, revision = match["repository"], match["file"], match["revision"]
+    cached = try_to_load_from_cache(repository, file, revision=revision)  # nothing is asked of the network then
     if isinstance(cached, str):
         return Path(cached)
     try:
-        return Path(hf_hub_download(**place))
+        return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # the package and its HTTP client raise errors of many families
         advice = "Get it by other means and give its path as the weights (--weights FILE)"
         raise downloads.DownloadError(f"{url} could not be downloaded: {_reason(error)}. {advice}") from error

@@ -200,7 +200,7 @@ def convert(parser: Parser) -> None:
         (lambda args: args.vit2mmseg and args.model is not None, "--vit2mmseg is of an encoder: it takes no --model"),
     ]
     what = "checkpoint file or folder, its address, or a model on transformers' hub such as Intel/dpt-large"
-    parser.add_argument("source", metavar="SRC", help=what)
+    parser.add_argument("source", nargs="+", metavar="SRC", help=what + "; or several that hold one model, a backbone and a head")
     parser.add_argument("target", type=Path, metavar="DST", help="what to write")
     parser.add_argument(
         "--to", choices=sorted({layout.format for layout in LAYOUTS}), help="the layout of DST (default: mmseg with --vit2mmseg)"

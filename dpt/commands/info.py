@@ -32,7 +32,7 @@ def describe(config: DPTConfig, parameters: int) -> str:
     depth = "metres" if head.metric else "inverse depth" if head.inverse else "relative depth"
     what = f"{len(head.classes)} classes" if head.task == "segmentation" else depth
     size = "x".join(map(str, config.input.size))
-    source = f"weights {config.source} ({config.licence})"
+    source = f"weights {' and '.join(config.addresses) or config.source} ({config.licence})"
     return f"{config.name:{_WIDTH}} {head.task:13} {what:14} {parameters / 1e6:6.1f} M  input {size:9} {source}"
 
 

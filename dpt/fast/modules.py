@@ -141,7 +141,7 @@ class FastDepthHead(DepthHead):
         if isinstance(self.project, nn.Conv2d):
             x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
-        known = self.activation in ACTIVATIONS
+        known, size = self.activation in ACTIVATIONS, self.own_size(x, size)
         depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
         depth = finished(depth if known else ACTIVATION[self.activation](depth, self.max_depth), self.config)
         if not isinstance(self.sky, SkyBranch):

@@ -62,8 +62,8 @@ def write(
 ) -> list[Path]:
     """Write `result_paths(stem, head, pfm)` and return them; folders are made.
 
-    The PNG is 16-bit inverse or relative depth scaled to 0..65535, or metres times `head.depth_scale` up to 65535, or label indices of 8 bits
-    (16 beyond 256 classes). A loss of power may leave files empty or short, which `is_done` sees: they cost less to make
+    The PNG is 16-bit inverse or relative depth scaled to 0..65535, or metres times `head.depth_scale` up to 65535, or label indices of 8
+    bits (16 beyond 256 classes). A loss of power may leave files empty or short, which `is_done` sees: they cost less to make
     again than to wait for the disk.
 
     Args:

@@ -39,6 +39,7 @@ def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.
         longest_side: the longer side becomes max(size), both whole pixels; then each goes to the nearest multiple, of two as near to the
             larger (Depth Anything 3).
         square: `size` itself, whatever the aspect (transformers' processors).
+        none: the picture's own size, whatever `size` is (DINOv2's depth models).
 
     Args:
         ratio: of test-time augmentation; multiplies the scale, and never changes which side decides it.
@@ -57,6 +58,7 @@ def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.
         "short_and_long_side": lambda: (min(max(config.size) / max(height, width), min(config.size) / min(height, width)),) * 2,
         "longest_side": lambda: (max(config.size) / max(height, width),) * 2,
         "square": lambda: scales,
+        "none": lambda: (1.0, 1.0),
     }
     if config.rule not in rules:
         raise ValueError(f"the resize rule is one of {', '.join(rules)}, not {config.rule!r}")
@@ -68,7 +70,7 @@ def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.
 
 
 def _rounded(side: float, bound: float, config: InputConfig) -> int:
-    if config.pad:  # mmcv rounds half up, to whole pixels; the padding makes the multiple
+    if config.pad != "none":  # mmcv rounds half up, to whole pixels; the padding makes the multiple
         return max(int(side + 0.5), 1)
     multiple = config.multiple
     if config.rule == "longest_side":
@@ -112,18 +114,34 @@ def resize_and_normalise(
     return ((x - mean) / std).to(dtype)
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zeros at the bottom and the right of (..., h, w) up to the next multiple."""
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
+def padded(x: Tensor, config: InputConfig) -> Tensor:
+    """(..., h, w) with zeros up to the next multiple of both sides.
+
+    "corner": at the bottom and the right, and the map of them is cut off (mmsegmentation). "centre": as many at either end, or one more at
+    the bottom and the right; the map is left whole and resized to the picture, which is how DINOv2's depth models were trained.
+    """
+    down, right = (-side % config.multiple for side in x.shape[-2:])
+    top, left = (down // 2, right // 2) if config.pad == "centre" else (0, 0)
+    return F.pad(x, (left, right - left, top, down - top))
+
+
+def without_padding(output: Tensor, x: Tensor, config: InputConfig) -> Tensor:
+    """The map (..., h', w') that a network gives for `padded(x)`, of the same size or a proportional one, without what was cut off."""
+    if config.pad != "corner":
+        return output
+    kept = [side * own // (own + -own % config.multiple) for side, own in zip(output.shape[-2:], x.shape[-2:], strict=True)]
+    return output[..., : kept[0], : kept[1]]
 
 
 def preprocess(
     image: np.ndarray, config: InputConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, tuple[int, int]]:
-    """uint8 (H, W, 3) -> the model's input (1, 3, h', w') and the (h, w) of it that is picture and not padding."""
+    """uint8 (H, W, 3) -> the model's input (1, 3, h', w') and the (h, w) of it that is resized to the picture: with zeros in the corner
+    the rest of it."""
     x = resize_and_normalise(image, config, device, dtype)
-    return (pad_to_multiple(x, config.multiple) if config.pad else x), (x.shape[2], x.shape[3])
+    whole = padded(x, config)
+    height, width = without_padding(whole, x, config).shape[2:]
+    return whole, (height, width)
 
 
 def postprocess(output: Tensor, content: tuple[int, int], size: tuple[int, int], config: InputConfig) -> Tensor:

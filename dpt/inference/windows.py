@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import DPTConfig
 from ..evaluation.alignment import align
-from .resizing import pad_to_multiple
+from .resizing import padded, without_padding
 
 
 class Network(Protocol):
@@ -33,16 +34,19 @@ class Network(Protocol):
 
 
 def infer(model: Network, x: Tensor, window: tuple[int, int] | None, stride: tuple[int, int] | None) -> Tensor:
-    """Normalised pictures (B, 3, h, w), not padded -> maps (B, K, h, w), whole (None) or in windows of that size."""
+    """Normalised pictures (B, 3, h, w), not padded -> maps (B, K, h, w), whole (None) or in windows of that size.
+
+    A whole map is as the network gives it, of another size where its head has one of its own.
+    """
     if window is None or (x.shape[2] <= window[0] and x.shape[3] <= window[1]):
         return _forward(model, x)
-    whole = _forward(model, x).float() if model.config.head.task == "depth" else None
+    whole = _of_size(_forward(model, x), x.shape[2:]) if model.config.head.task == "depth" else None
     total: Any = None
     weights, steps = x.new_zeros(x.shape[2:], dtype=torch.float32), cast("tuple[int, int]", stride)
     for top in _starts(x.shape[2], window[0], steps[0]):
         for left in _starts(x.shape[3], window[1], steps[1]):
             place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            maps = _forward(model, x[place]).float()
+            maps = _of_size(_forward(model, x[place]), x[place].shape[2:])
             if total is None:
                 total = maps.new_zeros(*maps.shape[:2], *x.shape[2:])
             if whole is None:
@@ -68,6 +72,11 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _forward(model: Network, x: Tensor) -> Tensor:
-    y = model(pad_to_multiple(x, model.config.input.multiple))
-    y = y[:, None] if model.config.head.task == "depth" else y
-    return y[..., : x.shape[2], : x.shape[3]]
+    y = without_padding(model(padded(x, model.config.input)), x, model.config.input)
+    return y[:, None] if model.config.head.task == "depth" else y
+
+
+def _of_size(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, K, ...) in float32 at a size, which most have already."""
+    maps = maps.float()
+    return maps if tuple(maps.shape[2:]) == tuple(size) else F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -72,8 +72,9 @@ class DPTNetwork(nn.Module):
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W) or logits (B, K, H, W).
 
         Depth is inverse depth up to scale and shift where `config.head.inverse`, depth up to both where `relative`, metres over the focal
-        length where `focal`, else metres. H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B,
-        H and W as open, with `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
+        length where `focal`, else metres; with `config.head.upsample` (B, H', W'), of the head's own size. H and W are multiples of the
+        patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with `patch * Dim(..., min=3)` for the sides: of one or
+        two patches PyTorch makes rules of their own.
         """
         fused = self.features(x)
         with self._behind_encoder(x):

@@ -34,6 +34,7 @@ class DepthHead(nn.Module):
     """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
 
     With `config.project` a conv3x3 and ReLU come first; with `config.sky` a second branch behind the upsampling finds the sky.
+    `config.upsample` gives a map of its own size, and not the input's.
     """
 
     def __init__(self, features: int, config: HeadConfig):
@@ -46,10 +47,15 @@ class DepthHead(nn.Module):
         self.conv3 = nn.Conv2d(config.hidden, 1, 1)
         self.sky = SkyBranch(features // 2, config.hidden) if config.sky else nn.Identity()
 
+    def own_size(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+        """The map's height and width: the network's input's, `size`, or a multiple of the fused map's."""
+        factor = self.config.upsample
+        return size if factor is None else (factor * x.shape[2], factor * x.shape[3])
+
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.config.project:
             x = F.relu(self.project(x))
-        x = F.interpolate(self.conv1(x), size=size, mode="bilinear", align_corners=self.align_corners)
+        x = F.interpolate(self.conv1(x), size=self.own_size(x, size), mode="bilinear", align_corners=self.align_corners)
         depth = self.conv3(F.relu(self.conv2(x))).squeeze(1)
         depth = finished(ACTIVATION[self.activation](depth, self.max_depth), self.config)
         return with_far_sky(depth, self.sky(x)) if self.config.sky else depth

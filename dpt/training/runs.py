@@ -166,6 +166,8 @@ class Training:
             losses = [_cross_entropy(output, targets) for output in outputs]
             return losses[0] + sum(recipe.auxiliary_weight * loss for loss in losses[1:])
         (output,) = outputs
+        if output.shape != targets.shape:  # of a head with a size of its own
+            output = F.interpolate(output[:, None], size=targets.shape[1:], mode="bilinear", align_corners=False)[:, 0]
         mask = (targets > 0) & (targets <= depth_limit(head, recipe.max_depth)) & targets.isfinite()
         if not head.inverse:
             return scale_invariant_log_loss(output, targets, mask, recipe.variance_focus)

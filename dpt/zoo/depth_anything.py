@@ -19,6 +19,7 @@ from .stated import (
     Table,
     check_writable,
     default,
+    dinov2_computes,
     dinov2_encoder,
     fixed,
     number,
@@ -187,18 +188,7 @@ def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """`Stated.write` of DepthAnythingForDepthEstimation."""
     encoder, decoder, head = config.encoder, config.decoder, config.head
     computed: dict[str, dict[str, tuple[Any, ...]]] = {
-        "encoder": {
-            "kind": ("vit",),
-            "stem": ("patch",),
-            "final_norm": ("every",),
-            "final_norm_eps": (None, encoder.norm_eps),
-            "layer_scale": (True,),
-            "pos_mode": ("bicubic",),
-            "pos_offset": (0.0,),
-            "pos_by_count": (False,),
-            "pos_antialias": (False,),
-            "registers": (0,),
-        },
+        "encoder": {**dinov2_computes(encoder), "final_norm": ("every",)},
         "decoder": {
             "readout": ("ignore",),
             "match_size": (True,),
@@ -214,6 +204,7 @@ def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             "reciprocal": (None,),
             "bounds": (None,),
             "align_corners": (True,),
+            "upsample": (None,),
         },
     }
     check_writable(config, computed, known=("encoder.pos_offset",))

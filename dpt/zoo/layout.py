@@ -2,7 +2,7 @@
 
 A table row is (our key, their key). `{n}` is a block, `{i}` a level from 0 (shallow) to 3, `{j}` = 3 - i, `{k}` = i + 1, and `{p}`
 the rest of the key. A row whose second part is a tuple joins tensors along their first dimension; None in it stands for zeros, as many as
-the first of them holds: a bias that their code has not.
+the first of them holds: a bias that their code has not. An empty tuple says that they have no such tensor, whatever later rows say.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Layout:
 
     `format`: what `dpt convert --to` calls it. `markers`: keys that all files of this layout have, and of no other have all. `unused`:
     patterns of keys that the network never reads. `filled`: keys that its own code wants beside what the network reads, with their shapes,
-    "D" being the encoder's width, and what they are filled with. `differs`: what the family's own code computes otherwise than the named
-    model, fields by section. `final_norm`: what it means that a file holds the encoder's norm. `stated`: of transformers' layouts.
+    "D" being the encoder's width and "F" the decoder's features, and what they are filled with. `differs`: what the family's own code
+    computes otherwise than the named model, fields by section. `final_norm`: what it means that a file holds the encoder's norm. `stated`:
+    of transformers' layouts.
     """
 
     name: str
@@ -71,6 +72,8 @@ class Layout:
                 if "i" in names:
                     names |= {"j": str(3 - int(names["i"])), "k": str(int(names["i"]) + 1)}
                 parts = (theirs,) if isinstance(theirs, str) else theirs
+                if not parts:
+                    break
                 return tuple(None if part is None else part.format(**names) for part in parts)
         raise CheckpointError(f"the layout {self.name} has no {key}: its models have no such part")
 

@@ -30,7 +30,7 @@ MODELS = (
             std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
             size=(512, 2048),
             rule="short_and_long_side",
-            pad=True,
+            pad="corner",
             mode="bilinear",
             output_mode="bilinear",
         ),

@@ -167,6 +167,22 @@ def _hooks(backbone: Document, depth: int) -> tuple[int, ...]:
     return tuple(sorted(names[name] for name in features))
 
 
+def dinov2_computes(encoder: EncoderConfig) -> dict[str, tuple[Any, ...]]:
+    """Of the encoder's fields, what transformers' Dinov2 computes alone, for `check_writable`."""
+    return {
+        "kind": ("vit",),
+        "stem": ("patch",),
+        "final_norm": ("none", "every"),
+        "final_norm_eps": (None, encoder.norm_eps),
+        "layer_scale": (True,),
+        "pos_mode": ("bicubic",),
+        "pos_offset": (0.0,),
+        "pos_by_count": (False,),
+        "pos_antialias": (False,),
+        "registers": (0,),
+    }
+
+
 def written_dinov2(encoder: EncoderConfig) -> dict[str, Any]:
     """A `backbone_config` of transformers' Dinov2; the inverse of `dinov2_encoder`."""
     return {
@@ -206,13 +222,14 @@ def height_width(value: Any) -> Any:
 
 
 PROCESSOR: Table = {  # transformers' DPTImageProcessor
-    "do_resize": (True, "true: the network's sides are whole patches", fixed(True)),
+    "do_resize": default(TRUTH, True),
     "size": ({"height": 384, "width": 384}, "a height and a width", lambda value: wholes(height_width(value), 2)),
     "resample": (3, f"one of {', '.join(f'{key} ({name})' for key, name in RESAMPLE.items())}", fixed(*RESAMPLE)),
     "keep_aspect_ratio": TRUTH,
     "ensure_multiple_of": (1, "a whole number above 0", whole),
     "do_center_crop": (None, "false: pictures are not cropped", fixed(False, None)),
-    "do_pad": (False, "false: transformers pads on all sides", fixed(False, None)),
+    "do_pad": (False, "true, false or null", fixed(True, False, None)),
+    "size_divisor": (None, "a whole number above 0, or null", lambda value: value is None or whole(value)),
     "do_rescale": default(TRUTH, True),
     "rescale_factor": (1 / 255, "a number above 0", lambda value: number(value) and value > 0),
     "do_normalize": default(TRUTH, True),
@@ -222,16 +239,16 @@ PROCESSOR: Table = {  # transformers' DPTImageProcessor
 
 
 def processed(processor: Document | None, default_side: int, patch: int, output_mode: str) -> InputConfig:
-    """What DPTImageProcessor does: an antialiased resize of 8 bits, then scale, mean and standard deviation; without a file, its defaults
-    at the model's own size. Maps are resized back as its post-processing does, in `output_mode`."""
+    """What DPTImageProcessor does: an antialiased resize of 8 bits, then scale, mean and standard deviation, or these alone and padding on
+    all sides; without a file, its defaults at the model's own size. Maps are resized back as its post-processing does, in `output_mode`."""
     processor = processor or Document("preprocessor_config.json", {"size": default_side})
     values = processor.obeyed(PROCESSOR)
-    size, multiple = height_width(values["size"]), values["ensure_multiple_of"]
-    if not values["keep_aspect_ratio"] and multiple % patch and all(length % patch == 0 and length % multiple == 0 for length in size):
-        multiple = patch
-    if multiple % patch:
-        rule = f"a multiple of {patch}, the patches' side, where the size does not see to it"
-        raise processor.refusal("ensure_multiple_of", multiple, rule)
+    size = height_width(values["size"])
+    if values["do_resize"]:
+        rule, multiple, pad = _resized(processor, values, size, patch)
+    else:
+        rule, multiple, pad = _own_size(processor, values, patch)
+        size = size if all(length % patch == 0 for length in size) else [default_side] * 2  # which nothing is resized to
     # (p * factor - mean) / std of pixels p in 0..255 is (q - mean / range) / (std / range) of our q in 0..1, range = 255 * factor.
     value_range = 255 * (values["rescale_factor"] if values["do_rescale"] else 1)
     mean, std = (values["image_mean"], values["image_std"]) if values["do_normalize"] else ([0.0] * 3, [1.0] * 3)
@@ -239,21 +256,46 @@ def processed(processor: Document | None, default_side: int, patch: int, output_
         mean=cast("tuple[float, float, float]", tuple(value / value_range for value in mean)),
         std=cast("tuple[float, float, float]", tuple(value / value_range for value in std)),
         size=tuple(size),
-        rule="minimal" if values["keep_aspect_ratio"] else "square",
+        rule=rule,
         multiple=multiple,
+        pad=pad,
         mode=RESAMPLE[values["resample"]],
-        antialias=True,
+        antialias=values["do_resize"],
         output_mode=output_mode,
-        grey_levels=True,
+        grey_levels=values["do_resize"],
     )
+
+
+def _own_size(processor: Document, values: Mapping[str, Any], patch: int) -> tuple[str, int, str]:
+    """Rule, multiple and padding of pictures that are not resized."""
+    divisor = values["size_divisor"]
+    if not values["do_pad"]:
+        raise processor.refusal("do_resize", False, "true where nothing is padded: the network's sides are whole patches")
+    if divisor is None or divisor % patch:
+        raise processor.refusal("size_divisor", divisor, f"a multiple of {patch}, the patches' side")
+    return "none", divisor, "centre"
+
+
+def _resized(processor: Document, values: Mapping[str, Any], size: list[int], patch: int) -> tuple[str, int, str]:
+    """Rule, multiple and padding of pictures that are resized."""
+    multiple, aspect = values["ensure_multiple_of"], values["keep_aspect_ratio"]
+    if values["do_pad"]:
+        raise processor.refusal("do_pad", True, "false where pictures are resized")
+    if not aspect and multiple % patch and all(length % patch == 0 and length % multiple == 0 for length in size):
+        multiple = patch
+    if multiple % patch:
+        rule = f"a multiple of {patch}, the patches' side, where the size does not see to it"
+        raise processor.refusal("ensure_multiple_of", multiple, rule)
+    return "minimal" if aspect else "square", multiple, "none"
 
 
 def written_processor(config: InputConfig) -> dict[str, Any]:
     """What DPTImageProcessor's file says; the inverse of `processed`, of which any rule that keeps the aspect is transformers' one."""
     height, width = config.size
+    padding = {"do_pad": True, "size_divisor": config.multiple} if config.pad == "centre" else {"do_pad": False}
     return {
         "image_processor_type": "DPTImageProcessor",
-        "do_resize": True,
+        "do_resize": config.rule != "none",
         "size": {"height": height, "width": width},
         "keep_aspect_ratio": config.rule != "square",
         "ensure_multiple_of": config.multiple,
@@ -263,5 +305,5 @@ def written_processor(config: InputConfig) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(config.mean),
         "image_std": list(config.std),
-        "do_pad": False,
+        **padding,
     }

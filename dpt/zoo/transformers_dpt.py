@@ -6,6 +6,7 @@ Source: https://huggingface.co/docs/transformers/model_doc/dpt
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from ..classes import palette
@@ -144,11 +145,19 @@ def config_of(model: Document, values: dict[str, Any], processor: Document | Non
     return DPTConfig(name=name, encoder=encoder, decoder=decoder_of(model, values), head=head, input=inputs, licence="unknown")
 
 
-def written_dpt(config: DPTConfig) -> dict[str, Any]:
-    """The fields of `DPT`, and the classes' names; the inverse of `decoder_of` and `head_of`."""
+def written_dpt(config: DPTConfig, known: Iterable[str] = (), **head_computes: tuple[Any, ...]) -> dict[str, Any]:
+    """The fields of `DPT`, and the classes' names; the inverse of `decoder_of` and `head_of`.
+
+    `known`: as `check_writable` has it. `head_computes`: fields of the head that transformers' code computes otherwise on a backbone.
+    """
     decoder, head = config.decoder, config.head
     fixed_fields = {
-        "decoder": {"match_size": (False,), "dead_unit": (True,), "readout_activation": (config.encoder.activation,)},
+        "decoder": {
+            "match_size": (False,),
+            "dead_unit": (True,),
+            "readout_activation": (config.encoder.activation,),
+            "features": (256,) if head.project else (decoder.features,),  # its projection has as many, whatever the configuration says
+        },
         "head": {
             "activation": ("relu",),
             "align_corners": (True,),
@@ -157,9 +166,11 @@ def written_dpt(config: DPTConfig) -> dict[str, Any]:
             "offset": (0.0,),
             "reciprocal": (None,),
             "bounds": (None,),
+            "upsample": (None,),
+            **head_computes,
         },
     }
-    check_writable(config, fixed_fields)
+    check_writable(config, fixed_fields, known)
     bias = {} if decoder.unit_bias is None else {"use_bias_in_fusion_residual": decoder.unit_bias}
     names = {str(index): name for index, name in enumerate(head.classes)}
     classes = {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}} if names else {}

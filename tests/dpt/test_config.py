@@ -106,12 +106,13 @@ WRONG = [  # section, field, value, part of the rule
     ("head", "sky", True, "only depth that is not inverse"),
     ("head", "focal", 300.0, "only depth that is not inverse"),
     ("head", "focal", -300.0, "a number above 0, or None"),
+    ("head", "upsample", 0, "a whole number from 1 to 16, or None"),
     ("input", "mean", [0.5, 0.5], "a tuple of 3"),
     ("input", "std", [0.5, 0.5, 0.0], "a number above 0"),
     ("input", "size", [0, 384], "a whole number from 1"),
     ("input", "rule", "shortest", "one of minimal"),
     ("input", "multiple", 0, "a whole number from 1"),
-    ("input", "pad", 1, "True or False"),
+    ("input", "pad", "middle", "one of none, corner, centre"),
     ("input", "mode", "lanczos", "one of bilinear, bicubic"),
     ("input", "antialias", 2, "True or False"),
     ("input", "output_mode", "area", "one of bilinear, bicubic"),
@@ -228,7 +229,7 @@ def change(values: dict, where: str, value=None) -> dict:
         ("name", "../up", "DPTConfig.name='../up': it must be a name without slashes"),
         ("name", "", "DPTConfig.name='': it must be a name without slashes"),
         ("licence", {}, "DPTConfig.licence={}: it must be text"),
-        ("source", 1.5, "DPTConfig.source=1.5: it must be text or None"),
+        ("source", 1.5, "DPTConfig.source=1.5: it must be text, two of it, or None"),
     ],
 )
 def test_fields_of_a_file_are_known_and_complete(saved, where, value, message):
@@ -284,7 +285,7 @@ def test_stem_maps_and_neck_agree():
 
 
 def test_files_of_before_load():
-    """Blind spot: the configurations in files that exist, whose final_norm is true or false, and which lack the newer fields."""
+    """Blind spot: the configurations in files that exist, whose final_norm and pad are true or false, and which lack the newer fields."""
     for name, final_norm in (("dpt-tiny-depth", "none"), ("dpt-tiny-scenes", False)):  # the second was written before
         assert dpt.build(name, weights="pretrained").config == CONFIGS[name]
         metadata = checkpoints.read(dpt.factory._pretrained(CONFIGS[name], False)).metadata
@@ -295,7 +296,10 @@ def test_files_of_before_load():
     values = dataclasses.asdict(depth_anything().config)
     values["encoder"]["final_norm"] = True
     del values["encoder"]["activation"], values["decoder"]["readout_activation"]
+    values["input"]["pad"] = False
     assert config_from(values) == depth_anything().config
+    values["input"]["pad"] = True
+    assert config_from(values).input.pad == "corner"
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

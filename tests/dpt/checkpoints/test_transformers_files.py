@@ -199,7 +199,8 @@ REFUSED = [
     ("semantic_classifier_dropout", 2, "a number from 0 to 1"),
 ]
 REFUSED_INPUTS = [
-    ("do_resize", False, "true: the network's sides"),
+    ("do_resize", False, "true where nothing is padded: the network's sides"),
+    ("do_resize", None, "true or false"),
     ("size", {"shortest_edge": 64}, "a height and a width"),
     ("size", {"height": 64, "width": 0}, "a height and a width"),
     ("resample", 0, r"one of 2 \(bilinear\), 3 \(bicubic\)"),
@@ -207,7 +208,9 @@ REFUSED_INPUTS = [
     ("ensure_multiple_of", 0, "a whole number above 0"),
     ("ensure_multiple_of", 14, "a multiple of 16"),
     ("do_center_crop", True, "false"),
-    ("do_pad", True, "false"),
+    ("do_pad", True, "false where pictures are resized"),
+    ("do_pad", 1, "true, false or null"),
+    ("size_divisor", 0, "a whole number above 0, or null"),
     ("do_rescale", 1, "true or false"),
     ("rescale_factor", 0, "a number above 0"),
     ("do_normalize", None, "true or false"),

@@ -19,7 +19,7 @@ from dpt.classes import ade20k
 from dpt.config import HALF, InputConfig
 from dpt.inference import images
 from dpt.inference.images import ImageError, load_image
-from dpt.inference.resizing import network_size, pad_to_multiple, postprocess, preprocess, resize_and_normalise
+from dpt.inference.resizing import network_size, padded, postprocess, preprocess, resize_and_normalise, without_padding
 from dpt.zoo import CONFIGS
 
 EXACT = {name for name in (*pictures.COLOR, *pictures.GREY_FILES) if name.endswith((".png", ".bmp", ".gif", ".tif", "color.webp"))}
@@ -186,28 +186,30 @@ def test_other_types_are_refused():
 
 
 SIZES = [  # rule, size, multiple, pad, picture (h, w), network (h, w); worked out by hand from the upstream formulas
-    ("minimal", (384, 384), 32, False, (480, 640), (384, 512)),
-    ("minimal", (384, 384), 32, False, (640, 480), (512, 384)),
-    ("minimal", (384, 384), 32, False, (1080, 1920), (384, 672)),  # 682.7 is nearer to 672 than to 704
-    ("minimal", (384, 384), 32, False, (100, 300), (128, 384)),  # scales 3.84 and 1.28: 1.28
-    ("minimal", (384, 384), 32, False, (1, 1000), (32, 384)),  # 0.4 rounds to 0 in MiDaS, which then fails
-    ("minimal", (480, 480), 32, False, (240, 400), (288, 480)),
-    ("lower_bound", (518, 518), 14, False, (600, 800), (518, 686)),  # 690.7: 49 patches
-    ("lower_bound", (518, 518), 14, False, (800, 600), (686, 518)),
-    ("lower_bound", (384, 384), 14, False, (384, 384), (392, 392)),  # 27.4 patches would be 378, below the bound
-    ("upper_bound", (384, 384), 14, False, (384, 384), (378, 378)),
-    ("upper_bound", (380, 380), 32, False, (380, 380), (352, 352)),  # 384 is nearest and above the bound
-    ("lower_bound", (384, 384), 32, False, (404, 400), (384, 384)),  # 387.8: 384 is nearest and not below the bound
-    ("upper_bound", (384, 384), 32, False, (400, 404), (384, 384)),  # 380.2: 384 is nearest and not above the bound
-    ("short_side", (256, 256), 16, False, (384, 384), (256, 256)),
-    ("short_side", (256, 256), 16, False, (375, 500), (256, 336)),  # 341.3
-    ("short_side", (256, 256), 16, False, (1, 1), (256, 256)),
-    ("short_and_long_side", (512, 2048), 16, True, (512, 683), (512, 683)),
-    ("short_and_long_side", (512, 2048), 16, True, (300, 400), (512, 683)),  # 682.7
-    ("short_and_long_side", (512, 2048), 16, True, (400, 300), (683, 512)),
-    ("short_and_long_side", (512, 2048), 16, True, (300, 2400), (256, 2048)),  # the long side decides
-    ("short_and_long_side", (512, 2048), 16, True, (1, 100_000), (1, 2048)),
-    ("square", (384, 512), 16, False, (77, 1000), (384, 512)),
+    ("minimal", (384, 384), 32, "none", (480, 640), (384, 512)),
+    ("minimal", (384, 384), 32, "none", (640, 480), (512, 384)),
+    ("minimal", (384, 384), 32, "none", (1080, 1920), (384, 672)),  # 682.7 is nearer to 672 than to 704
+    ("minimal", (384, 384), 32, "none", (100, 300), (128, 384)),  # scales 3.84 and 1.28: 1.28
+    ("minimal", (384, 384), 32, "none", (1, 1000), (32, 384)),  # 0.4 rounds to 0 in MiDaS, which then fails
+    ("minimal", (480, 480), 32, "none", (240, 400), (288, 480)),
+    ("lower_bound", (518, 518), 14, "none", (600, 800), (518, 686)),  # 690.7: 49 patches
+    ("lower_bound", (518, 518), 14, "none", (800, 600), (686, 518)),
+    ("lower_bound", (384, 384), 14, "none", (384, 384), (392, 392)),  # 27.4 patches would be 378, below the bound
+    ("upper_bound", (384, 384), 14, "none", (384, 384), (378, 378)),
+    ("upper_bound", (380, 380), 32, "none", (380, 380), (352, 352)),  # 384 is nearest and above the bound
+    ("lower_bound", (384, 384), 32, "none", (404, 400), (384, 384)),  # 387.8: 384 is nearest and not below the bound
+    ("upper_bound", (384, 384), 32, "none", (400, 404), (384, 384)),  # 380.2: 384 is nearest and not above the bound
+    ("short_side", (256, 256), 16, "none", (384, 384), (256, 256)),
+    ("short_side", (256, 256), 16, "none", (375, 500), (256, 336)),  # 341.3
+    ("short_side", (256, 256), 16, "none", (1, 1), (256, 256)),
+    ("short_and_long_side", (512, 2048), 16, "corner", (512, 683), (512, 683)),
+    ("short_and_long_side", (512, 2048), 16, "corner", (300, 400), (512, 683)),  # 682.7
+    ("short_and_long_side", (512, 2048), 16, "corner", (400, 300), (683, 512)),
+    ("short_and_long_side", (512, 2048), 16, "corner", (300, 2400), (256, 2048)),  # the long side decides
+    ("short_and_long_side", (512, 2048), 16, "corner", (1, 100_000), (1, 2048)),
+    ("square", (384, 512), 16, "none", (77, 1000), (384, 512)),
+    ("none", (490, 644), 14, "centre", (97, 131), (97, 131)),
+    ("none", (490, 644), 14, "none", (97, 131), (98, 126)),
 ]
 
 
@@ -281,7 +283,27 @@ def test_normalisation_and_padding():
     np.testing.assert_allclose(x[0, :, :, :683].amax((1, 2)), wanted, rtol=1e-5)
     assert (x[..., 683:] == 0).all()
     assert preprocess(image, base, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
-    assert pad_to_multiple(torch.ones(1, 3, 16, 32), 16).shape == (1, 3, 16, 32)
+    assert padded(torch.ones(1, 3, 16, 32), base).shape == (1, 3, 16, 32)
+
+
+def test_centre_padding():
+    """Blind spot: the odd row on the other side, sides swapped, or a map cut that upstream leaves whole. By hand: 11x24 to 14x28."""
+    config = _config(multiple=14, rule="none", pad="centre")
+    x, content = preprocess(np.full((11, 24, 3), 255, np.uint8), config)
+    assert content == x.shape[2:] == (14, 28)
+    assert x[0, 0, 1:12, 2:26].eq(1).all() and x.sum() == 3 * 11 * 24  # one row above and two below, two columns on either side
+    depth = torch.zeros(1, 28, 56)  # of a head that makes two pixels of one
+    depth[:, 0] = 1
+    assert without_padding(depth, torch.empty(1, 3, 11, 24), config) is depth
+    assert postprocess(depth, (28, 56), (14, 28), config)[0, 0].gt(0.4).all()
+
+
+def test_what_is_cut_off_is_in_proportion():
+    """Blind spot: a map twice as fine as the input cut as if it were not."""
+    corner = _config(multiple=16, pad="corner")
+    for scale in (1, 2):
+        y = without_padding(torch.ones(1, 48 * scale, 64 * scale), torch.empty(1, 3, 40, 50), corner)
+        assert y.shape == (1, 40 * scale, 50 * scale)
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

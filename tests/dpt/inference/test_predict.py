@@ -209,7 +209,7 @@ def _three_classes(x):
 
 def test_tta_is_mmsegmentations():
     """Blind spot: other scales, a missing flip, logits averaged instead of probabilities, a softmax before the resize."""
-    config = _config("segmentation", size=(32, 128), rule="short_and_long_side", pad=True)
+    config = _config("segmentation", size=(32, 128), rule="short_and_long_side", pad="corner")
     model = Stub(config, _three_classes)
     picture = _noise(24, 40)
     prediction = predicting.predict(model, picture, tta=True, probability=True)
@@ -221,7 +221,7 @@ def test_tta_is_mmsegmentations():
         x = resizing.resize_and_normalise(picture, config.input, ratio=ratio)
         assert tuple(x.shape[2:]) == (round(32 * ratio), int(32 * ratio * 40 / 24 + 0.5))
         for flip in (False, True):
-            view = resizing.pad_to_multiple(x.flip(3) if flip else x, 16)
+            view = resizing.padded(x.flip(3) if flip else x, config.input)
             logits = _three_classes(view)[..., : x.shape[2], : x.shape[3]]
             logits = F.interpolate(logits, size=(24, 40), mode="bilinear")
             total += (logits.flip(3) if flip else logits)[0].softmax(0)
@@ -286,7 +286,7 @@ def test_slide_defaults():
     """Blind spot: other windows than mmsegmentation's 512 and 341 for its model; padding inside a picture cut in windows."""
     options = predicting.Options.of(CONFIGS["dpt-base-ade20k"], slide=True)
     assert (options.window, options.stride) == ((512, 512), (341, 341))
-    model = Stub(_config("segmentation", size=(32, 128), rule="short_and_long_side", pad=True), _three_classes)
+    model = Stub(_config("segmentation", size=(32, 128), rule="short_and_long_side", pad="corner"), _three_classes)
     predicting.predict(model, _noise(30, 75), slide=True)
     assert [tuple(x.shape[2:]) for x in model.inputs] == [(32, 32)] * 4 and all(x[..., -1].abs().sum() > 0 for x in model.inputs)
 

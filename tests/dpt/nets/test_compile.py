@@ -99,6 +99,7 @@ MODELS = {
     "hybrid": lambda: wide("dpt-tiny-scenes", depth=2, hooks=(0, 1)),
     "resnetv2": lambda: wide("dpt-hybrid-nyu", depth=2, hooks=(0, 1)),
     "offset": depth_anything,
+    "own size": lambda: wide("dpt-dinov2-giant-kitti"),
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
 # Sides in patches: the own size, even and odd ones, and (2, 8), of as many patches as the own size has: not resized by count.
@@ -124,6 +125,8 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("hybrid", False, STORED),
         ("resnetv2", False, STORED),
         ("offset", False, STORED),
+        ("own size", False, STORED),
+        ("own size", True, (6, 4)),
     ],
 )
 def test_one_exported_program_for_all_sizes(kind, fast, example):
@@ -155,7 +158,10 @@ def test_by_count_in_a_program():
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "fast", "dynamic"), [("hybrid", False, None), ("hybrid", True, True), ("resnetv2", True, True)])
+@pytest.mark.parametrize(
+    ("kind", "fast", "dynamic"),
+    [("hybrid", False, None), ("hybrid", True, True), ("resnetv2", True, True), ("own size", False, None), ("own size", True, True)],
+)
 def test_compiled_over_sizes(kind, fast, dynamic):
     """Blind spot: a graph for every size, until PyTorch gives up compiling; results of a graph of another size."""
     model = MODELS[kind]()

@@ -35,7 +35,8 @@ def test_every_named_model_has_its_published_shape(name):
         size = 2 * model.config.encoder.patch_size
         y = model.eval()(torch.empty(2, 3, size, 3 * size))
     head = model.config.head
-    assert y.shape == ((2, size, 3 * size) if head.task == "depth" else (2, len(head.classes), size, 3 * size))
+    side = size if head.upsample is None else 2 * 8 * head.upsample  # the fused map has eight pixels a patch
+    assert y.shape == ((2, side, 3 * side) if head.task == "depth" else (2, len(head.classes), size, 3 * size))
 
 
 def test_parameter_counts():

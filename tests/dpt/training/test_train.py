@@ -391,6 +391,22 @@ def test_the_sky_is_learnt_as_inverse_depth_0(data, tmp_path, monkeypatch, head)
     assert found[0] == pytest.approx(far if head.inverse else unknown, rel=1e-4) and abs(far - unknown) > 1e-3
 
 
+def test_a_map_of_its_own_size_learns_at_the_targets(data, tmp_path, monkeypatch):
+    """Blind spot: an error of shapes, or a target resized to the map instead, where a head has a size of its own: 64x64 of 48x48."""
+    head = replace(METRIC.head, upsample=2)
+    monkeypatch.setitem(CONFIGS, DEPTH.name, replace(METRIC, head=head))
+    monkeypatch.setitem(HEADS, "depth", head)
+    run = training(data, tmp_path, model=DEPTH.name)
+    run.model.eval()
+    x, truth = torch.randn(1, 3, 48, 48), 0.1 + torch.rand(1, 48, 48)
+    with torch.no_grad():
+        found = run.model(x)
+        assert found.shape == (1, 64, 64)
+        error = (F.interpolate(found[None], size=(48, 48), mode="bilinear")[0].log() - truth.log()).double()
+        wanted = (error.square().mean() - 0.5 * error.mean() ** 2).sqrt().item()
+        assert run._loss(x, truth).item() == pytest.approx(wanted, rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
     """Blind spot: hours of NaN, saved over the last good checkpoint."""
     run = training(data, tmp_path, steps=3)
