@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from small import depth_anything, wide
+from small import depth_anything, depth_anything_3, wide
 
 import dpt
 from dpt.model import DPT
@@ -98,6 +98,7 @@ MODELS = {
     "by count": lambda: wide("dpt-base-ade20k"),
     "hybrid": lambda: wide("dpt-tiny-scenes", depth=2, hooks=(0, 1)),
     "offset": depth_anything,
+    "sky": depth_anything_3,
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
 # Sides in patches: the own size, even and odd ones, and (2, 8), of as many patches as the own size has: not resized by count.
@@ -122,6 +123,8 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("by count", True, (6, 4)),
         ("hybrid", False, STORED),
         ("offset", False, STORED),
+        ("sky", False, STORED),
+        ("sky", True, (6, 4)),
     ],
 )
 def test_one_exported_program_for_all_sizes(kind, fast, example):
@@ -153,10 +156,10 @@ def test_by_count_in_a_program():
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("fast", "dynamic"), [(False, None), (True, True)])
-def test_compiled_over_sizes(fast, dynamic):
+@pytest.mark.parametrize(("kind", "fast", "dynamic"), [("hybrid", False, None), ("hybrid", True, True), ("sky", True, True)])
+def test_compiled_over_sizes(kind, fast, dynamic):
     """Blind spot: a graph for every size, until PyTorch gives up compiling; results of a graph of another size."""
-    model = MODELS["hybrid"]()
+    model = MODELS[kind]()
     if fast:
         dpt.accelerate(model, strict=True)
     backend = Counting()
