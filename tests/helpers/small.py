@@ -75,6 +75,13 @@ def depth_anything() -> DPT:
     return randomise(DPT(full.with_("head", activation="sigmoid", max_depth=20.0)))
 
 
+def depth_anything_3() -> DPT:
+    """A small Depth Anything 3, to which a part of each picture is sky."""
+    model = wide("depth-anything-3-mono-large")
+    torch.nn.init.constant_(model.head.sky.conv3.bias, 0.2)
+    return model
+
+
 def small(name: str = "dpt-large-midas", seed: int = 0, **changes) -> DPT:
     return randomise(DPT(config(name, **changes)), seed)
 

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from small import depth_anything, wide
+from small import depth_anything, depth_anything_3, wide
 
 import dpt
 from dpt.model import DPT
@@ -100,6 +100,7 @@ MODELS = {
     "resnetv2": lambda: wide("dpt-hybrid-nyu", depth=2, hooks=(0, 1)),
     "offset": depth_anything,
     "own size": lambda: wide("dpt-dinov2-giant-kitti"),
+    "sky": depth_anything_3,
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
 # Sides in patches: the own size, even and odd ones, and (2, 8), of as many patches as the own size has: not resized by count.
@@ -127,6 +128,8 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("offset", False, STORED),
         ("own size", False, STORED),
         ("own size", True, (6, 4)),
+        ("sky", False, STORED),
+        ("sky", True, (6, 4)),
     ],
 )
 def test_one_exported_program_for_all_sizes(kind, fast, example):
@@ -160,7 +163,14 @@ def test_by_count_in_a_program():
 
 @pytest.mark.parametrize(
     ("kind", "fast", "dynamic"),
-    [("hybrid", False, None), ("hybrid", True, True), ("resnetv2", True, True), ("own size", False, None), ("own size", True, True)],
+    [
+        ("hybrid", False, None),
+        ("hybrid", True, True),
+        ("resnetv2", True, True),
+        ("own size", False, None),
+        ("own size", True, True),
+        ("sky", True, True),
+    ],
 )
 def test_compiled_over_sizes(kind, fast, dynamic):
     """Blind spot: a graph for every size, until PyTorch gives up compiling; results of a graph of another size."""
