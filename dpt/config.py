@@ -93,8 +93,9 @@ class Checked:
         return ()
 
 
-ENCODERS = ("vit",)
+ENCODERS = ("vit", "dinov3")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
+BIN_SPACINGS = ("linear", "mixed_log")
 DEPTHS = ("relu", "sigmoid", "exp", "linear")  # what turns the last channel into depth
 
 
@@ -126,6 +127,8 @@ class EncoderConfig(Checked):
     registers: int = 0  # tokens between the class token and the patches, which no decoder reads (DINOv2 with registers)
     pos_antialias: bool = False  # of the resize of the positional embedding
     mlp: str = "mlp"  # "mlp", or "swiglu", whose activation is SiLU (DINOv2 g)
+    qkv_bias: bool = True  # of the queries, keys and values
+    rope_theta: float = 100.0  # "dinov3": the base of the frequencies by which queries and keys are rotated
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "embed_dim": _WIDTH,
@@ -150,6 +153,8 @@ class EncoderConfig(Checked):
         "registers": _whole(0, MAX_DEPTH),
         "pos_antialias": _TRUTH,
         "mlp": _one_of("mlp", "swiglu"),
+        "qkv_bias": _TRUTH,
+        "rope_theta": _number("above 1", lambda value: value > 1),
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
@@ -163,6 +168,12 @@ class EncoderConfig(Checked):
         halved = self.stem == "convolutions"
         yield halved and self.patch_size != 16, f'patch_size={self.patch_size}: stem="convolutions" halves four times, for 16'
         yield halved and self.embed_dim % 8 != 0, f'embed_dim={self.embed_dim}: stem="convolutions" begins with an eighth of it'
+        size, rotary = self.embed_dim // self.num_heads, self.kind == "dinov3"
+        yield (
+            rotary and size % 4 != 0,
+            f"embed_dim={self.embed_dim}: heads of {size} channels cannot be rotated, that takes a multiple of 4",
+        )
+        yield rotary and self.stem != "patch", f'stem={self.stem!r}: kind="dinov3" has patches alone'
         yield self.mlp_ratio * self.embed_dim < 1, f"mlp_ratio={self.mlp_ratio}: it leaves no channel of embed_dim={self.embed_dim}"
 
 
@@ -178,6 +189,7 @@ class DecoderConfig(Checked):
     match_size: bool = False  # upsample to the next level's size (Depth Anything) instead of by two
     dead_unit: bool = False  # the deepest block carries a first unit that is never run (kept for a round trip)
     unit_bias: bool | None = None  # of the residual units' convolutions; None: where there is no batch norm
+    token_norm: bool = False  # a batch norm of the tokens' maps, before their projections (DINOv3's 7B)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "neck_channels": _tuple(_WIDTH, 4),
@@ -188,6 +200,7 @@ class DecoderConfig(Checked):
         "match_size": _TRUTH,
         "dead_unit": _TRUTH,
         "unit_bias": _or_none(_TRUTH),
+        "token_norm": _TRUTH,
     }
 
 
@@ -210,6 +223,10 @@ class HeadConfig(Checked):
     reciprocal: tuple[float, float] | None = None  # depth: scale, shift: then 1 / (scale * x + shift), the sum at least 1e-8
     bounds: tuple[float, float] | None = None  # depth: what it is clamped to, at last
     depth_scale: float = 1000.0  # units of a metre in files of 16 bits
+    bins: int = 0  # depth: channels of the last layer, each the weight of one depth, of which the mean is taken; 0: one, which is depth
+    bin_range: tuple[float, float] = (0.001, 10.0)  # metres: the first and the last of the bins' depths
+    bin_spacing: str = "linear"  # between them: "linear", or "mixed_log": from even ratios, near, to even steps, far (CHMv2)
+    bin_floor: float = 0.1  # added to each weight, behind a ReLU
     upsample: int | None = None  # depth: the fused map by this factor (DINOv2's: 16 pixels a patch of 14); None: to the input's size
 
     RULES: ClassVar[Mapping[str, Rule]] = {
@@ -228,6 +245,10 @@ class HeadConfig(Checked):
         "reciprocal": _or_none(_tuple(_FINITE, 2)),
         "bounds": _or_none(_tuple(_FINITE, 2)),
         "depth_scale": _POSITIVE,
+        "bins": _whole(0, MAX_WIDTH),
+        "bin_range": _tuple(_POSITIVE, 2),
+        "bin_spacing": _one_of(*BIN_SPACINGS),
+        "bin_floor": _POSITIVE,
         "upsample": _or_none(_whole(1, 16)),
     }
 
@@ -237,6 +258,10 @@ class HeadConfig(Checked):
         yield segmentation and not classes, "classes=(): segmentation needs at least one"
         yield not segmentation and self.auxiliary, "auxiliary=True: only segmentation has that head"
         yield self.bounds is not None and self.bounds[0] >= self.bounds[1], f"bounds={self.bounds}: the first must be below the second"
+        near, far = self.bin_range
+        yield near >= far, f"bin_range={self.bin_range}: the first must be below the second"
+        yield self.bins == 1, "bins=1: a mean is of two at least"
+        yield self.bins > 0 and segmentation, f"bins={self.bins}: only depth is a mean of bins"
 
 
 @dataclass(frozen=True)

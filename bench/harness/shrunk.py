@@ -16,7 +16,16 @@ def shortened(config: DPTConfig) -> DPTConfig:
 
 
 def shrunk(
-    config: DPTConfig, kind: str, *, width: int, features: int, grid: int, neck: tuple[int, ...] | None = None, classes: int = 5, **encoder
+    config: DPTConfig,
+    kind: str,
+    /,
+    *,
+    width: int,
+    features: int,
+    grid: int,
+    neck: tuple[int, ...] | None = None,
+    classes: int = 5,
+    **encoder,
 ) -> DPTConfig:
     """The model with every part it had: few blocks of ``width`` and two heads, ``features`` in its decoder, ``grid`` x ``grid`` positions.
 

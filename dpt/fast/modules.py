@@ -21,7 +21,9 @@ from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_resi
 from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
+from ..nets.bins import depth_of_bins
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
+from ..nets.encoders.rotary import rotated
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
 from ..nets.heads import DepthHead, SegmentationHead, finished
@@ -35,12 +37,14 @@ def _gamma(module: nn.Module) -> Tensor | None:
 class FastBlock(Block):
     """`Block` in five launches: LN + qkv, attention, projection + residual, LN + fc1 + GELU, fc2 + residual.
 
-    SwiGLU has its gate, in PyTorch, between LN + w12 and w3 + residual.
+    A rotation is PyTorch's, before the attention; and so is SwiGLU's gate, between LN + w12 and w3 + residual.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         attn, mlp = self.attn, self.mlp
         qkv = layernorm_linear(x, self.norm1.weight, self.norm1.bias, attn.qkv.weight, attn.qkv.bias, self.norm1.eps)
+        if rotation is not None:
+            qkv = rotated(qkv, attn.num_heads, rotation)
         mixed = attention(qkv, attn.num_heads)
         x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(self.ls1))
         norm = self.norm2
@@ -53,13 +57,18 @@ class FastBlock(Block):
 
 
 class FastReassemble(Reassemble):
-    """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products."""
+    """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products.
+
+    A norm of the tokens is PyTorch's.
+    """
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         if isinstance(self.readout, ReadoutProject):
             x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
         else:
             x = self.readout(tokens)
+        if isinstance(self.norm, nn.BatchNorm2d):
+            x = self.norm(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
         x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         if isinstance(self.resize, nn.ConvTranspose2d):
             return transposed_conv(x, self.resize.weight, self.resize.bias)
@@ -129,14 +138,19 @@ class FastFusion(Fusion):
 
 class FastDepthHead(DepthHead):
     """`DepthHead` in three launches, or with `project` four: its first convolution; the weights of the resize; resize, convolutions and
-    activation. What follows the activation is PyTorch's."""
+    activation. What follows the activation is PyTorch's. With bins the resize and the two convolutions are three more, and no map between
+    them is spared."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if isinstance(self.project, nn.Conv2d):
             x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
+        size = self.own_size(x, size)
+        if self.config.bins:
+            x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
+            return finished(depth_of_bins(conv1x1(x, self.conv3.weight, self.conv3.bias), self.config), self.config)
         parameters = (self.conv2.weight, self.conv2.bias, self.conv3.weight, self.conv3.bias)
-        return finished(depth_head(x, *parameters, self.own_size(x, size), self.activation, self.max_depth), self.config)
+        return finished(depth_head(x, *parameters, size, self.activation, self.max_depth), self.config)
 
 
 class FastSegmentationHead(SegmentationHead):

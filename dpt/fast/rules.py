@@ -82,6 +82,8 @@ def head_size(block: Block) -> str | None:
 
 
 def depth_head_is_known(head: DepthHead) -> str | None:
+    if head.config.bins:
+        return None  # behind kernels that take any number of channels
     hidden = head.conv2.out_channels
     if hidden not in HIDDEN_CHANNELS:
         return f"{hidden} channels before the last convolution: the kernel takes {', '.join(map(str, HIDDEN_CHANNELS))}"
@@ -143,6 +145,7 @@ FAST: dict[type[nn.Module], Replacement] = {
             "project": convolution(1),
             "resize": resampling,
         },
+        calls=("norm",),
     ),
     ResidualConvUnit: Replacement(
         FastResidualConvUnit,

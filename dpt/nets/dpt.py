@@ -35,10 +35,7 @@ class DPTNetwork(nn.Module):
         with _Unfilled():
             self.encoder = ENCODERS[encoder.kind](encoder)
             self.reassemble = nn.ModuleList(
-                ReassembleMap()
-                if level < len(encoder.stem_hooks)
-                else Reassemble(encoder.embed_dim, channels, level, decoder.readout, decoder.readout_activation)
-                for level, channels in enumerate(decoder.neck_channels)
+                ReassembleMap() if level < len(encoder.stem_hooks) else Reassemble(encoder.embed_dim, level, decoder) for level in range(4)
             )
             self.fusion = Fusion(decoder)
             self.head = HEADS[config.head.task](decoder.features, config.head)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import HeadConfig
+from .bins import depth_of_bins
 
 ACTIVATION: dict[str, Callable[[Tensor, float], Tensor]] = {
     "relu": lambda x, max_depth: F.relu(x),
@@ -32,7 +33,8 @@ def finished(depth: Tensor, config: HeadConfig) -> Tensor:
 class DepthHead(nn.Module):
     """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
 
-    With `config.project` a conv3x3 and ReLU come first. `config.upsample` gives a map of its own size, and not the input's.
+    With `config.project` a conv3x3 and ReLU come first; with `config.bins` depth is their mean. `config.upsample` gives a map of its own
+    size, and not the input's.
     """
 
     def __init__(self, features: int, config: HeadConfig):
@@ -42,7 +44,7 @@ class DepthHead(nn.Module):
         self.project = nn.Conv2d(features, features, 3, padding=1) if config.project else nn.Identity()
         self.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
-        self.conv3 = nn.Conv2d(config.hidden, 1, 1)
+        self.conv3 = nn.Conv2d(config.hidden, config.bins or 1, 1)
 
     def own_size(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
         """The map's height and width: the network's input's, `size`, or a multiple of the fused map's."""
@@ -53,8 +55,10 @@ class DepthHead(nn.Module):
         if self.config.project:
             x = F.relu(self.project(x))
         x = F.interpolate(self.conv1(x), size=self.own_size(x, size), mode="bilinear", align_corners=self.align_corners)
-        x = self.conv3(F.relu(self.conv2(x))).squeeze(1)
-        return finished(ACTIVATION[self.activation](x, self.max_depth), self.config)
+        x = self.conv3(F.relu(self.conv2(x)))
+        if self.config.bins:
+            return finished(depth_of_bins(x, self.config), self.config)
+        return finished(ACTIVATION[self.activation](x.squeeze(1), self.max_depth), self.config)
 
 
 class SegmentationHead(nn.Module):

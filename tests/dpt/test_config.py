@@ -25,6 +25,7 @@ from dpt.config import (
     config_from,
 )
 from dpt.data.datasets import Augmentation
+from dpt.nets.bins import SPACING
 from dpt.nets.decoder import READOUT
 from dpt.nets.encoders import ENCODERS
 from dpt.nets.encoders.vit import ATTENTION, STEMS
@@ -65,7 +66,9 @@ WRONG = [  # section, field, value, part of the rule
     ("encoder", "pos_by_count", None, "True or False"),
     ("encoder", "attention", "flash", "one of sdpa, xformers"),
     ("encoder", "activation", "tanh", "one of gelu, gelu_tanh"),
-    ("encoder", "kind", "resnet", "one of vit"),
+    ("encoder", "kind", "resnet", "one of vit, dinov3"),
+    ("encoder", "qkv_bias", 1, "True or False"),
+    ("encoder", "rope_theta", 1.0, "a number above 1"),
     ("encoder", "final_norm_eps", 0.0, "a number above 0, or None"),
     ("encoder", "registers", -1, "a whole number from 0"),
     ("encoder", "pos_antialias", 1, "True or False"),
@@ -79,6 +82,7 @@ WRONG = [  # section, field, value, part of the rule
     ("decoder", "match_size", 0, "True or False"),
     ("decoder", "dead_unit", [], "True or False"),
     ("decoder", "unit_bias", 0, "True or False, or None"),
+    ("decoder", "token_norm", 0, "True or False"),
     ("head", "task", "normals", "one of depth, segmentation"),
     ("head", "classes", [1], "each text"),
     ("head", "classes", "wall", "a tuple of 0"),
@@ -96,6 +100,12 @@ WRONG = [  # section, field, value, part of the rule
     ("head", "reciprocal", [1.0], "a tuple of 2"),
     ("head", "bounds", [1.0, 1.0], "the first must be below the second"),
     ("head", "depth_scale", 0, "a number above 0"),
+    ("head", "bins", 1, "a mean is of two at least"),
+    ("head", "bins", -1, "a whole number from 0"),
+    ("head", "bin_range", [0.0, 10.0], "a number above 0"),
+    ("head", "bin_range", [10.0, 10.0], "the first must be below the second"),
+    ("head", "bin_spacing", "log", "one of linear, mixed_log"),
+    ("head", "bin_floor", 0.0, "a number above 0"),
     ("head", "upsample", 0, "a whole number from 1 to 16, or None"),
     ("input", "mean", [0.5, 0.5], "a tuple of 3"),
     ("input", "std", [0.5, 0.5, 0.0], "a number above 0"),
@@ -188,6 +198,7 @@ def test_names_are_those_that_are_computed():
         (EncoderConfig, "stem", STEMS),
         (DecoderConfig, "readout", READOUT),
         (HeadConfig, "task", HEADS),
+        (HeadConfig, "bin_spacing", SPACING),
     ):
         assert all(section.RULES[field].holds(name) for name in table) and f"one of {', '.join(table)}" == section.RULES[field].words
     assert set(ACTIVATIONS) == set(ACTIVATION)

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from small import depth_anything, wide
+from small import binned, depth_anything, wide
 
 import dpt
 from dpt.model import DPT
@@ -99,6 +99,7 @@ MODELS = {
     "hybrid": lambda: wide("dpt-tiny-scenes", depth=2, hooks=(0, 1)),
     "offset": depth_anything,
     "own size": lambda: wide("dpt-dinov2-giant-kitti"),
+    "rotated": binned,
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
 # Sides in patches: the own size, even and odd ones, and (2, 8), of as many patches as the own size has: not resized by count.
@@ -125,6 +126,8 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("offset", False, STORED),
         ("own size", False, STORED),
         ("own size", True, (6, 4)),
+        ("rotated", False, STORED),
+        ("rotated", True, (5, 3)),
     ],
 )
 def test_one_exported_program_for_all_sizes(kind, fast, example):
@@ -157,7 +160,7 @@ def test_by_count_in_a_program():
 
 
 @pytest.mark.parametrize(("fast", "dynamic"), [(False, None), (True, True)])
-@pytest.mark.parametrize("kind", ["hybrid", "own size"])
+@pytest.mark.parametrize("kind", ["hybrid", "own size", "rotated"])
 def test_compiled_over_sizes(kind, fast, dynamic):
     """Blind spot: a graph for every size, until PyTorch gives up compiling; results of a graph of another size."""
     model = MODELS[kind]()
