@@ -71,6 +71,7 @@ MODELS = (
             size=(416, 416),
             rule="none",
             pad="centre",
+            antialias=True,
             output_mode="bilinear",
             output_align_corners=True,
         ),
@@ -159,7 +160,7 @@ DINOV3: Table = {  # of transformers' DINOv3ViTConfig
     "rope_theta": (100.0, "a number above 1", lambda value: number(value) and value > 1),
     "patch_size": (16, "the side of a square", lambda value: whole(side(value))),
     "num_channels": (3, "3", fixed(3)),
-    "num_register_tokens": (0, "a whole number", lambda value: whole(value, 0)),
+    "num_register_tokens": (0, "a whole number above 0", whole),
     **{name: (True, "true", fixed(True)) for name in ("query_bias", "value_bias", "proj_bias", "mlp_bias")},
     "key_bias": TRUTH,
     "use_gated_mlp": (False, "false: no model with a decoder has it", fixed(False)),
@@ -331,42 +332,49 @@ def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, {**written_processor(config.input), "image_processor_type": "CHMv2ImageProcessor"}
 
 
-TRANSFORMERS = Layout(
-    name="transformers' CHMv2",
-    format="hf",
-    markers=("backbone.embeddings.register_tokens", "head.conv_depth.head.0.weight"),
-    rows=(
-        *under(
-            "backbone.",
-            ("encoder.cls_token", "embeddings.cls_token"),
-            ("encoder.registers", "embeddings.register_tokens"),
-            ("encoder.patch_embed.{p}", "embeddings.patch_embeddings.{p}"),
-            ("encoder.blocks.{n}.norm1.{p}", "layer.{n}.norm1.{p}"),
-            ("encoder.blocks.{n}.attn.qkv.weight", tuple(f"layer.{{n}}.attention.{part}_proj.weight" for part in "qkv")),
-            ("encoder.blocks.{n}.attn.qkv.bias", tuple(f"layer.{{n}}.attention.{part}_proj.bias" for part in "qkv")),
-            ("encoder.blocks.{n}.attn.proj.{p}", "layer.{n}.attention.o_proj.{p}"),
-            ("encoder.blocks.{n}.ls1.gamma", "layer.{n}.layer_scale1.lambda1"),
-            ("encoder.blocks.{n}.norm2.{p}", "layer.{n}.norm2.{p}"),
-            ("encoder.blocks.{n}.mlp.fc1.{p}", "layer.{n}.mlp.up_proj.{p}"),
-            ("encoder.blocks.{n}.mlp.fc2.{p}", "layer.{n}.mlp.down_proj.{p}"),
-            ("encoder.blocks.{n}.ls2.gamma", "layer.{n}.layer_scale2.lambda1"),
-            ("encoder.norm.{p}", "norm.{p}"),
+def _transformers(name: str, biased: str, *markers: str) -> Layout:
+    """`biased`: those of q, k, v that have a bias."""
+    biases = tuple(f"layer.{{n}}.attention.{part}_proj.bias" if part in biased else None for part in "qkv")
+    return Layout(
+        name=name,
+        format="hf",
+        markers=("backbone.embeddings.register_tokens", "head.conv_depth.head.0.weight", *markers),
+        rows=(
+            *under(
+                "backbone.",
+                ("encoder.cls_token", "embeddings.cls_token"),
+                ("encoder.registers", "embeddings.register_tokens"),
+                ("encoder.patch_embed.{p}", "embeddings.patch_embeddings.{p}"),
+                ("encoder.blocks.{n}.norm1.{p}", "layer.{n}.norm1.{p}"),
+                ("encoder.blocks.{n}.attn.qkv.weight", tuple(f"layer.{{n}}.attention.{part}_proj.weight" for part in "qkv")),
+                ("encoder.blocks.{n}.attn.qkv.bias", biases),
+                ("encoder.blocks.{n}.attn.proj.{p}", "layer.{n}.attention.o_proj.{p}"),
+                ("encoder.blocks.{n}.ls1.gamma", "layer.{n}.layer_scale1.lambda1"),
+                ("encoder.blocks.{n}.norm2.{p}", "layer.{n}.norm2.{p}"),
+                ("encoder.blocks.{n}.mlp.fc1.{p}", "layer.{n}.mlp.up_proj.{p}"),
+                ("encoder.blocks.{n}.mlp.fc2.{p}", "layer.{n}.mlp.down_proj.{p}"),
+                ("encoder.blocks.{n}.ls2.gamma", "layer.{n}.layer_scale2.lambda1"),
+                ("encoder.norm.{p}", "norm.{p}"),
+            ),
+            *under(
+                "head.",
+                ("reassemble.{i}.readout.linear.{p}", "reassemble_stage.readout_projects.{i}.0.{p}"),
+                ("reassemble.{i}.project.{p}", "reassemble_stage.layers.{i}.projection.{p}"),
+                ("reassemble.{i}.resize.{p}", "reassemble_stage.layers.{i}.resize.{p}"),
+                ("fusion.convs.{i}.{p}", "convs.{i}.{p}"),
+                ("fusion.blocks.{i}.project.{p}", "fusion_layers.{j}.projection.{p}"),
+                *residual_units("fusion_layers.{j}.residual_layer#.", "convolution@", "batch_norm@"),
+                ("head.conv1.{p}", "conv_depth.head.0.{p}"),
+                ("head.conv2.{p}", "conv_depth.head.2.{p}"),
+                ("head.conv3.{p}", "conv_depth.head.4.{p}"),
+            ),
         ),
-        *under(
-            "head.",
-            ("reassemble.{i}.readout.linear.{p}", "reassemble_stage.readout_projects.{i}.0.{p}"),
-            ("reassemble.{i}.project.{p}", "reassemble_stage.layers.{i}.projection.{p}"),
-            ("reassemble.{i}.resize.{p}", "reassemble_stage.layers.{i}.resize.{p}"),
-            ("fusion.convs.{i}.{p}", "convs.{i}.{p}"),
-            ("fusion.blocks.{i}.project.{p}", "fusion_layers.{j}.projection.{p}"),
-            *residual_units("fusion_layers.{j}.residual_layer#.", "convolution@", "batch_norm@"),
-            ("head.conv1.{p}", "conv_depth.head.0.{p}"),
-            ("head.conv2.{p}", "conv_depth.head.2.{p}"),
-            ("head.conv3.{p}", "conv_depth.head.4.{p}"),
-        ),
-    ),
-    unused=(r"backbone\.embeddings\.mask_token",),
-    filled=(("backbone.embeddings.mask_token", (1, 1, "D"), 0.0),),
-    stated=Stated(read, write),
-)
-LAYOUTS = (ORIGINAL, WHOLE, TRANSFORMERS)
+        unused=(r"backbone\.embeddings\.mask_token",),
+        filled=(("backbone.embeddings.mask_token", (1, 1, "D"), 0.0),),
+        stated=Stated(read, write),
+    )
+
+
+TRANSFORMERS = _transformers("transformers' CHMv2", "qkv", "backbone.layer.0.attention.k_proj.bias")
+WITHOUT_KEY_BIAS = _transformers("transformers' CHMv2 without biases of its keys", "qv")
+LAYOUTS = (ORIGINAL, WHOLE, TRANSFORMERS, WITHOUT_KEY_BIAS)
