@@ -95,6 +95,7 @@ class Checked:
 
 ENCODERS = ("vit", "dinov3")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
+TASKS = ("depth", "segmentation", "normals")
 BIN_SPACINGS = ("linear", "mixed_log")
 DEPTHS = ("relu", "sigmoid", "exp", "linear")  # what turns the last channel into depth
 
@@ -208,7 +209,7 @@ class DecoderConfig(Checked):
 class HeadConfig(Checked):
     """What the fused map is turned into."""
 
-    task: str  # "depth" or "segmentation"
+    task: str  # "depth", "segmentation" or "normals"
     classes: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     hidden: int = 32  # depth: channels before the last 1x1 convolution
@@ -227,10 +228,12 @@ class HeadConfig(Checked):
     bin_range: tuple[float, float] = (0.001, 10.0)  # metres: the first and the last of the bins' depths
     bin_spacing: str = "linear"  # between them: "linear", or "mixed_log": from even ratios, near, to even steps, far (CHMv2)
     bin_floor: float = 0.1  # added to each weight, behind a ReLU
+    kind: str = "convolutions"  # the paper's, or "linear": a 3x3 convolution and a linear layer, at the fused map's own size (TIPSv2)
+    between: str = "relu"  # "linear": what stands between its two layers, "relu" or "none"
     upsample: int | None = None  # depth: the fused map by this factor (DINOv2's: 16 pixels a patch of 14); None: to the input's size
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "task": _one_of("depth", "segmentation"),
+        "task": _one_of(*TASKS),
         "classes": _tuple(_TEXT, 0, MAX_WIDTH),
         "palette": _tuple(_tuple(_whole(0, 255), 3), 0, MAX_WIDTH),
         "hidden": _WIDTH,
@@ -249,6 +252,8 @@ class HeadConfig(Checked):
         "bin_range": _tuple(_POSITIVE, 2),
         "bin_spacing": _one_of(*BIN_SPACINGS),
         "bin_floor": _POSITIVE,
+        "kind": _one_of("convolutions", "linear"),
+        "between": _one_of("relu", "none"),
         "upsample": _or_none(_whole(1, 16)),
     }
 
@@ -256,12 +261,14 @@ class HeadConfig(Checked):
         segmentation, classes, colours = self.task == "segmentation", len(self.classes), len(self.palette)
         yield classes != colours, f"palette of {colours} colours: it must have one for each of the {classes} classes"
         yield segmentation and not classes, "classes=(): segmentation needs at least one"
-        yield not segmentation and self.auxiliary, "auxiliary=True: only segmentation has that head"
+        convolutions = self.kind == "convolutions"
+        yield self.auxiliary and not (segmentation and convolutions), "auxiliary=True: only segmentation by convolutions has that head"
+        yield self.task == "normals" and convolutions, "task='normals': only kind=\"linear\" gives them"
         yield self.bounds is not None and self.bounds[0] >= self.bounds[1], f"bounds={self.bounds}: the first must be below the second"
         near, far = self.bin_range
         yield near >= far, f"bin_range={self.bin_range}: the first must be below the second"
         yield self.bins == 1, "bins=1: a mean is of two at least"
-        yield self.bins > 0 and segmentation, f"bins={self.bins}: only depth is a mean of bins"
+        yield self.bins > 0 and self.task != "depth", f"bins={self.bins}: only depth is a mean of bins"
 
 
 @dataclass(frozen=True)
@@ -300,6 +307,16 @@ SECTIONS: dict[str, type] = {"encoder": EncoderConfig, "decoder": DecoderConfig,
 
 
 @dataclass(frozen=True)
+class TaskConfig(Checked):
+    """A further task on an encoder: a decoder and a head of its own."""
+
+    decoder: DecoderConfig
+    head: HeadConfig
+
+    RULES: ClassVar[Mapping[str, Rule]] = {"decoder": _instance(DecoderConfig), "head": _instance(HeadConfig)}
+
+
+@dataclass(frozen=True)
 class DPTConfig(Checked):
     """One named model.
 
@@ -314,13 +331,24 @@ class DPTConfig(Checked):
     input: InputConfig
     source: str | None = None
     licence: str = "Apache-2.0"
+    further: tuple[TaskConfig, ...] = ()  # more tasks on the same encoder, each another than the first and the others
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "name": _NAME,  # it becomes part of files' names
         **{name: _instance(section) for name, section in SECTIONS.items()},
         "source": Rule("text or None", lambda value: value is None or type(value) is str),
         "licence": _TEXT,
+        "further": _tuple(_instance(TaskConfig), 0, len(TASKS) - 1),
     }
+
+    def _conflicts(self) -> Iterable[tuple[bool, str]]:
+        tasks = [head.task for head in self.heads]
+        yield len(set(tasks)) < len(tasks), f"further: the tasks are {', '.join(tasks)}, of which each must be another"
+
+    @property
+    def heads(self) -> tuple[HeadConfig, ...]:
+        """Of all tasks, the first one first."""
+        return self.head, *(task.head for task in self.further)
 
     @property
     def carried(self) -> bool:
@@ -346,10 +374,11 @@ _EARLIER = {  # values that files written before hold
 def config_from(values: Any) -> DPTConfig:
     """The configuration that `dataclasses.asdict` and JSON made these values of; ValueError names the field, its value and the rule."""
     given = dict(_mapping(values, "the configuration"))
-    for name, section in SECTIONS.items():
+    for name in SECTIONS:
         if name in given:
-            part = {key: _earlier(name, key, _tuples(value)) for key, value in _mapping(given[name], name).items()}
-            given[name] = _made(section, part, f"{name}.")
+            given[name] = _section(name, given[name])
+    if "further" in given:
+        given["further"] = tuple(_task(index, values) for index, values in enumerate(_list(given["further"], "further")))
     config: DPTConfig = _made(DPTConfig, given, "")
     # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
     encoder, channels = config.encoder, config.decoder.neck_channels
@@ -358,6 +387,26 @@ def config_from(values: Any) -> DPTConfig:
         if channels[level] != width:
             raise ValueError(f"DecoderConfig.neck_channels={channels}: level {level} is a map of the stem, which has {width} channels")
     return config
+
+
+def _section(name: str, values: Any, where: str = "") -> Any:
+    part = {key: _earlier(name, key, _tuples(value)) for key, value in _mapping(values, where + name).items()}
+    return _made(SECTIONS[name], part, f"{where}{name}.")
+
+
+def _task(index: int, values: Any) -> TaskConfig:
+    where = f"further[{index}]."
+    given = {
+        name: _section(name, value, where) if name in TaskConfig.RULES else value for name, value in _mapping(values, where[:-1]).items()
+    }
+    task: TaskConfig = _made(TaskConfig, given, where)
+    return task
+
+
+def _list(values: Any, name: str) -> list[Any]:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} is a {type(values).__name__}: it must be a list")
+    return list(values)
 
 
 def _mapping(values: Any, name: str) -> Mapping[str, Any]:

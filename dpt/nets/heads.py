@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import HeadConfig
+from ..config import TASKS, HeadConfig
 from .bins import depth_of_bins
 
 ACTIVATION: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -80,4 +80,37 @@ class SegmentationHead(nn.Module):
         return F.interpolate(self.logits(x), size=size, mode="bilinear", align_corners=self.align_corners)
 
 
-HEADS = {"depth": DepthHead, "segmentation": SegmentationHead}
+class LinearHead(nn.Module):
+    """(B, F, h, w) -> depth (B, h, w), logits (B, K, h, w) or normals (B, 3, h, w) of any length, as `config.task` says: conv3x3, a ReLU or
+    nothing, and a linear layer. Maps keep the fused map's size; who uses them resizes them once."""
+
+    def __init__(self, features: int, config: HeadConfig):
+        super().__init__()
+        self.config = config
+        outputs = {"depth": config.bins or 1, "segmentation": len(config.classes), "normals": 3}
+        self.project = nn.Conv2d(features, features, 3, padding=1)
+        self.linear = nn.Linear(features, outputs[config.task])
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """(B, F, h, w) -> (B, K, h, w), the linear layer's."""
+        x = self.project(x)
+        x = F.relu(x) if self.config.between == "relu" else x
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x, config = self.outputs(x), self.config
+        if config.task != "depth":
+            return x
+        depth = depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
+        return finished(depth, config)
+
+
+HEADS: dict[str, dict[str, Callable[[int, HeadConfig], nn.Module]]] = {
+    "convolutions": {"depth": DepthHead, "segmentation": SegmentationHead},
+    "linear": dict.fromkeys(TASKS, LinearHead),
+}
+
+
+def head_of(features: int, config: HeadConfig) -> nn.Module:
+    """The head that a configuration describes."""
+    return HEADS[config.kind][config.task](features, config)

@@ -83,7 +83,10 @@ WRONG = [  # section, field, value, part of the rule
     ("decoder", "dead_unit", [], "True or False"),
     ("decoder", "unit_bias", 0, "True or False, or None"),
     ("decoder", "token_norm", 0, "True or False"),
-    ("head", "task", "normals", "one of depth, segmentation"),
+    ("head", "task", "flow", "one of depth, segmentation, normals"),
+    ("head", "task", "normals", 'only kind="linear" gives them'),
+    ("head", "kind", "mlp", "one of convolutions, linear"),
+    ("head", "between", "gelu", "one of relu, none"),
     ("head", "classes", [1], "each text"),
     ("head", "classes", "wall", "a tuple of 0"),
     ("head", "palette", [[0, 0, 256]], "whole number from 0 to 255"),
@@ -197,7 +200,8 @@ def test_names_are_those_that_are_computed():
         (EncoderConfig, "attention", ATTENTION),
         (EncoderConfig, "stem", STEMS),
         (DecoderConfig, "readout", READOUT),
-        (HeadConfig, "task", HEADS),
+        (HeadConfig, "task", HEADS["linear"]),
+        (HeadConfig, "kind", HEADS),
         (HeadConfig, "bin_spacing", SPACING),
     ):
         assert all(section.RULES[field].holds(name) for name in table) and f"one of {', '.join(table)}" == section.RULES[field].words
