@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -359,7 +360,7 @@ def _views(model: Network, images: list[np.ndarray], options: Options) -> tuple[
     padding. All come from the same passes through the network."""
     tasks = [head.task for head in model.config.heads]
     passes = itertools.tee(_passes(model, images, options), len(tasks))
-    return tuple((maps[task] for maps in each) for task, each in zip(tasks, passes, strict=True))
+    return tuple(map(operator.itemgetter(task), each) for task, each in zip(tasks, passes, strict=True))
 
 
 def _passes(model: Network, images: list[np.ndarray], options: Options) -> Iterator[Maps]:

@@ -239,9 +239,8 @@ PROCESSOR: Table = {  # transformers' DPTImageProcessor
 
 
 def processed(processor: Document | None, default_side: int, patch: int, output_mode: str) -> InputConfig:
-    """What DPTImageProcessor does: an antialiased resize of 8 bits, then scale, mean and standard deviation, or no resize, these, and padding
-    on all sides; without a file, its defaults at the model's own size. Maps are resized back as its post-processing does, in
-    `output_mode`."""
+    """What DPTImageProcessor does: an antialiased resize of 8 bits, then scale, mean and standard deviation, or these alone and padding on
+    all sides; without a file, its defaults at the model's own size. Maps are resized back as its post-processing does, in `output_mode`."""
     processor = processor or Document("preprocessor_config.json", {"size": default_side})
     values = processor.obeyed(PROCESSOR)
     size = height_width(values["size"])
