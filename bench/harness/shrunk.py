@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dpt.config import DPTConfig
+from dpt.config import DecoderConfig, DPTConfig, HeadConfig, TaskConfig
 
 BLOCKS = 4  # of an encoder: each is like the next
 
@@ -33,8 +33,13 @@ def shrunk(
     as the tokens, and then the decoder's. ``classes``: of a segmentation head. ``encoder``: its further changes.
     """
     small = shortened(config).with_("encoder", **{"embed_dim": width, "num_heads": 2, "pos_grid": (grid, grid), **encoder})
-    small = small.with_("decoder", neck_channels=neck or (width // 4, width // 2, features, features), features=features)
-    if config.head.task == "segmentation":
-        names = tuple(f"class {index}" for index in range(classes))
-        small = small.with_("head", classes=names, palette=config.head.palette[:classes])
-    return replace(small, name=f"{kind} {config.name}")
+    channels = neck or (width // 4, width // 2, features, features)
+    names = tuple(f"class {index}" for index in range(classes))
+
+    def task(decoder: DecoderConfig, head: HeadConfig) -> TaskConfig:
+        if head.task == "segmentation":
+            head = replace(head, classes=names, palette=head.palette[:classes])
+        return TaskConfig(replace(decoder, neck_channels=channels, features=features), head)
+
+    first, *further = (task(one.decoder, one.head) for one in (config, *config.further))
+    return replace(small, name=f"{kind} {config.name}", decoder=first.decoder, head=first.head, further=tuple(further))

@@ -26,7 +26,7 @@ from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.rotary import rotated
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
-from ..nets.heads import DepthHead, SegmentationHead, finished
+from ..nets.heads import DepthHead, LinearHead, SegmentationHead, finished
 
 
 def _gamma(module: nn.Module) -> Tensor | None:
@@ -59,11 +59,11 @@ class FastBlock(Block):
 class FastReassemble(Reassemble):
     """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products.
 
-    A norm of the tokens is PyTorch's.
+    A norm of the tokens is PyTorch's, and so is a readout with another activation than the exact GELU.
     """
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        if isinstance(self.readout, ReadoutProject):
+        if isinstance(self.readout, ReadoutProject) and self.readout.activation == "gelu":
             x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
         else:
             x = self.readout(tokens)
@@ -153,6 +153,16 @@ class FastDepthHead(DepthHead):
         return finished(depth_head(x, *parameters, size, self.activation, self.max_depth), self.config)
 
 
+def fused_labels(
+    logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool, probability: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """`dpt.inference.resizing.labels_from_logits` without writing the resized logits; None where no kernel does that."""
+    if mode != "bilinear" or logits.dtype not in launch.DTYPES or not launch.runs_kernels(logits, "argmax_upsample"):
+        return None
+    found = upsample_argmax(logits[None], size, align_corners, probability)
+    return (found[0][0], found[1][0]) if probability else (found[0], None)
+
+
 class FastSegmentationHead(SegmentationHead):
     """`SegmentationHead` with its norm and ReLU in the convolution, and labels decided in one kernel with the upsampling."""
 
@@ -164,14 +174,16 @@ class FastSegmentationHead(SegmentationHead):
             return super().logits(x)
         return self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
 
-    def fused_labels(
-        self, logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool, probability: bool
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """`dpt.inference.resizing.labels_from_logits` without writing the resized logits; None where no kernel does that."""
-        if mode != "bilinear" or logits.dtype not in launch.DTYPES or not launch.runs_kernels(logits, "argmax_upsample"):
-            return None
-        found = upsample_argmax(logits[None], size, align_corners, probability)
-        return (found[0][0], found[1][0]) if probability else (found[0], None)
+    fused_labels = staticmethod(fused_labels)
+
+
+class FastLinearHead(LinearHead):
+    """`LinearHead` with its convolution on the kernels, and labels decided in one kernel with the upsampling."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.read(conv_norm_relu(x, self.project.weight, self.project.bias, relu=self.config.between == "relu"))
+
+    fused_labels = staticmethod(fused_labels)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -14,11 +14,12 @@ from ..kernels import launch
 from ..kernels.depth_head import ACTIVATIONS, HIDDEN_CHANNELS
 from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.vit import MLP, Attention, Block, LayerScale, SwiGLU
-from ..nets.heads import DepthHead, SegmentationHead
+from ..nets.heads import DepthHead, LinearHead, SegmentationHead
 from .modules import (
     FastBlock,
     FastDepthHead,
     FastFusion,
+    FastLinearHead,
     FastReassemble,
     FastResidualConvUnit,
     FastSegmentationHead,
@@ -92,6 +93,11 @@ def depth_head_is_known(head: DepthHead) -> str | None:
     return None if head.align_corners else "align_corners=False: the kernel upsamples with True"
 
 
+def readout_is_plain(module: nn.Module) -> str | None:
+    activation = getattr(module.readout, "activation", "gelu")
+    return None if activation == "gelu" else f"its readout in PyTorch, since the kernel has no {activation!r}; the rest as elsewhere"
+
+
 def takes_statistics(*names: str) -> Callable[[nn.Module], str | None]:
     """What runs otherwise in a module whose norms now take the batch's statistics."""
 
@@ -140,12 +146,13 @@ FAST: dict[type[nn.Module], Replacement] = {
     Reassemble: Replacement(
         FastReassemble,
         reads={
-            "readout": either(has({"activation": "gelu"}, ReadoutProject), is_a(ReadoutIgnore, ReadoutAdd)),
+            "readout": is_a(ReadoutProject, ReadoutIgnore, ReadoutAdd),
             "readout.linear": LINEAR,
             "project": convolution(1),
             "resize": resampling,
         },
         calls=("norm",),
+        note=readout_is_plain,
     ),
     ResidualConvUnit: Replacement(
         FastResidualConvUnit,
@@ -178,6 +185,7 @@ FAST: dict[type[nn.Module], Replacement] = {
         calls=("dropout", "classifier"),
         note=takes_statistics("norm"),
     ),
+    LinearHead: Replacement(FastLinearHead, reads={"project": convolution(3)}, calls=("linear",)),
 }
 PLAIN = {replacement.fast: plain for plain, replacement in FAST.items()}
 

@@ -91,14 +91,13 @@ class LinearHead(nn.Module):
         self.project = nn.Conv2d(features, features, 3, padding=1)
         self.linear = nn.Linear(features, outputs[config.task])
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """(B, F, h, w) -> (B, K, h, w), the linear layer's."""
-        x = self.project(x)
-        x = F.relu(x) if self.config.between == "relu" else x
-        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        x, config = self.outputs(x), self.config
+        x = self.project(x)
+        return self.read(F.relu(x) if self.config.between == "relu" else x)
+
+    def read(self, x: Tensor) -> Tensor:
+        """What the linear layer reads (B, F, h, w) -> the head's result."""
+        config, x = self.config, self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if config.task != "depth":
             return x
         depth = depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
