@@ -127,7 +127,7 @@ def convert(
             continue
         if as_stored and tensor.is_floating_point():
             target = cast("Stored | Tensor", state[first]).dtype
-        parts = [_checked(cast("Stored | Tensor", state[name]), name, key, target, path).to(device) for name in names if name is not None]
+        parts = [_masked(state, layout, name, key, target, path).to(device) for name in names if name is not None]
         if None in names:
             parts = [parts.pop(0) if name is not None else torch.zeros_like(parts[0]) for name in names]
         converted[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -163,6 +163,21 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
 def shortened(wrong: list[str], count: int = 5) -> str:
     """The first of a list of problems, and how many more there are."""
     return "; ".join(wrong[:count]) + (f"; and {len(wrong) - count} more" if len(wrong) > count else "")
+
+
+def _masked(state: State, layout: Layout, name: str, key: str, dtype: torch.dtype, path: str | Path) -> Tensor:
+    """A tensor's values, times its mask's where the layout has masks and the file one for it."""
+    values = _checked(cast("Stored | Tensor", state[name]), name, key, dtype, path)
+    mask = None if layout.masked is None else name + layout.masked
+    if mask is None or mask not in state:
+        return values
+    problem = _unfit(state[mask], values)
+    if problem is not None:
+        raise CheckpointError(f"{path}: {mask} {problem}")
+    factors = _checked(cast("Stored | Tensor", state[mask]), mask, key, dtype, path)
+    if factors.shape != values.shape:
+        raise CheckpointError(f"{path}: {mask} has shape {tuple(factors.shape)}, {name} {tuple(values.shape)}")
+    return values * factors
 
 
 def _checked(value: Stored | Tensor, name: str, key: str, dtype: torch.dtype, path: str | Path) -> Tensor:

@@ -45,8 +45,9 @@ class Layout:
     `format`: what `dpt convert --to` calls it. `markers`: keys that all files of this layout have, and of no other have all. `unused`:
     patterns of keys that the network never reads. `filled`: keys that its own code wants beside what the network reads, with their shapes,
     "D" being the encoder's width and "F" the decoder's features, and what they are filled with. `differs`: what the family's own code
-    computes otherwise than the named model, fields by section. `final_norm`: what it means that a file holds the encoder's norm. `stated`:
-    of transformers' layouts.
+    computes otherwise than the named model, fields by section. `masked`: what follows the name of a tensor in that of its mask, by which
+    it is multiplied where the file has one. `final_norm`: what it means that a file holds the encoder's norm. `stated`: of transformers'
+    layouts.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Layout:
     unused: tuple[str, ...] = ()
     filled: tuple[tuple[str, tuple[int | str, ...], float], ...] = ()
     differs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    masked: str | None = None
     final_norm: str = "every"
     stated: Stated | None = None
 

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from small import depth_anything, depth_anything_3, wide
+from small import binned, depth_anything, depth_anything_3, wide
 
 import dpt
 from dpt.model import DPT
@@ -101,6 +101,7 @@ MODELS = {
     "offset": depth_anything,
     "own size": lambda: wide("dpt-dinov2-giant-kitti"),
     "sky": depth_anything_3,
+    "rotated": binned,
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
 # Sides in patches: the own size, even and odd ones, and (2, 8), of as many patches as the own size has: not resized by count.
@@ -130,6 +131,8 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("own size", True, (6, 4)),
         ("sky", False, STORED),
         ("sky", True, (6, 4)),
+        ("rotated", False, STORED),
+        ("rotated", True, (5, 3)),
     ],
 )
 def test_one_exported_program_for_all_sizes(kind, fast, example):
@@ -170,6 +173,8 @@ def test_by_count_in_a_program():
         ("own size", False, None),
         ("own size", True, True),
         ("sky", True, True),
+        ("rotated", False, None),
+        ("rotated", True, True),
     ],
 )
 def test_compiled_over_sizes(kind, fast, dynamic):

@@ -67,7 +67,7 @@ def test_stages():
     encoder = randomise(ViT(c.encoder))
     tokens = encoder(torch.randn(2, 3, 64, 96))
     assert [t.shape for t in tokens] == [(2, 1 + 4 * 6, 32)] * 4
-    levels = [Reassemble(32, channels, level, "project") for level, channels in enumerate(c.decoder.neck_channels)]
+    levels = [Reassemble(32, level, c.decoder) for level in range(4)]
     maps = [reassemble(t, (4, 6)) for reassemble, t in zip(levels, tokens, strict=True)]
     assert [m.shape for m in maps] == [(2, 8, 16, 24), (2, 12, 8, 12), (2, 16, 4, 6), (2, 16, 2, 3)]
     fused, deeper = Fusion(c.decoder)(maps, deeper=True)
