@@ -99,7 +99,6 @@ def convert(
     path: str | Path = "state dict",
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
     as_stored: bool = False,
 ) -> dict[str, Tensor]:
     """The state under our keys, strictly: every expected key once and in its shape, every key of the file used or known unused.
@@ -107,7 +106,6 @@ def convert(
     Args:
         expected: the model's state dict; shapes and dtypes are looked at, so it may be on the meta device.
         device: where the tensors go; each goes as it is read.
-        dtype: of floating tensors; None is the expected one's.
         as_stored: floating tensors keep the dtypes that they have in the file.
 
     Raises:
@@ -120,7 +118,7 @@ def convert(
     converted = {}
     for key, tensor in expected.items():
         names = layout.source(key)
-        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        target = tensor.dtype
         first = next(name for name in names if name is not None)
         if first not in state:
             converted[key] = torch.zeros(tensor.shape, dtype=target, device=device)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .. import __version__, checkpoints
 from ..inference import outputs
-from ..inference.images import MAX_PIXELS, ImageError
+from ..inference.images import MAX_PIXELS, ImageError, NoFocalLength
 from ..inference.prediction import Choices, Result, predict_iter
 from ..model import DPT
 from ..system.disk import open_regular, prepare, remove_leftovers
@@ -122,7 +122,7 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
 
 def _fail(result: Result, error: Exception | None, tally: _Tally) -> None:
     """Count a picture that could not be predicted, or whose results could not be written; CommandError where the next could not either."""
-    if isinstance(result.error, ImageError):
+    if isinstance(result.error, ImageError) and not isinstance(result.error, NoFocalLength):
         tally.unreadable.add(result.source)
     cause = error if result.error is None else result.error.__cause__
     if of_the_machine(cause, reading=error is None):
