@@ -109,8 +109,8 @@ class EncoderConfig(Checked):
     num_heads: int
     hooks: tuple[int, ...]  # 0-based blocks whose tokens go to the decoder, shallow to deep; four with `stem_hooks`
     patch_size: int = 16
-    stem: str = "patch"  # the patch embedding: one convolution, or "convolutions": four, each halving (Xiao et al. 2021)
-    stem_hooks: tuple[int, ...] = ()  # 0-based convolutions of the stem whose maps go to the decoder before the tokens (DPT-Hybrid)
+    stem: str = "patch"  # the patch embedding: one convolution; "convolutions": four, each halving (Xiao et al. 2021); or "resnetv2"
+    stem_hooks: tuple[int, ...] = ()  # 0-based convolutions or stages of the stem whose maps go to the decoder before the tokens
     pos_grid: tuple[int, int] = (24, 24)  # rows and columns of patches the positional embedding is stored for
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
@@ -128,6 +128,10 @@ class EncoderConfig(Checked):
     registers: int = 0  # tokens between the class token and the patches, which no decoder reads (DINOv2 with registers)
     pos_antialias: bool = False  # of the resize of the positional embedding
     mlp: str = "mlp"  # "mlp", or "swiglu", whose activation is SiLU (DINOv2 g)
+    stem_width: int = 64  # "resnetv2": channels of its first convolution; its stages have 4, 8 and 16 times as many
+    stem_depths: tuple[int, int, int] = (3, 4, 9)  # "resnetv2": blocks of each stage
+    stem_groups: int = 32  # "resnetv2": of its group norms
+    stem_eps_on: str = "deviation"  # "resnetv2": its weights are divided by (deviation + 1e-5), or by the root of ("variance" + 1e-8)
     qkv_bias: bool = True  # of the queries, keys and values
     rope_theta: float = 100.0  # "dinov3": the base of the frequencies by which queries and keys are rotated
 
@@ -137,7 +141,7 @@ class EncoderConfig(Checked):
         "num_heads": _WIDTH,
         "hooks": _tuple(_BLOCK, 0, 4),
         "patch_size": _SIDE,
-        "stem": _one_of("patch", "convolutions"),
+        "stem": _one_of("patch", "convolutions", "resnetv2"),
         "stem_hooks": _tuple(_whole(0, 3), 0, 4),
         "pos_grid": _tuple(_SIDE, 2),
         "mlp_ratio": _number("above 0, at most 64", lambda value: 0 < value <= 64),
@@ -154,9 +158,19 @@ class EncoderConfig(Checked):
         "registers": _whole(0, MAX_DEPTH),
         "pos_antialias": _TRUTH,
         "mlp": _one_of("mlp", "swiglu"),
+        "stem_width": _WIDTH,
+        "stem_depths": _tuple(_whole(1, 64), 3),
+        "stem_groups": _WIDTH,
+        "stem_eps_on": _one_of("deviation", "variance"),
         "qkv_bias": _TRUTH,
         "rope_theta": _number("above 1", lambda value: value > 1),
     }
+
+    @property
+    def stem_widths(self) -> tuple[int, ...]:
+        """Channels of the maps that `stem_hooks` counts."""
+        first, count = {"patch": (0, 0), "convolutions": (self.embed_dim // 8, 4), "resnetv2": (4 * self.stem_width, 3)}[self.stem]
+        return tuple(first << index for index in range(count))
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         hooks, stem = self.hooks, self.stem_hooks
@@ -165,15 +179,17 @@ class EncoderConfig(Checked):
         yield not _increasing(hooks), f"hooks={hooks}: they must increase"
         yield bool(hooks) and hooks[-1] >= self.depth, f"hooks={hooks}: they must be below depth={self.depth}"
         yield not _increasing(stem), f"stem_hooks={stem}: they must increase"
-        yield bool(stem) and self.stem != "convolutions", f'stem_hooks={stem}: only stem="convolutions" has maps to hook'
-        halved = self.stem == "convolutions"
-        yield halved and self.patch_size != 16, f'patch_size={self.patch_size}: stem="convolutions" halves four times, for 16'
-        yield halved and self.embed_dim % 8 != 0, f'embed_dim={self.embed_dim}: stem="convolutions" begins with an eighth of it'
+        maps = len(self.stem_widths)
+        yield bool(stem) and stem[-1] >= maps, f'stem_hooks={stem}: stem="{self.stem}" has {maps or "no"} maps to hook'
+        halved = self.stem != "patch"
+        yield halved and self.patch_size != 16, f'patch_size={self.patch_size}: stem="{self.stem}" halves four times, for 16'
+        eighth = self.stem == "convolutions" and self.embed_dim % 8 != 0
+        yield eighth, f'embed_dim={self.embed_dim}: stem="convolutions" begins with an eighth of it'
+        grouped = self.stem == "resnetv2" and self.stem_width % self.stem_groups != 0
+        yield grouped, f"stem_width={self.stem_width}: it must be a multiple of stem_groups={self.stem_groups}"
         size, rotary = self.embed_dim // self.num_heads, self.kind == "dinov3"
-        yield (
-            rotary and size % 4 != 0,
-            f"embed_dim={self.embed_dim}: heads of {size} channels cannot be rotated, that takes a multiple of 4",
-        )
+        unturned = rotary and size % 4 != 0
+        yield unturned, f"embed_dim={self.embed_dim}: heads of {size} channels cannot be rotated, that takes a multiple of 4"
         yield rotary and self.stem != "patch", f'stem={self.stem!r}: kind="dinov3" has patches alone'
         yield self.mlp_ratio * self.embed_dim < 1, f"mlp_ratio={self.mlp_ratio}: it leaves no channel of embed_dim={self.embed_dim}"
 
@@ -190,6 +206,7 @@ class DecoderConfig(Checked):
     match_size: bool = False  # upsample to the next level's size (Depth Anything) instead of by two
     dead_unit: bool = False  # the deepest block carries a first unit that is never run (kept for a round trip)
     unit_bias: bool | None = None  # of the residual units' convolutions; None: where there is no batch norm
+    float32: bool = False  # decoder and head stay in float32, whatever the encoder's dtype or autocast's (Depth Anything 3)
     token_norm: bool = False  # a batch norm of the tokens' maps, before their projections (DINOv3's 7B)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
@@ -201,6 +218,7 @@ class DecoderConfig(Checked):
         "match_size": _TRUTH,
         "dead_unit": _TRUTH,
         "unit_bias": _or_none(_TRUTH),
+        "float32": _TRUTH,
         "token_norm": _TRUTH,
     }
 
@@ -215,7 +233,7 @@ class HeadConfig(Checked):
     hidden: int = 32  # depth: channels before the last 1x1 convolution
     activation: str = "relu"  # depth: "relu", "sigmoid" times max_depth, "exp" or "linear"
     max_depth: float = 1.0
-    inverse: bool = True  # depth: the output is inverse depth up to scale and shift, and not metres
+    inverse: bool = True  # depth: the output is inverse depth up to scale and shift, and not metres (or `relative` depth)
     dropout: float = 0.1
     auxiliary: bool = False  # segmentation: a second classifier on the map one level deeper, for training
     align_corners: bool = True  # of the last upsampling
@@ -224,6 +242,9 @@ class HeadConfig(Checked):
     reciprocal: tuple[float, float] | None = None  # depth: scale, shift: then 1 / (scale * x + shift), the sum at least 1e-8
     bounds: tuple[float, float] | None = None  # depth: what it is clamped to, at last
     depth_scale: float = 1000.0  # units of a metre in files of 16 bits
+    relative: bool = False  # depth: known up to scale and shift, and not in metres, though it is not inverse
+    sky: bool = False  # depth: a second branch finds the sky, which is put as far as the rest of the picture goes
+    focal: float | None = None  # depth: metres are the output times the focal length, in pixels of the network's input, over this
     bins: int = 0  # depth: channels of the last layer, each the weight of one depth, of which the mean is taken; 0: one, which is depth
     bin_range: tuple[float, float] = (0.001, 10.0)  # metres: the first and the last of the bins' depths
     bin_spacing: str = "linear"  # between them: "linear", or "mixed_log": from even ratios, near, to even steps, far (CHMv2)
@@ -248,6 +269,9 @@ class HeadConfig(Checked):
         "reciprocal": _or_none(_tuple(_FINITE, 2)),
         "bounds": _or_none(_tuple(_FINITE, 2)),
         "depth_scale": _POSITIVE,
+        "relative": _TRUTH,
+        "sky": _TRUTH,
+        "focal": _or_none(_POSITIVE),
         "bins": _whole(0, MAX_WIDTH),
         "bin_range": _tuple(_POSITIVE, 2),
         "bin_spacing": _one_of(*BIN_SPACINGS),
@@ -257,6 +281,11 @@ class HeadConfig(Checked):
         "upsample": _or_none(_whole(1, 16)),
     }
 
+    @property
+    def metric(self) -> bool:
+        """Whether it predicts metres, and nothing that is known up to scale and shift."""
+        return self.task == "depth" and not self.inverse and not self.relative
+
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         segmentation, classes, colours = self.task == "segmentation", len(self.classes), len(self.palette)
         yield classes != colours, f"palette of {colours} colours: it must have one for each of the {classes} classes"
@@ -264,6 +293,11 @@ class HeadConfig(Checked):
         convolutions = self.kind == "convolutions"
         yield self.auxiliary and not (segmentation and convolutions), "auxiliary=True: only segmentation by convolutions has that head"
         yield self.task == "normals" and convolutions, "task='normals': only kind=\"linear\" gives them"
+        for name in ("relative", "sky", "focal"):
+            value = getattr(self, name)
+            yield bool(value) and (self.task != "depth" or self.inverse), f"{name}={value}: only depth that is not inverse has it"
+        yield self.sky and not convolutions, 'sky=True: only kind="convolutions" has that branch'
+        yield self.relative and self.focal is not None, f"focal={self.focal}: it makes metres, and relative=True says there are none"
         yield self.bounds is not None and self.bounds[0] >= self.bounds[1], f"bounds={self.bounds}: the first must be below the second"
         near, far = self.bin_range
         yield near >= far, f"bin_range={self.bin_range}: the first must be below the second"
@@ -278,10 +312,10 @@ class InputConfig(Checked):
     mean: tuple[float, float, float]  # on RGB in 0..1
     std: tuple[float, float, float]
     size: tuple[int, int]  # height, width that `rule` aims at
-    rule: str = "minimal"  # see `dpt.inference.images.network_size`
+    rule: str = "minimal"  # see `dpt.inference.resizing.network_size`
     multiple: int = 16
     pad: str = "none"  # how the multiple is reached: by resizing, or with zeros, see `dpt.inference.resizing.padded`
-    mode: str = "bicubic"  # of the resize on the way in
+    mode: str = "bicubic"  # of the resize on the way in; "area_cubic" is OpenCV's of 8 bits, INTER_AREA down and INTER_CUBIC up
     antialias: bool = False  # average over the pixels that a smaller map leaves out; every upstream but ours does not
     output_mode: str = "bicubic"  # of the resize on the way out
     output_align_corners: bool = False
@@ -291,15 +325,18 @@ class InputConfig(Checked):
         "mean": _tuple(_FINITE, 3),
         "std": _tuple(_POSITIVE, 3),
         "size": _tuple(_whole(1, MAX_WIDTH), 2),
-        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "square", "none"),
+        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "square", "none"),
         "multiple": _SIDE,
         "pad": _one_of("none", "corner", "centre"),
-        "mode": _RESIZE,
+        "mode": _one_of("bilinear", "bicubic", "area_cubic"),
         "antialias": _TRUTH,
         "output_mode": _RESIZE,
         "output_align_corners": _TRUTH,
         "grey_levels": _TRUTH,
     }
+
+    def _conflicts(self) -> Iterable[tuple[bool, str]]:
+        yield self.antialias and self.mode == "area_cubic", f"antialias=True: mode={self.mode} averages by itself"
 
 
 OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
@@ -320,8 +357,8 @@ class TaskConfig(Checked):
 class DPTConfig(Checked):
     """One named model.
 
-    `source` is where `weights="pretrained"` comes from: a file name inside the package, or an address; a file whose name there ends in the
-    first hex digits of its SHA-256 is checked. `licence` is that of the weights.
+    `source` is where `weights="pretrained"` comes from: a file name inside the package, an address, or two, of a backbone and a head; a
+    file whose name there ends in the first hex digits of its SHA-256 is checked. `licence` is that of the weights.
     """
 
     name: str
@@ -329,20 +366,22 @@ class DPTConfig(Checked):
     decoder: DecoderConfig
     head: HeadConfig
     input: InputConfig
-    source: str | None = None
+    source: str | tuple[str, ...] | None = None
     licence: str = "Apache-2.0"
     further: tuple[TaskConfig, ...] = ()  # more tasks on the same encoder, each another than the first and the others
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "name": _NAME,  # it becomes part of files' names
         **{name: _instance(section) for name, section in SECTIONS.items()},
-        "source": Rule("text or None", lambda value: value is None or type(value) is str),
+        "source": Rule("text, two of it, or None", lambda value: value is None or type(value) is str or _tuple(_TEXT, 2).holds(value)),
         "licence": _TEXT,
         "further": _tuple(_instance(TaskConfig), 0, len(TASKS) - 1),
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         tasks = [head.task for head in self.heads]
+        float32 = {self.decoder.float32, *(task.decoder.float32 for task in self.further)}
+        yield len(float32) > 1, "further: float32 is of all decoders, or of none"
         yield len(set(tasks)) < len(tasks), f"further: the tasks are {', '.join(tasks)}, of which each must be another"
 
     @property
@@ -353,7 +392,14 @@ class DPTConfig(Checked):
     @property
     def carried(self) -> bool:
         """Whether the package holds the pretrained weights; all others are downloads."""
-        return self.source is not None and "://" not in self.source
+        return isinstance(self.source, str) and "://" not in self.source
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the files that are downloaded: none, one, or a backbone's and a head's."""
+        if self.source is None or self.carried:
+            return ()
+        return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def restricted(self) -> bool:
@@ -379,11 +425,11 @@ def config_from(values: Any) -> DPTConfig:
             given[name] = _section(name, given[name])
     if "further" in given:
         given["further"] = tuple(_task(index, values) for index, values in enumerate(_list(given["further"], "further")))
-    config: DPTConfig = _made(DPTConfig, given, "")
+    config: DPTConfig = _made(DPTConfig, {name: _tuples(value) for name, value in given.items()}, "")
     # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
     encoder, channels = config.encoder, config.decoder.neck_channels
     for level, index in enumerate(encoder.stem_hooks):
-        width = encoder.embed_dim >> (3 - index)
+        width = encoder.stem_widths[index]
         if channels[level] != width:
             raise ValueError(f"DecoderConfig.neck_channels={channels}: level {level} is a map of the stem, which has {width} channels")
     return config

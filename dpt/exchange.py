@@ -20,7 +20,7 @@ from .config import DPTConfig
 from .factory import config_in
 from .model import DPT
 from .system.disk import write_whole
-from .zoo import LAYOUTS, carried, configs_in, mmsegmentation
+from .zoo import FAMILIES, LAYOUTS, carried, configs_in, mmsegmentation
 from .zoo.stated import Document
 
 UNUSED = "unused."  # before what the network never reads, in files of ours; then the format that it is of
@@ -29,13 +29,16 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 # Fields of a configuration that say how large a model is. The others say what is computed, and a layout's code computes nothing but what
 # the named models of its families do.
 SIZES = {
-    "encoder": {"embed_dim", "depth", "num_heads", "hooks", "pos_grid", "mlp_ratio", "attention"},
+    "encoder": {
+        *("embed_dim", "depth", "num_heads", "hooks", "pos_grid", "mlp_ratio", "attention"),
+        *("stem_width", "stem_depths", "stem_groups"),
+    },
     "decoder": {"neck_channels", "features"},
     "head": {"classes", "palette", "hidden", "max_depth", "dropout", "auxiliary", "depth_scale"},
 }
 
 
-def convert(source: str | Path, target: str | Path, to: str, name: str | DPTConfig | None = None) -> list[str]:
+def convert(source: checkpoints.Source, target: str | Path, to: str, name: str | DPTConfig | None = None) -> list[str]:
     """Write a checkpoint in another layout; whole or not at all.
 
     Args:
@@ -71,7 +74,7 @@ def convert(source: str | Path, target: str | Path, to: str, name: str | DPTConf
     return notes
 
 
-def vit2mmseg(source: str | Path, target: str | Path) -> list[str]:
+def vit2mmseg(source: checkpoints.Source, target: str | Path) -> list[str]:
     """Write a ViT of timm (or JAX' by timm, or DeiT) as mmsegmentation's backbone, key for key as its `vit2mmseg.py` does.
 
     The classifier is left out, and what has no other name is kept under its own. A target .safetensors holds the tensors, one of
@@ -162,12 +165,14 @@ def _check_computed(config: DPTConfig, layout: Layout) -> None:
     if layout is carried.LAYOUT:
         return
     named = [layout.as_run(other) for other in configs_in(layout) if other.head.task == config.head.task]
+    siblings = [other for family in FAMILIES if layout in family.LAYOUTS for other in family.LAYOUTS]
     for section, sizes in SIZES.items():
         ours = getattr(config, section)
+        differing = {name for other in siblings for name in other.differs.get(section, ())}
         for field in fields(ours):
             values = {getattr(getattr(other, section), field.name) for other in named}
             value = getattr(ours, field.name)
-            if field.name in sizes | set(layout.differs.get(section, ())) or value in values:
+            if field.name in sizes | differing or value in values:
                 continue
             raise CheckpointError(f"its code computes {section}.{field.name}={' or '.join(map(repr, values)) or 'nothing'}, not {value!r}")
 

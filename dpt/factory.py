@@ -24,7 +24,7 @@ DEFAULT = "dpt-base-ade20k"
 def build(
     name: str | DPTConfig = DEFAULT,
     *,
-    weights: str | Path | None = None,
+    weights: checkpoints.Source | None = None,
     fast: bool = False,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -55,7 +55,8 @@ def build(
         check_attention(attention)
         config = config.with_("encoder", attention=attention)
     if weights is None:
-        model = DPT(config).to(device=device, dtype=dtype)
+        model = DPT(config).to(device=device)
+        model.cast(dtype)
     else:
         checkpoint = checkpoints.find(_pretrained(config, accept_license) if weights == "pretrained" else weights)
         model = _assembled(config, checkpoint, checkpoints.layout_of(checkpoint.state, checkpoint.path), device, dtype)
@@ -63,7 +64,7 @@ def build(
 
 
 def load(
-    path: str | Path | Checkpoint,
+    path: checkpoints.Source | Checkpoint,
     name: str | DPTConfig | None = None,
     *,
     fast: bool = False,
@@ -77,7 +78,8 @@ def load(
         path: a file of PyTorch (any zip or legacy one; what is not a tensor is passed over and never run) or of safetensors, or the
             address of one, in wrappers such as "state_dict" and with prefixes such as "module."; a folder of transformers, or the index of
             its shards; or, where nothing here has that name, a model on transformers' hub ("Intel/dpt-large"), through huggingface_hub's
-            cache, which is asked first; or what `dpt.checkpoints.find` made of one of these.
+            cache, which is asked first; or a list of these, which hold one model together, such as a backbone and a head; or what
+            `dpt.checkpoints.find` made of them.
         name: a named model or a `DPTConfig`, where the file does not settle the architecture; the error says so. It goes before what the
             file says. Without it a file of ours says all, and transformers' config.json beside the weights is obeyed or refused.
 
@@ -114,8 +116,9 @@ def _assembled(
             raise CheckpointError(f"{path} ({layout.name} layout): the model has {depth} blocks, but {key} is not in the file")
     with torch.device("meta"):
         model = DPT(config)
+        model.cast(dtype)
     device = torch.get_default_device() if device is None else device
-    state = checkpoints.convert(checkpoint.state, layout, model.state_dict(), path, device=device, dtype=dtype)
+    state = checkpoints.convert(checkpoint.state, layout, model.state_dict(), path, device=device)
     model.load_state_dict(state, assign=True)
     return model
 
@@ -129,19 +132,20 @@ def _finished(model: DPT, fast: bool) -> DPT:
     return model
 
 
-def _pretrained(config: DPTConfig, accept_license: bool) -> Path:
-    """The file `weights="pretrained"` stands for."""
+def _pretrained(config: DPTConfig, accept_license: bool) -> checkpoints.Source:
+    """The file or files that `weights="pretrained"` stands for."""
     if config.source is None:
         raise ValueError(f"{config.name} has no pretrained weights: give weights= a path")
-    if config.carried:
-        return Path(__file__).parent / config.source
+    if not config.addresses:
+        return Path(__file__).parent / str(config.source)
+    source = " and ".join(config.addresses)
     if config.restricted and not accept_license:
         raise ValueError(
-            f"the weights of {config.name} are under {config.licence}, which does not allow every use ({config.source}): read it, and say "
+            f"the weights of {config.name} are under {config.licence}, which does not allow every use ({source}): read it, and say "
             "accept_license=True (--accept-license)"
         )
-    print(f"{config.name}: weights from {config.source}, licence {config.licence}", file=sys.stderr)
-    return checkpoints.fetched(config.source)
+    print(f"{config.name}: weights from {source}, licence {config.licence}", file=sys.stderr)
+    return [checkpoints.fetched(address) for address in config.addresses]
 
 
 def _as_in_file(config: DPTConfig, state: State, layout: Layout) -> DPTConfig:

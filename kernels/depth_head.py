@@ -1,12 +1,12 @@
-"""The depth head after its first convolution: bilinear resize, 3x3 convolution, ReLU, 1x1 convolution to one channel, ReLU or sigmoid.
+"""The depth head after its first convolution: bilinear resize, 3x3 convolution, ReLU, 1x1 convolution to one channel, activation.
 
     u = resize(x), align_corners=True                                     (B, C, H', W'), never written
     y = act(w2 . relu(conv3x3(u, w1) + b1) + b2)                          (B, H', W')
 
-x (B, C, H, W) channels_last, w1 (F, C, 3, 3), w2 (1, F, 1, 1); act is ReLU, or max_depth * sigmoid (metric models). Resize and
-convolution are linear, so a tap's product with w1 is taken at the pixels of x, before the resize: for x2 that is a quarter of the
-convolution's work, and no channel is interpolated nine times. One program makes a strip of BLOCK_H rows and up to BLOCK_W columns of y.
-It walks down the rows of x, and for each row of x and each of the nine taps computes
+x (B, C, H, W) channels_last, w1 (F, C, 3, 3), w2 (1, F, 1, 1); act is ReLU, max_depth * sigmoid (metric models), or nothing, for what
+PyTorch computes afterwards (exp). Resize and convolution are linear, so a tap's product with w1 is taken at the pixels of x, before the
+resize: for x2 that is a quarter of the convolution's work, and no channel is interpolated nine times. One program makes a strip of BLOCK_H
+rows and up to BLOCK_W columns of y. It walks down the rows of x, and for each row of x and each of the nine taps computes
 
     z = x_row w1_tap^T          (SOURCE_W, C) x (C, F):           the product, at the pixels of x
     t += p_dx z                 (BLOCK_W, SOURCE_W) x (SOURCE_W, F): resized along the row, moved by dx; p_dx holds the weights
@@ -43,7 +43,7 @@ from .parts.conv3x3 import input_precision
 from .parts.maps import channels_last, empty_channels_last
 from .upsample import upsample_backward, upsample_bilinear
 
-ACTIVATIONS = ("relu", "sigmoid")
+ACTIVATIONS = ("relu", "sigmoid", "linear")
 HIDDEN_CHANNELS = (16, 32)
 
 
@@ -60,7 +60,7 @@ def depth_head_ref(
     """The head in plain PyTorch. Same arguments and result as :func:`depth_head`."""
     upsampled = F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
     y = F.conv2d(F.conv2d(upsampled, w1, b1, padding=1).relu_(), w2, b2)[:, 0]
-    return F.relu(y) if activation == "relu" else y.sigmoid() * max_depth
+    return {"relu": F.relu, "sigmoid": lambda y: y.sigmoid() * max_depth, "linear": lambda y: y}[activation](y)
 
 
 @triton.jit(do_not_specialize=["source_width", "target_width", "step"])
@@ -166,7 +166,7 @@ def _no_shares(grad_ptr, HIDDEN: tl.constexpr, BLOCK_W: tl.constexpr):
 
 @triton.jit
 def _finish_row(
-    convolved, row, strip, head, results, shares, height, width, HIDDEN: tl.constexpr, SIGMOID: tl.constexpr, BLOCK_H: tl.constexpr,
+    convolved, row, strip, head, results, shares, height, width, HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Store a row of y; or, given its gradient, that of the hidden map, and add to those of w2 and b2. Nothing for rows of other strips."""
     image, _, first_row, column, inside = strip
@@ -180,14 +180,17 @@ def _finish_row(
     y = tl.sum(hidden * w2, axis=1) + tl.load(b2_ptr).to(tl.float32)
     position = (image * height + row) * width + column
     if grad_ptr is None:
-        y = max_depth * tl.sigmoid(y) if SIGMOID else relu(y)
+        if ACTIVATION == "sigmoid":
+            y = max_depth * tl.sigmoid(y)
+        elif ACTIVATION == "relu":
+            y = relu(y)
         tl.store(out_ptr + position, y.to(out_ptr.dtype.element_ty), mask=inside)
     else:
         grad = tl.load(grad_ptr + position, mask=inside, other=0.0).to(tl.float32)
-        if SIGMOID:
+        if ACTIVATION == "sigmoid":
             share = tl.sigmoid(y)
             grad = grad * max_depth * share * (1 - share)
-        else:
+        elif ACTIVATION == "relu":
             grad = tl.where(y > 0, grad, 0.0)
         grad_hidden = tl.where(hidden > 0, grad[:, None] * w2, 0.0)
         tl.store(out_ptr + position[:, None] * HIDDEN + channel[None, :], grad_hidden.to(out_ptr.dtype.element_ty), mask=inside[:, None])
@@ -213,7 +216,7 @@ def _depth_head_kernel(
     taps,  # 3, the side of the convolution: not a constant, or the compiler unrolls the loop over it and runs out of registers
     CHANNELS: tl.constexpr,
     HIDDEN: tl.constexpr,
-    SIGMOID: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -253,7 +256,7 @@ def _depth_head_kernel(
             rest = tl.where(row < target_height, 1 - weight, 0.0)
             # Row `row` of the resized map is what tap `below` of the row above it sees, and tap `above` of the row below it.
             seen = previous + rest * below + weight * next_below
-            shares = _finish_row(seen, row - 1, strip, head, results, shares, target_height, target_width, HIDDEN, SIGMOID, BLOCK_H)
+            shares = _finish_row(seen, row - 1, strip, head, results, shares, target_height, target_width, HIDDEN, ACTIVATION, BLOCK_H)
             previous = current + rest * centre + weight * next_centre
             current = rest * above + weight * next_above
         above, centre, below = next_above, next_centre, next_below
@@ -279,7 +282,7 @@ def _depth_head_epilogue(
     height,
     width,
     HIDDEN: tl.constexpr,
-    SIGMOID: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
@@ -291,7 +294,7 @@ def _depth_head_epilogue(
     for row in range(first_row, tl.minimum(first_row + BLOCK_H, height)):
         position = (image * height + row) * width + column
         convolved = tl.load(conv_ptr + position[:, None] * HIDDEN + channel[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-        shares = _finish_row(convolved, row, strip, head, results, shares, height, width, HIDDEN, SIGMOID, BLOCK_H)
+        shares = _finish_row(convolved, row, strip, head, results, shares, height, width, HIDDEN, ACTIVATION, BLOCK_H)
     _store_shares(results, shares, HIDDEN)
 
 
@@ -302,7 +305,7 @@ def _columns_per_program(source_width: int, target_width: int, block: int, sourc
     return min(block, (source_block - 2) * (target_width - 1) // (source_width - 1) - 1)
 
 
-def _launch(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _launch(x, w1, b1, w2, b2, size, activation, max_depth, grad, precision=None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y and None; or, given its gradient, that of the hidden map and the (programs, F + 1) shares of those of w2 and b2."""
     x, w1 = channels_last(x), channels_last(w1)
     b1, w2, b2 = b1.contiguous(), w2.contiguous(), b2.contiguous()
@@ -319,7 +322,7 @@ def _launch(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision=None) -
     columns = triton.cdiv(width, step)
     programs = batch * triton.cdiv(height, options["BLOCK_H"]) * columns
     partial = torch.empty((programs, hidden + 1), dtype=torch.float32, device=x.device) if backward else None
-    head, constants = (b1, w2, b2, max_depth), {"HIDDEN": hidden, "SIGMOID": sigmoid, **options}
+    head, constants = (b1, w2, b2, max_depth), {"HIDDEN": hidden, "ACTIVATION": activation, **options}
     if cudnn:
         convolved = channels_last(F.conv2d(upsample_bilinear(x, size, True), w1, padding=1))
         out = convolved if backward else torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
@@ -341,10 +344,10 @@ def _weight_matrix(w1: torch.Tensor) -> torch.Tensor:
     return w1.permute(2, 3, 0, 1).reshape(-1, w1.shape[1])
 
 
-def _backward(grad, x, w1, b1, w2, b2, sigmoid, max_depth) -> tuple[torch.Tensor, ...]:
+def _backward(grad, x, w1, b1, w2, b2, activation, max_depth) -> tuple[torch.Tensor, ...]:
     x = channels_last(x)
     hidden, channels = w1.shape[:2]
-    grad_hidden, partial = _launch(x, w1, b1, w2, b2, grad.shape[1:], sigmoid, max_depth, grad.contiguous())
+    grad_hidden, partial = _launch(x, w1, b1, w2, b2, grad.shape[1:], activation, max_depth, grad.contiguous())
     grad_w2, grad_b2 = partial[:, :-1].sum(0).view(w2.shape), partial[:, -1:].sum(0)
     taps = upsample_backward(grad_hidden, x.shape[2:], True, taps=3).permute(0, 2, 3, 1).reshape(-1, 9 * hidden)  # (B*H*W, 9*F)
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
@@ -363,14 +366,14 @@ def _depth_head(
     b2: torch.Tensor,
     height: int,
     width: int,
-    sigmoid: bool,
+    activation: str,
     max_depth: float,
 ) -> torch.Tensor:
-    return _launch(x, w1, b1, w2, b2, (height, width), sigmoid, max_depth, None)[0]
+    return _launch(x, w1, b1, w2, b2, (height, width), activation, max_depth, None)[0]
 
 
 @_depth_head.register_fake
-def _(x, w1, b1, w2, b2, height, width, sigmoid, max_depth):
+def _(x, w1, b1, w2, b2, height, width, activation, max_depth):
     return x.new_empty((x.shape[0], height, width))
 
 
@@ -382,25 +385,25 @@ def _depth_head_backward(
     b1: torch.Tensor,
     w2: torch.Tensor,
     b2: torch.Tensor,
-    sigmoid: bool,
+    activation: str,
     max_depth: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _backward(grad, x, w1, b1, w2, b2, sigmoid, max_depth)
+    return _backward(grad, x, w1, b1, w2, b2, activation, max_depth)
 
 
 @_depth_head_backward.register_fake
-def _(grad, x, w1, b1, w2, b2, sigmoid, max_depth):
+def _(grad, x, w1, b1, w2, b2, activation, max_depth):
     parameters = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (w1, b1, w2, b2))
     return empty_channels_last(x, *x.shape[1:]), *parameters
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, _, _, ctx.sigmoid, ctx.max_depth = inputs
+    *tensors, _, _, ctx.activation, ctx.max_depth = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx, grad):
-    return *_depth_head_backward(grad, *ctx.saved_tensors, ctx.sigmoid, ctx.max_depth), None, None, None, None
+    return *_depth_head_backward(grad, *ctx.saved_tensors, ctx.activation, ctx.max_depth), None, None, None, None
 
 
 _depth_head.register_autograd(_differentiate, setup_context=_save)
@@ -436,7 +439,7 @@ def depth_head(
         x: (B, C, H, W), float32, float16 or bfloat16. Channels-last is read as it is; another layout is copied once.
         w1, b1: (F, C, 3, 3) and (F,), F 16 or 32; w2, b2: (1, F, 1, 1) and (1,). In x's dtype.
         size: (H', W'). Where a side is smaller than x's, x is first resized, in memory: the head then runs on the smaller map.
-        activation: "relu", or "sigmoid", which is multiplied by ``max_depth`` (metres, as the model was trained).
+        activation: "relu"; "sigmoid", which is multiplied by ``max_depth`` (metres, as the model was trained); or "linear", which is none.
 
     Under autocast x and the parameters are taken in autocast's dtype. Accumulation in float32; float32 products in TF32 where PyTorch's
     switch for convolutions says so (its default). NaN or infinity in ``x`` reaches the pixels that see it, and may reach their whole
@@ -460,4 +463,4 @@ def depth_head(
         return depth_head_ref(x, w1, b1, w2, b2, (height, width), activation, max_depth)
     if height < x.shape[2] or width < x.shape[3]:
         x = upsample_bilinear(x, (height, width), True)
-    return _depth_head(x, w1, b1, w2, b2, height, width, activation == "sigmoid", float(max_depth))
+    return _depth_head(x, w1, b1, w2, b2, height, width, activation, float(max_depth))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -155,11 +156,36 @@ def calls(config: DPTConfig, runs: Iterable[Run], on: Iterable[tuple[int, tuple[
     return found
 
 
+# Fields that decide nothing about launches: numbers that they are given, and what PyTorch computes, before, between and behind them.
+NO_LAUNCH = {
+    "encoder": ("norm_eps", "final_norm_eps", "pos_grid", "pos_mode", "pos_offset", "pos_by_count", "pos_antialias"),
+    "decoder": ("dead_unit",),
+    "head": ("classes", "palette", "max_depth", "inverse", "dropout", "offset", "reciprocal", "bounds", "depth_scale", "relative", "focal"),
+    "input": ("mean", "std", "rule", "pad", "mode", "antialias", "grey_levels"),
+}
+LABELS = ("output_mode", "output_align_corners")  # of the input's fields, those that decide how labels are
+
+
+def launching(configs: Iterable[DPTConfig]) -> list[DPTConfig]:
+    """The models of which no earlier one launches the same: most of a family differ in weights and preparation alone."""
+    found: dict[str, DPTConfig] = {}
+    for config in configs:
+        sections = {name: asdict(getattr(shortened(config), name)) for name in NO_LAUNCH}
+        for name, fields in NO_LAUNCH.items():
+            for field in fields:
+                del sections[name][field]
+        if config.head.task != "segmentation":
+            for field in LABELS:
+                del sections["input"][field]
+        found.setdefault(json.dumps([sections, len(config.head.classes)], sort_keys=True), config)
+    return list(found.values())
+
+
 @functools.cache
 def named_calls() -> dict[Call, str]:
     """Those of all named models."""
     found: dict[Call, str] = {}
-    for config in CONFIGS.values():
+    for config in launching(CONFIGS.values()):
         for backward, batches in ((False, (1, 16)), (True, (2,))):
             runs = [how for how in RUNS if how.backward == backward]
             made = calls(shortened(config), runs, inputs(config, batches))

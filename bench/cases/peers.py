@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 import types
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpt import DPT, CheckpointError
+from dpt import DPT, CheckpointError, checkpoints
 from dpt.checkpoints import Layout
-from dpt.zoo import mmsegmentation, transformers_dpt
+from dpt.zoo import LAYOUTS, mmsegmentation
 
 from ..harness.runner import Unavailable
 
@@ -29,17 +30,11 @@ def installed(package: str) -> None:
 
 def their_state(model: DPT, layout: Layout) -> dict[str, Tensor]:
     """Our state under another layout's keys, sharing memory; Unavailable if the model has a part that the layout has not."""
-    if model.config.encoder.stem != "patch":
-        raise Unavailable(f"{layout.name}'s DPT has no convolutional stem")
-    state: dict[str, Tensor] = {}
+    state = {key: value.detach() for key, value in model.state_dict(keep_vars=True).items()}
     try:
-        for key, value in model.state_dict(keep_vars=True).items():
-            names = layout.source(key)
-            parts = value.detach().chunk(len(names)) if len(names) > 1 else (value.detach(),)
-            state.update(zip(names, parts, strict=True))
+        return checkpoints.reverted(state, layout, model.config.encoder.embed_dim)
     except CheckpointError as error:
         raise Unavailable(str(error)) from error
-    return state
 
 
 class _Output(nn.Module):
@@ -54,7 +49,7 @@ class _Output(nn.Module):
 
 
 def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
-    """transformers' DPT with our parameters, which it shares, for square pictures of one size: the only ones it takes.
+    """transformers' model with our parameters, for square pictures of one size: the only ones that all its classes take.
 
     The positional embedding is given to it as our model resizes it for that size.
     """
@@ -63,62 +58,46 @@ def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
         raise Unavailable(f"transformers' DPT takes square pictures only, this is {size[0]}x{size[1]}")
     import transformers
 
-    state = their_state(model, transformers_dpt.LAYOUT)
-    patch = model.config.encoder.patch_size
-    with torch.no_grad():
-        state[transformers_dpt.LAYOUT.source("encoder.pos_embed")[0]] = model.encoder.position(
-            (size[0] // patch, size[1] // patch)
-        ).detach()
+    layout, fields = _as_transformers_has_it(model, size[0])
+    state = their_state(model, layout)
+    if hasattr(model.encoder, "position"):
+        patch = model.config.encoder.patch_size
+        with torch.no_grad():
+            state[str(layout.source("encoder.pos_embed")[0])] = model.encoder.position((size[0] // patch, size[1] // patch)).detach()
+    kind = getattr(transformers, fields["architectures"][0])
+    theirs, found = kind.from_pretrained(  # which renames what its files name otherwise than its modules
+        None,
+        config=transformers.AutoConfig.for_model(**fields),
+        state_dict=state,
+        output_loading_info=True,
+        dtype=next(model.parameters()).dtype,
+    )
+    never_read = "neck.fusion_stage.layers.0.residual_layer1."
+    wrong = [key for key in found["missing_keys"] if not key.startswith(never_read)] + sorted(found["unexpected_keys"])
+    if wrong:
+        raise Unavailable(f"this version of transformers and the key table differ in {wrong[0]}")
     depth = model.config.head.task == "depth"
-    kind = transformers.DPTForDepthEstimation if depth else transformers.DPTForSemanticSegmentation
-    with torch.device("meta"):
-        theirs = kind(transformers.DPTConfig(**_transformers_config(model, size[0])))
-    theirs.load_state_dict(_complete(state, theirs), assign=True)
     if not depth:
         theirs.head.head[-1].align_corners = model.config.head.align_corners
-    return _Output(theirs, "predicted_depth" if depth else "logits").to(dtype=next(model.parameters()).dtype).eval()
+    return _Output(theirs, "predicted_depth" if depth else "logits").to(next(model.parameters())).eval()
 
 
-def _transformers_config(model: DPT, side: int) -> dict[str, Any]:
-    config = model.config
-    encoder, decoder = config.encoder, config.decoder
-    if decoder.match_size or encoder.final_norm != "none" or {encoder.activation, decoder.readout_activation} != {"gelu"}:
-        raise Unavailable("transformers has this model under another class, which the key table does not cover")
-    return {
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": encoder.depth,
-        "num_attention_heads": encoder.num_heads,
-        "intermediate_size": int(encoder.embed_dim * encoder.mlp_ratio),
-        "layer_norm_eps": encoder.norm_eps,
-        "image_size": side,
-        "patch_size": encoder.patch_size,
-        "backbone_out_indices": list(encoder.hooks),
-        "readout_type": decoder.readout,
-        "neck_hidden_sizes": list(decoder.neck_channels),
-        "fusion_hidden_size": decoder.features,
-        "use_batch_norm_in_fusion_residual": decoder.batch_norm,
-        "use_auxiliary_head": config.head.auxiliary,
-        "num_labels": max(1, len(config.head.classes)),
-    }
-
-
-def _complete(state: dict[str, Tensor], theirs: nn.Module) -> dict[str, Tensor]:
-    """The state with zeros for what they have and never read: the deepest block's first unit, and the norm behind the last block."""
-    never_read = ("neck.fusion_stage.layers.0.residual_layer1.", "dpt.layernorm.")
-    some = next(iter(state.values()))
-    complete = {}
-    for key, value in theirs.state_dict().items():
-        if key in state:
-            complete[key] = state[key]
-        elif key.startswith(never_read):
-            floating = some.dtype if value.is_floating_point() else value.dtype
-            complete[key] = torch.zeros(value.shape, dtype=floating, device=some.device)
-        else:
-            raise Unavailable(f"this version of transformers has a parameter {key} that the key table does not know")
-    left = state.keys() - complete.keys()
-    if left:
-        raise Unavailable(f"this version of transformers has no parameter {sorted(left)[0]}")
-    return complete
+def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, Any]]:
+    """The layout of transformers' that holds a model, and what config.json says of it, for pictures of one size and but for what is given
+    or set otherwise: the resize of the positional embedding, a unit that is never run, the corners of the last resize."""
+    config, patches = model.config, side // model.config.encoder.patch_size
+    given = {"pos_grid": (patches, patches), "pos_offset": 0.0, "pos_by_count": False}
+    reasons = []
+    for layout, mode in itertools.product((layout for layout in LAYOUTS if layout.stated), ("bilinear", "bicubic")):
+        asked = config.with_("encoder", **given, pos_mode=mode).with_("decoder", dead_unit=True).with_("head", align_corners=True)
+        try:
+            for key in model.state_dict():
+                layout.source(key)
+            assert layout.stated is not None
+            return layout, layout.stated.write(asked)[0]
+        except CheckpointError as error:
+            reasons.append(str(error))
+    raise Unavailable(f"transformers has no class with this model's parts: {reasons[-1]}")
 
 
 class _Logits(nn.Module):

@@ -29,11 +29,13 @@ def shrunk(
 ) -> DPTConfig:
     """The model with every part it had: few blocks of ``width`` and two heads, ``features`` in its decoder, ``grid`` x ``grid`` positions.
 
-    ``kind``: before its name. ``neck``: the channels of the four maps; by default as a hybrid's stem gives them, a quarter and half as wide
-    as the tokens, and then the decoder's. ``classes``: of a segmentation head. ``encoder``: its further changes.
+    ``kind``: before its name. ``neck``: the channels of the four maps; by default those of the stem's hooked maps, or else a quarter and
+    half of the tokens' width, and the decoder's. ``classes``: of a segmentation head. ``encoder``: its further changes.
     """
-    small = shortened(config).with_("encoder", **{"embed_dim": width, "num_heads": 2, "pos_grid": (grid, grid), **encoder})
-    channels = neck or (width // 4, width // 2, features, features)
+    sizes = {"embed_dim": width, "num_heads": 2, "pos_grid": (grid, grid), "stem_width": 8, "stem_depths": (1, 2, 1), "stem_groups": 4}
+    small = shortened(config).with_("encoder", **{**sizes, **encoder})
+    hooked = tuple(small.encoder.stem_widths[index] for index in small.encoder.stem_hooks)
+    channels = neck or hooked + (width // 4, width // 2, features, features)[len(hooked) :]
     names = tuple(f"class {index}" for index in range(classes))
 
     def task(decoder: DecoderConfig, head: HeadConfig) -> TaskConfig:

@@ -105,6 +105,8 @@ def read(path: str | Path) -> Checkpoint:
 
 def joined(parts: Sequence[Checkpoint]) -> Checkpoint:
     """What several files hold together, a backbone and a head, called as the last; CheckpointError for none, or a tensor in two of them."""
+    if len(parts) == 1:
+        return parts[0]
     path = Path(" and ".join(str(part.path) for part in parts))
     state: dict[str, Stored | Opaque] = {}
     if not parts:

@@ -44,11 +44,15 @@ def fetched(url: str) -> Path:
     if match is None:
         return downloads.fetch(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2].partition("?")[0])
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
     except ImportError as error:
         raise ImportError(f"{url}: files on the hub need the package huggingface_hub: pip install huggingface_hub") from error
+    repository, file, revision = match["repository"], match["file"], match["revision"]
+    cached = try_to_load_from_cache(repository, file, revision=revision)  # nothing is asked of the network then
+    if isinstance(cached, str):
+        return Path(cached)
     try:
-        return Path(hf_hub_download(match["repository"], match["file"], revision=match["revision"]))
+        return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # the package and its HTTP client raise errors of many families
         advice = "Get it by other means and give its path as the weights (--weights FILE)"
         raise downloads.DownloadError(f"{url} could not be downloaded: {_reason(error)}. {advice}") from error

@@ -110,6 +110,11 @@ def _batch_size(parser: Parser) -> None:
     parser.add_argument("--batch-size", type=_COUNT, default=1, metavar="N", help="pictures at a time (default: %(default)s)")
 
 
+def _focal(parser: Parser) -> None:
+    what = "focal length of all pictures, in their own pixels, for models that need it (default: what each picture's EXIF data say)"
+    parser.add_argument("--focal", type=_POSITIVE, metavar="PIXELS", help=what)
+
+
 def _reading(parser: Parser) -> None:
     """How data is to be read; `running.reading` takes them to `FolderDataset`."""
     stated = "default: what dataset.json says, or"
@@ -125,7 +130,8 @@ def predict(parser: Parser) -> None:
     """Depth and label maps of pictures, at each picture's own size.
 
     For a picture a.jpg the folder of --out gets, by each model's task,
-      a_MODEL.png          16-bit depth: inverse depth spread over 0..65535, or millimetres; or 8-bit class indices
+      a_MODEL.png          16-bit depth: inverse or relative depth spread over 0..65535, or millimetres (for more
+                           than 65 m 256ths of a metre, as KITTI has it); or 8-bit class indices
       a_MODEL.npy, .pfm    depth as float32, .pfm on request
       a_MODEL_color.jpg    the picture with the coloured depth beside it
       a_MODEL_overlay.jpg  the picture tinted by class, with a legend of the classes present
@@ -155,6 +161,7 @@ def predict(parser: Parser) -> None:
     what = "side of the windows (default: the shorter side of the model's input)"
     parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
     parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
+    _focal(parser)
     parser.add_argument("--pfm", action="store_true", help="write depth as .pfm too")
     parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
     _batch_size(parser)
@@ -193,7 +200,7 @@ def convert(parser: Parser) -> None:
         (lambda args: args.vit2mmseg and args.model is not None, "--vit2mmseg is of an encoder: it takes no --model"),
     ]
     what = "checkpoint file or folder, its address, or a model on transformers' hub such as Intel/dpt-large"
-    parser.add_argument("source", metavar="SRC", help=what)
+    parser.add_argument("source", nargs="+", metavar="SRC", help=what + "; or several that hold one model, a backbone and a head")
     parser.add_argument("target", type=Path, metavar="DST", help="what to write")
     parser.add_argument(
         "--to", choices=sorted({layout.format for layout in LAYOUTS}), help="the layout of DST (default: mmseg with --vit2mmseg)"
@@ -263,6 +270,7 @@ def evaluate(parser: Parser) -> None:
     what = "training folder, for the trivial predictors (default: they learn from --data)"
     parser.add_argument("--train-data", type=Path, metavar="DIR", help=what)
     _batch_size(parser)
+    _focal(parser)
     _reading(parser)
     _device(parser)
     _fast(parser)

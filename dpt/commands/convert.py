@@ -15,7 +15,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{args.target} exists; --overwrite replaces it")
     if not args.target.is_dir():
         must_be_replaceable(args.target)
-    notes = vit2mmseg(args.source, args.target) if args.vit2mmseg else convert(args.source, args.target, args.to, args.model)
+    source = args.source[0] if len(args.source) == 1 else args.source
+    notes = vit2mmseg(source, args.target) if args.vit2mmseg else convert(source, args.target, args.to, args.model)
     for note in notes:
         print(f"dpt convert: {printable(note)}", file=sys.stderr)
     print(printable(str(args.target)))

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     config, reading = model.config, running.reading(args)
     dataset = FolderDataset(args.data, config.head, **reading)
     train = FolderDataset(args.train_data, config.head, **reading) if args.train_data else None
-    figures = {config.name: evaluate(model, dataset, args.batch_size, args.max_depth)}
+    figures = {config.name: evaluate(model, dataset, args.batch_size, args.max_depth, focal=args.focal)}
     for name, predictor in trivial_predictors(dataset, train).items():
         figures[name] = evaluate(predictor, dataset, max_depth=args.max_depth, progress=False)
     for name, metrics in figures.items():

@@ -29,9 +29,10 @@ def run(args: argparse.Namespace) -> int:
 def describe(config: DPTConfig, parameters: int) -> str:
     """One line: name, task, what it predicts, parameters in millions, input size, weights."""
     head = config.head
-    what = f"{len(head.classes)} classes" if head.task == "segmentation" else "inverse depth" if head.inverse else "metres"
+    depth = "metres" if head.metric else "inverse depth" if head.inverse else "relative depth"
+    what = f"{len(head.classes)} classes" if head.task == "segmentation" else depth
     size = "x".join(map(str, config.input.size))
-    source = f"weights {config.source} ({config.licence})"
+    source = f"weights {' and '.join(config.addresses) or config.source} ({config.licence})"
     return f"{config.name:{_WIDTH}} {head.task:13} {what:14} {parameters / 1e6:6.1f} M  input {size:9} {source}"
 
 

@@ -78,7 +78,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _options(args: argparse.Namespace) -> Choices:
-    return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride")})
+    return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride", "focal")})
 
 
 def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally) -> None:

@@ -29,7 +29,7 @@ class DepthMetrics:
 
     A prediction of metres is taken as it is, between `MIN_DEPTH` and `max_depth`. Inverse depth is known up to scale and shift: both are
     fitted to the true inverse depth of each picture by least squares, as MiDaS evaluates, then inverted; what then lies beyond
-    `max_depth` metres, or is not positive, is set to `max_depth`.
+    `max_depth` metres, or is not positive, is set to `max_depth`. Depth that is known up to both, and not inverse, is fitted to the depth.
 
     A pixel of the sky is predicted far if it is farther than the median of the farthest tenth, as predicted, of its picture's other
     pixels whose depth is known. The share is of all pixels of all pictures that have both.
@@ -37,12 +37,13 @@ class DepthMetrics:
     Args:
         max_depth: metres; truth beyond it counts as unknown.
         inverse: the predictions are inverse depth up to scale and shift, and not metres.
+        relative: they are depth up to scale and shift.
     """
 
-    def __init__(self, max_depth: float, inverse: bool = True):
+    def __init__(self, max_depth: float, inverse: bool = True, relative: bool = False):
         if not max_depth > MIN_DEPTH:
             raise ValueError(f"max_depth={max_depth}: it must be above {MIN_DEPTH}, in metres")
-        self.max_depth, self.inverse = max_depth, inverse
+        self.max_depth, self.inverse, self.relative = max_depth, inverse, relative
         self.rows: list[tuple[float, float, float]] = []
         self.sky = torch.zeros(2, dtype=torch.int64)  # pixels: those predicted far enough, all
 
@@ -50,7 +51,8 @@ class DepthMetrics:
         """Add pictures: prediction (B, H, W), as `inverse` says; depth (B, H, W) in metres, 0 where unknown, infinite for the sky."""
         prediction, depth = prediction.double(), depth.double()
         mask = (depth > 0) & (depth <= self.max_depth)
-        estimates = self._aligned(prediction, depth, mask) if self.inverse else prediction.clamp(MIN_DEPTH, self.max_depth)
+        aligned = self.inverse or self.relative
+        estimates = self._aligned(prediction, depth, mask) if aligned else prediction.clamp(MIN_DEPTH, self.max_depth)
         for estimate, truth, valid in zip(estimates, depth, mask, strict=True):
             if valid.any():
                 estimate, truth = estimate[valid], truth[valid]
@@ -68,9 +70,10 @@ class DepthMetrics:
                 self.sky += torch.tensor([(sky < farthest).sum(), len(sky)])
 
     def _aligned(self, prediction: Tensor, depth: Tensor, mask: Tensor) -> Tensor:
-        inverse = torch.where(mask, 1 / depth, 0)
-        scale, shift = align_least_squares(prediction, inverse, mask)
-        return 1 / (scale[:, None, None] * prediction + shift[:, None, None]).clamp_min(1 / self.max_depth)
+        target = torch.where(mask, depth if self.relative else 1 / depth, 0)
+        scale, shift = (part[:, None, None] for part in align_least_squares(prediction, target, mask))
+        fitted = scale * prediction + shift
+        return fitted.clamp(MIN_DEPTH, self.max_depth) if self.relative else 1 / fitted.clamp_min(1 / self.max_depth)
 
     def compute(self) -> dict[str, float]:
         """{"absrel", "rmse" in metres, "delta1"}, and "sky" if any was seen; ValueError before any valid picture."""

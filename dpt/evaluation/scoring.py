@@ -43,14 +43,14 @@ def evaluate(
         dataset: made for the model's head, which says whether depth is metres or inverse depth.
         batch_size: pictures whose network sizes are equal run together, up to this many.
         max_depth: metres; what is farther counts as unknown. None is `dpt.evaluation.metrics.depth_limit`.
-        options: test-time augmentation and windows, those of `dpt.inference.prediction.predict`.
+        options: test-time augmentation, windows and the focal length, those of `dpt.inference.prediction.predict`.
 
     Raises:
         ValueError: a picture or a target that cannot be used, by name.
     """
     head = dataset.head
     if head.task == "depth":
-        metrics: DepthMetrics | SegmentationMetrics = DepthMetrics(depth_limit(head, max_depth), head.inverse)
+        metrics: DepthMetrics | SegmentationMetrics = DepthMetrics(depth_limit(head, max_depth), head.inverse, head.relative)
     else:
         metrics = SegmentationMetrics(len(head.classes))
     maps = _maps(model, dataset, batch_size, options)
@@ -73,13 +73,13 @@ def _maps(model: Network | Predictor, dataset: FolderDataset, batch_size: int, o
 
 
 def trivial_predictors(dataset: FolderDataset, train: FolderDataset | None) -> dict[str, Predictor]:
-    """The predictors a model must beat: of labels the commonest class, of metres the median, of inverse depth a constant and the row
+    """The predictors a model must beat: of labels the commonest class, of metres the median, of relative depth a constant and the row
     (the lower, the nearer).
 
     What is learnt is learnt from the first pictures of the training set, or of `dataset` itself where there is none (which only helps).
     """
     head, source = dataset.head, train or dataset
-    if head.task == "depth" and head.inverse:
+    if head.task == "depth" and not head.metric:
         return {"constant": _constant(np.float32(1)), "row": lambda image: np.indices(image.shape[:2], dtype=np.float32)[0]}
     targets = (source.target(index) for index in range(min(len(source), COUNTED)))
     if head.task == "depth":

@@ -16,17 +16,17 @@ from ..kernels import launch
 from ..kernels.argmax_upsample import upsample_argmax
 from ..kernels.attention import attention
 from ..kernels.conv_norm_relu import conv_norm_relu
-from ..kernels.depth_head import depth_head
+from ..kernels.depth_head import ACTIVATIONS, depth_head
 from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
 from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
-from ..nets.bins import depth_of_bins
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.rotary import rotated
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
-from ..nets.heads import DepthHead, LinearHead, SegmentationHead, finished
+from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, depth_from, finished
+from ..nets.sky import SkyBranch, with_far_sky
 
 
 def _gamma(module: nn.Module) -> Tensor | None:
@@ -136,21 +136,33 @@ class FastFusion(Fusion):
         return block.unit2(_merge(block.unit1, skip, previous))
 
 
+def _last_convolutions(module: DepthHead | SkyBranch) -> tuple[Tensor, Any, Tensor, Any]:
+    return module.conv2.weight, module.conv2.bias, module.conv3.weight, module.conv3.bias
+
+
 class FastDepthHead(DepthHead):
     """`DepthHead` in three launches, or with `project` four: its first convolution; the weights of the resize; resize, convolutions and
-    activation. What follows the activation is PyTorch's. With bins the resize and the two convolutions are three more, and no map between
-    them is spared."""
+    activation. The last two come again for the sky. What follows the activation is PyTorch's, and an activation that the kernel has not.
+    With bins the resize and the two convolutions are three launches, and the maps between them are written.
+    """
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if isinstance(self.project, nn.Conv2d):
             x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
         size = self.own_size(x, size)
+        depth = finished(self._depth(x, size), self.config)
+        if not isinstance(self.sky, SkyBranch):
+            return depth
+        return with_far_sky(depth, depth_head(x, *_last_convolutions(self.sky), size, "relu"))
+
+    def _depth(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.config.bins:
             x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
-            return finished(depth_of_bins(conv1x1(x, self.conv3.weight, self.conv3.bias), self.config), self.config)
-        parameters = (self.conv2.weight, self.conv2.bias, self.conv3.weight, self.conv3.bias)
-        return finished(depth_head(x, *parameters, size, self.activation, self.max_depth), self.config)
+            return depth_from(conv1x1(x, self.conv3.weight, self.conv3.bias), self.config)
+        known = self.activation in ACTIVATIONS
+        depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
+        return depth if known else ACTIVATION[self.activation](depth, self.max_depth)
 
 
 def fused_labels(

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..kernels import launch
-from ..kernels.depth_head import ACTIVATIONS, HIDDEN_CHANNELS
+from ..kernels.depth_head import HIDDEN_CHANNELS
 from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.vit import MLP, Attention, Block, LayerScale, SwiGLU
 from ..nets.heads import DepthHead, LinearHead, SegmentationHead
+from ..nets.sky import SkyBranch
 from .modules import (
     FastBlock,
     FastDepthHead,
@@ -88,8 +89,6 @@ def depth_head_is_known(head: DepthHead) -> str | None:
     hidden = head.conv2.out_channels
     if hidden not in HIDDEN_CHANNELS:
         return f"{hidden} channels before the last convolution: the kernel takes {', '.join(map(str, HIDDEN_CHANNELS))}"
-    if head.activation not in ACTIVATIONS:
-        return f"activation={head.activation!r}: the kernel has {', '.join(ACTIVATIONS)}"
     return None if head.align_corners else "align_corners=False: the kernel upsamples with True"
 
 
@@ -176,7 +175,15 @@ FAST: dict[type[nn.Module], Replacement] = {
     ),
     DepthHead: Replacement(
         FastDepthHead,
-        reads={"project": either(convolution(3), IDENTITY), "conv1": convolution(3), "conv2": convolution(3), "conv3": convolution(1)},
+        reads={
+            "project": either(convolution(3), IDENTITY),
+            "conv1": convolution(3),
+            "conv2": convolution(3),
+            "conv3": convolution(1),
+            "sky": is_a(SkyBranch, nn.Identity),
+            "sky.conv2": convolution(3),
+            "sky.conv3": convolution(1),
+        },
         rule=depth_head_is_known,
     ),
     SegmentationHead: Replacement(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -62,7 +63,12 @@ class ImageError(ValueError):
 
 
 def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A picture as uint8 RGB (H, W, 3).
+    """A picture as uint8 RGB (H, W, 3): `load_with_focal` without the focal length."""
+    return load_with_focal(source, max_pixels)[0]
+
+
+def load_with_focal(source: Picture, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, float | None]:
+    """A picture as uint8 RGB (H, W, 3), and the focal length it was taken with, in its pixels, where its EXIF data tell it.
 
     Args:
         source: a path, a file object open for reading bytes, a PIL image, an array (H, W) or (H, W, 1|3|4), or a
@@ -85,9 +91,9 @@ def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if isinstance(source, Tensor):
             array = source.detach().cpu()
             array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
-            return _from_array((array.movedim(0, -1) if array.ndim == 3 else array).numpy())
+            return _from_array((array.movedim(0, -1) if array.ndim == 3 else array).numpy()), None
         if isinstance(source, np.ndarray):
-            return _from_array(source)
+            return _from_array(source), None
         opened = open_regular(source) if isinstance(source, str | os.PathLike) else nullcontext(source)
         with opened as file, open_picture(file, max_pixels) as image:
             return _decode(image)
@@ -192,19 +198,31 @@ def _pillow_limit(pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(image: Image.Image) -> np.ndarray:
+def _decode(image: Image.Image) -> tuple[np.ndarray, float | None]:
     if 0 in image.size:
         raise ImageError(f"zero-sized, {image.width}x{image.height} pixels")
     with _pillow_limit(image.width * image.height):
         _scale_transparent_colour(image)
         image.load()
+    focal = _focal_length(image)
     image = _oriented(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_array(_deep_grey(image))
+        return _from_array(_deep_grey(image)), focal
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.array(image.convert("RGB")), focal
+
+
+def _focal_length(image: Image.Image) -> float | None:
+    """In pixels: EXIF gives that of a camera with the same angle of view across the diagonal, on film of 36 x 24 mm; 0 is unknown."""
+    try:
+        millimetres = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+    except Exception:  # damaged EXIF data, as in `_oriented`
+        return None
+    if not isinstance(millimetres, int | float) or not 0 < millimetres < math.inf:
+        return None
+    return millimetres * math.hypot(*image.size) / math.hypot(36, 24)
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:

@@ -62,8 +62,8 @@ def write(
 ) -> list[Path]:
     """Write `result_paths(stem, head, pfm)` and return them; folders are made.
 
-    The PNG is 16-bit inverse depth scaled to 0..65535, or depth in millimetres up to 65535, or label indices of 8 bits
-    (16 beyond 256 classes). A loss of power may leave files empty or short, which `is_done` sees: they cost less to make
+    The PNG is 16-bit inverse or relative depth scaled to 0..65535, or metres times `head.depth_scale` up to 65535, or label indices of 8
+    bits (16 beyond 256 classes). A loss of power may leave files empty or short, which `is_done` sees: they cost less to make
     again than to wait for the disk.
 
     Args:
@@ -80,7 +80,8 @@ def write(
     maps = {suffix: MAPS[suffix](depth) for suffix in names.values() if suffix in MAPS}
     sums = {suffix: [len(content), zlib.crc32(content)] for suffix, content in maps.items()}
     comment = RECORD[:-1] + json.dumps({**(record or {}), "files": sums}, sort_keys=True).encode("ascii")
-    png = depth_to_uint16(depth, head.inverse) if labels is None else labels.astype(np.uint8 if labels.dtype == np.uint8 else np.uint16)
+    bits = np.uint8 if labels is not None and labels.dtype == np.uint8 else np.uint16
+    png = depth_to_uint16(depth, not head.metric, head.depth_scale) if labels is None else labels.astype(bits)
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("comment", comment.decode("ascii"))
     writers: dict[str, Callable[[BinaryIO], object]] = {
@@ -192,14 +193,14 @@ def _jpeg_comment(file: BinaryIO) -> bytes:
     return b""
 
 
-def depth_to_uint16(depth: np.ndarray, inverse: bool) -> np.ndarray:
-    """(H, W) for a 16-bit PNG: inverse depth spread over 0..65535, or metres as millimetres clipped to that range.
+def depth_to_uint16(depth: np.ndarray, relative: bool, scale: float = 1000.0) -> np.ndarray:
+    """(H, W) for a 16-bit PNG: relative depth, inverse or not, spread over 0..65535, or metres times `scale` clipped to that range.
 
-    What is not finite becomes 0, and so does a constant inverse depth, which has no range to spread.
+    What is not finite becomes 0, and so does a constant relative depth, which has no range to spread.
     """
     result = np.empty(depth.shape, np.uint16)
-    for rows, values in _spread(depth) if inverse else _strips(depth):
-        values = np.nan_to_num(values * (65535 if inverse else 1000), nan=0, posinf=0, neginf=0)
+    for rows, values in _spread(depth) if relative else _strips(depth):
+        values = np.nan_to_num(values * (65535 if relative else scale), nan=0, posinf=0, neginf=0)
         result[rows] = np.rint(values.clip(0, 65535))
     return result
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, cast, overload
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
-from .images import MAX_PIXELS, ImageError, Picture, Pictures, load_image
+from .images import MAX_PIXELS, ImageError, Picture, Pictures, load_with_focal
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
 from .windows import Maps, Network, infer
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
 MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabilities at their own size
+FOCAL_OPTION = "give --focal (or focal=), in pixels"
 READERS = 4  # threads, at most, that decode pictures ahead
 
 _evaluating_now: dict[nn.Module, int] = {}  # modules that predictions took out of training mode, and how many of these still run
@@ -46,7 +47,8 @@ class Prediction:
     """What a model says of one picture; of `depth`, `labels` and `normals` those are None that are none of its tasks.
 
     Attributes:
-        depth: float32 (H, W): inverse depth up to scale and shift, or metres, as the head's `inverse` says.
+        depth: float32 (H, W): metres where the head is `metric`; else inverse depth up to scale and shift where its `inverse`, or depth up
+            to both.
         labels: (H, W), index into the head's `classes`; uint8, or int16 beyond 256 classes.
         probability: float32 (H, W), the softmax of the winning class, if asked for.
         source: the picture's path, if it came from a file.
@@ -68,12 +70,16 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One picture of `predict_iter`: either `prediction` and the decoded `image`, uint8 (H, W, 3), or an `error`."""
+    """One picture of `predict_iter`: either `prediction` and the decoded `image`, uint8 (H, W, 3), or an `error`.
+
+    `focal`: in pixels of the picture, what was given or its file tells.
+    """
 
     source: Any
     image: np.ndarray | None = None
     prediction: Prediction | None = None
     error: Exception | None = None
+    focal: float | None = None
 
 
 class Choices(TypedDict, total=False):
@@ -86,6 +92,7 @@ class Choices(TypedDict, total=False):
     window: int | tuple[int, int] | None
     stride: int | tuple[int, int] | None
     probability: bool
+    focal: float | None
 
 
 class PredictOptions(Choices, total=False):
@@ -104,6 +111,7 @@ class Options:
     window: tuple[int, int] | None
     stride: tuple[int, int] | None
     probability: bool
+    focal: float | None
 
     @classmethod
     def of(
@@ -117,8 +125,9 @@ class Options:
         window: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
         probability: bool = False,
+        focal: float | None = None,
     ) -> Options:
-        """ValueError for scales that are not positive, windows that do not fit the model, strides that leave gaps."""
+        """ValueError for scales or a focal length that are not positive, windows that do not fit the model, strides that leave gaps."""
         chosen = tuple(scales) if scales is not None else TTA_SCALES if tta else (1.0,)
         if not chosen or not all(math.isfinite(scale) and scale > 0 for scale in chosen):
             raise ValueError(f"scales are positive numbers, at least one, not {chosen}")
@@ -126,15 +135,19 @@ class Options:
         tasks = [head.task for head in config.heads]
         if probability and "segmentation" not in tasks:
             raise ValueError(f"probability is of the winning class; {config.name} predicts {' and '.join(tasks)}")
+        if focal is not None and not 0 < focal < math.inf:
+            raise ValueError(f"focal={focal}: it must be a positive number, the focal length in pixels of the pictures")
+        if focal is not None and config.head.focal is None:
+            raise ValueError(f"focal={focal}: {config.name} takes no focal length")
         if not slide and window is None and stride is None:
-            return cls(chosen, flips, None, None, probability)
+            return cls(chosen, flips, None, None, probability, focal)
         sides = _pair(min(config.input.size) if window is None else window, "window")
         steps = _pair(tuple(max(side * 2 // 3, 1) for side in sides) if stride is None else stride, "stride")
         if any(side % config.input.multiple for side in sides):
             raise ValueError(f"the window's sides are multiples of {config.input.multiple}, not {sides}")
         if any(step > side for step, side in zip(steps, sides, strict=True)):
             raise ValueError(f"a stride of {steps} leaves gaps between windows of {sides}")
-        return cls(chosen, flips, sides, steps, probability)
+        return cls(chosen, flips, sides, steps, probability, focal)
 
 
 def _pair(value: int | tuple[int, ...], name: str) -> tuple[int, int]:
@@ -171,6 +184,8 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
             the network's size and a stride two thirds of it (512 and 341 for dpt-base-ade20k); the last window of a
             row or column is shifted inside the picture.
         probability: keep the winning class's probability as well.
+        focal: the focal length of all the pictures, in their own pixels, for models whose metres depend on it (`config.head.focal`). By
+            default each picture's EXIF data tell it; one without it is an ImageError.
 
     Raises:
         ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
@@ -202,12 +217,14 @@ def predict_iter(
 def _results(
     model: Network, images: Iterable[Picture], batch_size: int, max_pixels: int, options: Options
 ) -> Generator[Result, None, None]:
-    for batch in _batches(images, batch_size, max_pixels):
+    for batch in _batches(images, batch_size, max_pixels, options.focal):
         groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
         for index, result in enumerate(batch):
             if result.image is not None:
                 height, width = result.image.shape[:2]
                 try:
+                    if model.config.head.focal is not None and result.focal is None:
+                        raise ImageError(f"{model.config.name} needs the focal length, and the picture does not tell it: {FOCAL_OPTION}")
                     sizes = (network_size(height, width, model.config.input, scale) for scale in options.scales)
                     groups.setdefault(tuple(sizes), []).append(index)
                 except ImageError as error:
@@ -219,14 +236,16 @@ def _results(
         yield from batch
 
 
-def _batches(images: Iterable[Picture], batch_size: int, max_pixels: int) -> Iterator[list[Result]]:
+def _batches(images: Iterable[Picture], batch_size: int, max_pixels: int, focal: float | None) -> Iterator[list[Result]]:
     """Lists of `batch_size` loaded pictures, those of the next two being read meanwhile."""
     pool = ThreadPoolExecutor(min(READERS, torch.get_num_threads()), thread_name_prefix="dpt-load")
     sources = iter(images)
     pending: list[Future[Result]] = []
     try:
         while True:
-            pending += [pool.submit(_load, source, max_pixels) for source in itertools.islice(sources, 2 * batch_size - len(pending))]
+            pending += [
+                pool.submit(_load, source, max_pixels, focal) for source in itertools.islice(sources, 2 * batch_size - len(pending))
+            ]
             if not pending:
                 return
             batch, pending = pending[:batch_size], pending[batch_size:]
@@ -235,9 +254,10 @@ def _batches(images: Iterable[Picture], batch_size: int, max_pixels: int) -> Ite
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(source: Picture, max_pixels: int) -> Result:
+def _load(source: Picture, max_pixels: int, focal: float | None) -> Result:
     try:
-        return Result(source, image=load_image(source, max_pixels))
+        image, told = load_with_focal(source, max_pixels)
+        return Result(source, image, focal=told if focal is None else focal)
     except (ImageError, TypeError) as error:
         return Result(source, error=error)
 
@@ -248,9 +268,9 @@ def _predict_group(model: Network, loaded: list[Result], options: Options) -> li
     found: list[Fields] = []
     try:
         with _evaluating(model), torch.inference_mode():
-            found = [{} for _ in images]
+            found = [{} for _ in loaded]
             for head, views in zip(model.config.heads, _views(model, images, options), strict=True):
-                for fields, more in zip(found, READERS_OF[head.task](model, head, images, views, options), strict=True):
+                for fields, more in zip(found, READERS_OF[head.task](model, head, loaded, views, options), strict=True):
                     fields.update(more)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
@@ -259,7 +279,7 @@ def _predict_group(model: Network, loaded: list[Result], options: Options) -> li
         return [Result(result.source, error=MemoryError(f"{result.source}: {advice}")) for result in loaded]
     names = [str(result.source) if _is_path(result.source) else None for result in loaded]
     predictions = [Prediction(**cast(Any, fields), source=name) for fields, name in zip(found, names, strict=True)]
-    return [Result(result.source, result.image, prediction) for result, prediction in zip(loaded, predictions, strict=True)]
+    return [replace(result, prediction=prediction) for result, prediction in zip(loaded, predictions, strict=True)]
 
 
 def _is_path(source: Any) -> bool:
@@ -289,30 +309,41 @@ def _evaluating(model: Network) -> Iterator[None]:
 Fields = dict[str, np.ndarray | None]  # of a Prediction
 
 
-def _depths(model: Network, head: HeadConfig, images: list[np.ndarray], views: Iterator[Tensor], options: Options) -> list[Fields]:
+def _depths(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
     config = model.config.input
+    images = [cast(np.ndarray, result.image) for result in loaded]
     first: list[Tensor] = []
     sums: list[Tensor] = []
     for number, maps in enumerate(views, 1):
         depths = [postprocess(y[0], y.shape[1:], image.shape[:2], config) for y, image in zip(maps, images, strict=True)]
+        if head.focal is not None:
+            focals = (_focal_in_network(result, maps.shape[2:]) for result in loaded)
+            depths = [depth * (focal / head.focal) for depth, focal in zip(depths, focals, strict=True)]
         if number == 1:
             first = sums = depths
             continue
-        aligned = map(align, depths, first) if head.inverse else depths
+        aligned = depths if head.metric else map(align, depths, first)
         sums = [total + depth for total, depth in zip(sums, aligned, strict=True)]
     return [{"depth": (total if number == 1 else total / number).cpu().numpy()} for total in sums]
 
 
-def _normals(model: Network, head: HeadConfig, images: list[np.ndarray], views: Iterator[Tensor], options: Options) -> list[Fields]:
-    sums: list[Any] = [0] * len(images)
+def _focal_in_network(result: Result, size: Sequence[int]) -> float:
+    """The focal length in pixels of the network's input, the mean of both sides'."""
+    height, width = cast(np.ndarray, result.image).shape[:2]
+    scale: float = (size[0] / height + size[1] / width) / 2
+    return cast(float, result.focal) * scale
+
+
+def _normals(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
+    sums: list[Any] = [0] * len(loaded)
     for maps in views:
-        for index, (y, image) in enumerate(zip(F.normalize(maps.float(), dim=1), images, strict=True)):
-            sums[index] = sums[index] + postprocess(y, y.shape[1:], image.shape[:2], model.config.input)
+        for index, (y, result) in enumerate(zip(F.normalize(maps.float(), dim=1), loaded, strict=True)):
+            sums[index] = sums[index] + postprocess(y, y.shape[1:], cast(np.ndarray, result.image).shape[:2], model.config.input)
     return [{"normals": F.normalize(total, dim=0).permute(1, 2, 0).cpu().numpy()} for total in sums]
 
 
-def _labels(model: Network, head: HeadConfig, images: list[np.ndarray], views: Iterator[Tensor], options: Options) -> list[Fields]:
-    config = model.config.input
+def _labels(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
+    config, images = model.config.input, [cast(np.ndarray, result.image) for result in loaded]
     module = model.head if head is model.config.head else cast(Any, model).further[head.task].head
     if len(options.scales) * len(options.flips) == 1:
         logits: Iterable[Tensor] = next(views)

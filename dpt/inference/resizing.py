@@ -4,6 +4,7 @@ The resizes are `torch.nn.functional.interpolate`, which without antialiasing is
 INTER_LINEAR compute on floats, so they can run on the model's device. Floats are what MiDaS and Depth Anything resize,
 unclipped. mmsegmentation resizes 8-bit pictures, in OpenCV's fixed point; floats come nearer to its result (0.32 of a
 grey level r.m.s., 0.76 at most, measured on a blurred random picture) than floats rounded to 8 bits (0.36 and 1).
+Depth Anything 3 resizes 8 bits, and twice: `taps.area_or_cubic`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import InputConfig
+from . import taps
 from .images import ImageError
 
 STRIP_ELEMENTS = 1 << 24  # float32 logits at the picture's size that are held at once: 64 MB
@@ -34,6 +36,8 @@ def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.
         short_side: the shorter side becomes min(size).
         short_and_long_side: as large as fits with the shorter side <= min(size) and the longer <= max(size);
             mmsegmentation's keep_ratio.
+        longest_side: the longer side becomes max(size), both whole pixels; then each goes to the nearest multiple, of two as near to the
+            larger (Depth Anything 3).
         square: `size` itself, whatever the aspect (transformers' processors).
         none: the picture's own size, whatever `size` is (DINOv2's depth models).
 
@@ -52,6 +56,7 @@ def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.
         "upper_bound": lambda: (min(scales),) * 2,
         "short_side": lambda: (min(config.size) / min(height, width),) * 2,
         "short_and_long_side": lambda: (min(max(config.size) / max(height, width), min(config.size) / min(height, width)),) * 2,
+        "longest_side": lambda: (max(config.size) / max(height, width),) * 2,
         "square": lambda: scales,
         "none": lambda: (1.0, 1.0),
     }
@@ -68,6 +73,8 @@ def _rounded(side: float, bound: float, config: InputConfig) -> int:
     if config.pad != "none":  # mmcv rounds half up, to whole pixels; the padding makes the multiple
         return max(int(side + 0.5), 1)
     multiple = config.multiple
+    if config.rule == "longest_side":
+        return max(math.floor(_whole(side) / multiple + 0.5), 1) * multiple
     count = round(side / multiple)
     if config.rule == "upper_bound" and count * multiple > bound:
         count = math.floor(side / multiple)
@@ -76,15 +83,32 @@ def _rounded(side: float, bound: float, config: InputConfig) -> int:
     return max(count, 1) * multiple
 
 
+def _whole(side: float) -> int:
+    return max(round(side), 1)
+
+
+def _steps(height: int, width: int, config: InputConfig, ratio: float) -> list[tuple[int, int]]:
+    """The sizes of the resizes, one after the other; the last is `network_size`."""
+    last = network_size(height, width, config, ratio)
+    if config.grey_levels:
+        return [(height, last[1]), last]  # Pillow goes along the rows first
+    if config.rule != "longest_side":
+        return [last]
+    scale = max(config.size) * ratio / max(height, width)
+    return [(_whole(height * scale), _whole(width * scale)), last]
+
+
 def resize_and_normalise(
     image: np.ndarray, config: InputConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, ratio: float = 1.0
 ) -> Tensor:
     """uint8 (H, W, 3) -> (1, 3, h, w) of `network_size`, not padded; computed in float32, returned in `dtype`."""
     height, width = image.shape[:2]
-    size = network_size(height, width, config, ratio)
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
-    for step in ((height, size[1]), size) if config.grey_levels else (size,):  # Pillow goes along the rows first, and rounds in between
-        x = F.interpolate(x, size=step, mode=config.mode, align_corners=False, antialias=config.antialias)
+    for size in _steps(height, width, config, ratio):
+        if config.mode == "area_cubic":
+            x = taps.area_or_cubic(x, size)
+        else:
+            x = F.interpolate(x, size=size, mode=config.mode, align_corners=False, antialias=config.antialias)
         x = x.round().clamp(0, 255) if config.grey_levels else x
     mean, std = (x.new_tensor(values).mul_(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return ((x - mean) / std).to(dtype)
@@ -149,38 +173,12 @@ def labels_from_logits(
 def resized_strips(maps: Tensor, size: tuple[int, int], config: InputConfig) -> Iterator[tuple[slice, Tensor]]:
     """(K, h, w) resized to (K, *size) in float32, as `F.interpolate` would, in strips of rows: (rows, (K, rows, W))."""
     height, width = size
-    index, weight = _row_taps(maps.shape[1], height, config)
+    index, weight = taps.interpolated(maps.shape[1], height, config.output_mode, config.output_align_corners)
     index, weight = index.to(maps.device), weight.to(maps.device)
     count = max(STRIP_ELEMENTS // (len(maps) * width), 1)
     for start in range(0, height, count):
         rows = slice(start, min(start + count, height))
-        taps = zip(index[rows].unbind(1), weight[rows].unbind(1), strict=True)
-        strip = cast(Tensor, sum(maps[:, i].float() * w[:, None] for i, w in taps))  # (K, rows, w)
+        pairs = zip(index[rows].unbind(1), weight[rows].unbind(1), strict=True)
+        strip = cast(Tensor, sum(maps[:, i].float() * w[:, None] for i, w in pairs))  # (K, rows, w)
         strip = F.interpolate(strip[None], size=(strip.shape[1], width), mode=config.output_mode, align_corners=config.output_align_corners)
         yield rows, strip[0]
-
-
-def _row_taps(source: int, target: int, config: InputConfig) -> tuple[Tensor, Tensor]:
-    """Source rows and float32 weights, (target, 2 or 4) each, of a bilinear or bicubic resize of `source` rows to `target`."""
-    row = torch.arange(target, dtype=torch.float64)
-    if config.output_align_corners:
-        position = row * ((source - 1) / max(target - 1, 1))
-    else:
-        position = (row + 0.5) * (source / target) - 0.5
-    floor = position.floor()
-    t = position - floor
-    offsets: tuple[int, ...]
-    weights: tuple[Tensor, ...]
-    if config.output_mode == "bilinear":
-        offsets, weights = (0, 1), (1 - t, t)
-    else:
-        offsets, weights = (-1, 0, 1, 2), (_cubic(t + 1), _cubic(t), _cubic(1 - t), _cubic(2 - t))
-    index = (floor[:, None].long() + torch.tensor(offsets)).clamp(0, source - 1)
-    return index, torch.stack(weights, dim=1).float()
-
-
-def _cubic(x: Tensor, a: float = -0.75) -> Tensor:
-    """Keys' cubic convolution kernel at 0 <= x <= 2, with the coefficient of PyTorch and OpenCV."""
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return torch.where(x <= 1, near, far)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -66,26 +67,44 @@ class DPTNetwork(nn.Module):
 
     def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
-        return self._fused(self.encoder(x), self.encoder.grid(x), deeper)
+        return self._fused(self._tokens(x), self.encoder.grid(x), deeper)
+
+    def _tokens(self, x: Tensor) -> list[Tensor]:
+        """The encoder's, in the decoder's dtype."""
+        tokens = self.encoder(x)
+        return [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens] if self.config.decoder.float32 else tokens
 
     def _fused(self, tokens: list[Tensor], grid: tuple[int, int], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
+        with self._behind_encoder(tokens[0]):
+            return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
+
+    def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
+        """Where the decoder and the head run: without autocast, where they stay in float32."""
+        device = x.device.type
+        float32 = self.config.decoder.float32 and torch.is_autocast_enabled(device)
+        return torch.autocast(device, enabled=False) if float32 else nullcontext()
+
+    def cast(self, dtype: torch.dtype | None) -> None:
+        """Bring the parameters into a dtype, in place; None leaves them. With `config.decoder.float32` those behind the encoder stay."""
+        (self.encoder if self.config.decoder.float32 else self).to(dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W), logits (B, K, H, W) or normals (B, 3, H, W), not of
         unit length; of several tasks (`config.further`) a dictionary of these by task, from one pass through the encoder.
 
-        Depth is inverse depth up to scale and shift where `config.head.inverse`, else metres; with `config.head.upsample`, or of kind
-        "linear", maps (..., H', W') are of the head's own size. H and W are multiples of the patch size; ValueError otherwise.
-        `torch.export` takes B, H and W as open, with `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of
-        their own.
+        Depth is inverse depth up to scale and shift where `config.head.inverse`, depth up to both where `relative`, metres over the focal
+        length where `focal`, else metres; with `config.head.upsample`, or of kind "linear", maps (..., H', W') are of the head's own size.
+        H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with
+        `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
         """
         grid, size = self.encoder.grid(x), tuple(x.shape[2:])
-        tokens = self.encoder(x)
-        found = self.head(self._fused(tokens, grid), size)
-        if not self.config.further:
-            return found
-        return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
+        tokens = self._tokens(x)
+        fused = self._fused(tokens, grid)
+        with self._behind_encoder(x):
+            found = self.head(fused, size)
+            if not self.config.further:
+                return found
+            return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""
@@ -142,7 +161,7 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+    elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
         module.reset_parameters()
     elif hasattr(module, "reset_parameters") and not module.__module__.startswith("torch."):
         cast(Any, module).reset_parameters(generator)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..config import TASKS, HeadConfig
 from .bins import depth_of_bins
+from .sky import SkyBranch, with_far_sky
 
 ACTIVATION: dict[str, Callable[[Tensor, float], Tensor]] = {
     "relu": lambda x, max_depth: F.relu(x),
@@ -30,11 +31,16 @@ def finished(depth: Tensor, config: HeadConfig) -> Tensor:
     return depth if config.bounds is None else depth.clamp(*config.bounds)
 
 
+def depth_from(x: Tensor, config: HeadConfig) -> Tensor:
+    """What the last layer gives, (B, bins or 1, H, W) -> depth (B, H, W)."""
+    return depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
+
+
 class DepthHead(nn.Module):
     """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
 
-    With `config.project` a conv3x3 and ReLU come first; with `config.bins` depth is their mean. `config.upsample` gives a map of its own
-    size, and not the input's.
+    With `config.project` a conv3x3 and ReLU come first; with `config.bins` depth is their mean; with `config.sky` a second branch behind
+    the upsampling finds the sky. `config.upsample` gives a map of its own size, and not the input's.
     """
 
     def __init__(self, features: int, config: HeadConfig):
@@ -45,6 +51,7 @@ class DepthHead(nn.Module):
         self.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
         self.conv3 = nn.Conv2d(config.hidden, config.bins or 1, 1)
+        self.sky = SkyBranch(features // 2, config.hidden) if config.sky else nn.Identity()
 
     def own_size(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
         """The map's height and width: the network's input's, `size`, or a multiple of the fused map's."""
@@ -55,10 +62,8 @@ class DepthHead(nn.Module):
         if self.config.project:
             x = F.relu(self.project(x))
         x = F.interpolate(self.conv1(x), size=self.own_size(x, size), mode="bilinear", align_corners=self.align_corners)
-        x = self.conv3(F.relu(self.conv2(x)))
-        if self.config.bins:
-            return finished(depth_of_bins(x, self.config), self.config)
-        return finished(ACTIVATION[self.activation](x.squeeze(1), self.max_depth), self.config)
+        depth = finished(depth_from(self.conv3(F.relu(self.conv2(x))), self.config), self.config)
+        return with_far_sky(depth, self.sky(x)) if self.config.sky else depth
 
 
 class SegmentationHead(nn.Module):
@@ -98,10 +103,7 @@ class LinearHead(nn.Module):
     def read(self, x: Tensor) -> Tensor:
         """What the linear layer reads (B, F, h, w) -> the head's result."""
         config, x = self.config, self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if config.task != "depth":
-            return x
-        depth = depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
-        return finished(depth, config)
+        return finished(depth_from(x, config), config) if config.task == "depth" else x
 
 
 HEADS: dict[str, dict[str, Callable[[int, HeadConfig], nn.Module]]] = {

@@ -66,6 +66,9 @@ class Training:
 
             accelerate(self.model)  # after the memory format, for the kernels read transposed convolutions in another
         self.config = self.model.config
+        head = self.config.head
+        if head.relative or head.focal is not None:
+            raise ValueError(f"{recipe.model} cannot be trained: there are losses for inverse depth and for metres without a focal length")
         patch = self.config.encoder.patch_size
         for name, size in {"crop": recipe.crop, **({"coarse_size": recipe.coarse_size} if recipe.coarse else {})}.items():
             if len(size) != 2 or any(side < patch or side % patch for side in size):

@@ -110,7 +110,7 @@ def _models() -> Iterator[tuple[str, DPTConfig]]:
 MODELS = tuple(config for _, config in _models())
 PARAMETERS = {config.name: _SIZES[size].parameters for size, config in _models()}
 
-_HEAD = (
+HEAD = (
     ("reassemble.{i}.project.{p}", "projects.{i}.{p}"),
     ("reassemble.{i}.resize.{p}", "resize_layers.{i}.{p}"),
     *SCRATCH,
@@ -126,7 +126,7 @@ def _original(name: str, prefix: str) -> Layout:
         name=name,
         format="depth-anything",
         markers=(f"{prefix}patch_embed.proj.weight", "depth_head.scratch.output_conv1.weight"),
-        rows=(*under(prefix, *VIT), *under("depth_head.", *_HEAD)),
+        rows=(*under(prefix, *VIT), *under("depth_head.", *HEAD)),
         unused=(rf"{prefix}mask_token".replace(".", r"\."),),
         filled=((f"{prefix}mask_token", (1, "D"), 0.0),),
     )

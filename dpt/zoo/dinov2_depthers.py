@@ -75,7 +75,7 @@ def _model(size: str, data: str) -> DPTConfig:
             mode="bilinear",
             output_mode="bilinear",
         ),
-        source=f"{url}_pretrain.pth",
+        source=(f"{url}_pretrain.pth", f"{url}_{data}_dpt_head.pth"),
     )
 
 
@@ -96,21 +96,21 @@ _HEAD = (
 )
 
 
-def _original(name: str, prefix: str) -> Layout:
+def _original(name: str, form: str, prefix: str) -> Layout:
     """The original code's, which calls the encoder `prefix`: nothing in its two files, and "backbone." in the whole model."""
     escaped = prefix.replace(".", r"\.")
     return Layout(
         name=name,
-        format="dinov2",
+        format=form,
         markers=(f"{prefix}blocks.0.ls1.gamma", "decode_head.conv_depth.head.0.weight"),
-        rows=(*under(prefix, *(row for row in VIT if row[0] != "encoder.norm.{p}")), *under("decode_head.", *_HEAD)),
+        rows=(("fusion.blocks.3.unit1.{p}", ()), ("encoder.norm.{p}", ()), *under(prefix, *VIT), *under("decode_head.", *_HEAD)),
         unused=(rf"{escaped}mask_token", rf"{escaped}norm\..*"),
         filled=((f"{prefix}mask_token", (1, "D"), 0.0), (f"{prefix}norm.weight", ("D",), 1.0), (f"{prefix}norm.bias", ("D",), 0.0)),
     )
 
 
-ORIGINAL = _original("DINOv2's backbone and head", "")
-WHOLE = _original("DINOv2's depther", "backbone.")
+ORIGINAL = _original("DINOv2's backbone and head", "dinov2", "")
+WHOLE = _original("DINOv2's depther", "dinov2-whole", "backbone.")
 
 _DEPTH = ["DPTForDepthEstimation"]
 BACKBONE: Table = {  # of a DPTConfig with a backbone, beside it
@@ -125,8 +125,9 @@ def read(model: Document, processor: Document | None, name: str) -> DPTConfig:
     values = model.obeyed({**DPT, **BACKBONE})
     encoder = dinov2_encoder(model.inner("backbone_config"))
     head = replace(head_of(model, values), inverse=False, upsample=2, depth_scale=_DATA["kitti"][2])
+    decoder = replace(decoder_of(model, values), dead_unit=False)  # a random one: the original has none
     inputs = processed(processor, encoder.pos_grid[0] * encoder.patch_size, encoder.patch_size, "bicubic")
-    return DPTConfig(name=name, encoder=encoder, decoder=decoder_of(model, values), head=head, input=inputs, licence="unknown")
+    return DPTConfig(name=name, encoder=encoder, decoder=decoder, head=head, input=inputs, licence="unknown")
 
 
 def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,8 +146,8 @@ TRANSFORMERS = Layout(
     name="transformers' DPT on DINOv2",
     format="hf",
     markers=("backbone.encoder.layer.0.layer_scale1.lambda1", "head.head.0.weight"),
-    rows=(*(row for row in DINOV2 if row[0] != "encoder.norm.{p}"), *NECK, *HEADS),
-    unused=(r"backbone\.embeddings\.mask_token", r"backbone\.layernorm\..*"),
+    rows=(("fusion.blocks.3.unit1.{p}", ()), ("encoder.norm.{p}", ()), *DINOV2, *NECK, *HEADS),
+    unused=(r"backbone\.embeddings\.mask_token", r"backbone\.layernorm\..*", r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*"),
     filled=(
         ("backbone.embeddings.mask_token", (1, "D"), 0.0),
         ("backbone.layernorm.weight", ("D",), 1.0),
@@ -156,7 +157,7 @@ TRANSFORMERS = Layout(
     differs={
         "encoder": {"pos_offset": 0.0},
         "head": {"offset": 0.0, "bounds": None},
-        "input": {"antialias": True, "output_mode": "bicubic"},
+        "input": {"output_mode": "bicubic"},
     },
     stated=Stated(read, write),
 )

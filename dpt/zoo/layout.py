@@ -2,7 +2,7 @@
 
 A table row is (our key, their key). `{n}` is a block, `{i}` a level from 0 (shallow) to 3, `{j}` = 3 - i, `{k}` = i + 1, and `{p}`
 the rest of the key. A row whose second part is a tuple joins tensors along their first dimension; None in it stands for zeros, as many as
-the first of them holds: a bias that their code has not.
+the first of them holds: a bias that their code has not. An empty tuple says that they have no such tensor, whatever later rows say.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Layout:
                 if "i" in names:
                     names |= {"j": str(3 - int(names["i"])), "k": str(int(names["i"]) + 1)}
                 parts = (theirs,) if isinstance(theirs, str) else theirs
+                if not parts:
+                    break
                 return tuple(None if part is None else part.format(**names) for part in parts)
         raise CheckpointError(f"the layout {self.name} has no {key}: its models have no such part")
 

@@ -260,9 +260,9 @@ def processed(processor: Document | None, default_side: int, patch: int, output_
         multiple=multiple,
         pad=pad,
         mode=RESAMPLE[values["resample"]],
-        antialias=True,
+        antialias=values["do_resize"],
         output_mode=output_mode,
-        grey_levels=True,
+        grey_levels=values["do_resize"],
     )
 
 

@@ -123,7 +123,11 @@ def output_mode(task: str) -> str:
 
 def read(model: Document, processor: Document | None, name: str) -> DPTConfig:
     """`Stated.read` of a DPT with its own ViT."""
-    values = model.obeyed({**DPT, **VIT})
+    return config_of(model, model.obeyed({**DPT, **VIT}), processor, name)
+
+
+def config_of(model: Document, values: dict[str, Any], processor: Document | None, name: str, **stem: Any) -> DPTConfig:
+    """What `DPT`'s and `VIT`'s fields say of a model; `stem`: the encoder's fields of what stands in the place of patches."""
     size = side(values["image_size"])
     head = head_of(model, values)
     encoder = EncoderConfig(
@@ -135,6 +139,7 @@ def read(model: Document, processor: Document | None, name: str) -> DPTConfig:
         mlp_ratio=ratio(values["intermediate_size"], values["hidden_size"]),
         norm_eps=values["layer_norm_eps"],
         activation=ACTIVATIONS[values["hidden_act"]],
+        **stem,
     )
     inputs = processed(processor, size, 16, output_mode(head.task))
     return DPTConfig(name=name, encoder=encoder, decoder=decoder_of(model, values), head=head, input=inputs, licence="unknown")
@@ -189,10 +194,15 @@ def written_dpt(config: DPTConfig, known: Iterable[str] = (), **head_computes: t
 
 def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """`Stated.write` of a DPT with its own ViT."""
+    check_writable(config, {"encoder": {"stem": ("patch",)}})
+    return {**written_dpt(config), **written_vit(config)}, written_processor(config.input)
+
+
+def written_vit(config: DPTConfig) -> dict[str, Any]:
+    """The fields of `VIT`, the inverse of `config_of`."""
     encoder = config.encoder
     plain = {
         "kind": ("vit",),
-        "stem": ("patch",),
         "patch_size": (16,),
         "final_norm": ("none",),
         "layer_scale": (False,),
@@ -205,8 +215,7 @@ def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     check_writable(config, {"encoder": plain})
     if encoder.pos_grid[0] != encoder.pos_grid[1]:
         raise CheckpointError(f"{config.name}: encoder.pos_grid={json.dumps(encoder.pos_grid)}: transformers' is a square")
-    model = {
-        **written_dpt(config),
+    return {
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": encoder.depth,
         "num_attention_heads": encoder.num_heads,
@@ -217,7 +226,6 @@ def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         "backbone_out_indices": list(encoder.hooks),
         "is_hybrid": False,
     }
-    return model, written_processor(config.input)
 
 
 LAYOUT = Layout(

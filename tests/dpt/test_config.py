@@ -28,6 +28,7 @@ from dpt.data.datasets import Augmentation
 from dpt.nets.bins import SPACING
 from dpt.nets.decoder import READOUT
 from dpt.nets.encoders import ENCODERS
+from dpt.nets.encoders.resnetv2 import STANDARDISE
 from dpt.nets.encoders.vit import ATTENTION, STEMS
 from dpt.nets.functional import ACTIVATION
 from dpt.nets.heads import HEADS
@@ -50,7 +51,7 @@ WRONG = [  # section, field, value, part of the rule
     ("encoder", "hooks", [-1, 1, 2, 3], "each a whole number from 0"),
     ("encoder", "hooks", 3, "a tuple of 0 to 4"),
     ("encoder", "patch_size", 0, "a whole number from 1"),
-    ("encoder", "stem", "pyramid", "one of patch, convolutions"),
+    ("encoder", "stem", "pyramid", "one of patch, convolutions, resnetv2"),
     ("encoder", "stem_hooks", [4], "each a whole number from 0 to 3"),
     ("encoder", "pos_grid", [4], "a tuple of 2"),
     ("encoder", "pos_grid", [10**9, 10**9], "a tuple of 2"),
@@ -73,6 +74,10 @@ WRONG = [  # section, field, value, part of the rule
     ("encoder", "registers", -1, "a whole number from 0"),
     ("encoder", "pos_antialias", 1, "True or False"),
     ("encoder", "mlp", "glu", "one of mlp, swiglu"),
+    ("encoder", "stem_width", 0, "a whole number from 1"),
+    ("encoder", "stem_depths", [3, 4], "a tuple of 3, each a whole number from 1 to 64"),
+    ("encoder", "stem_groups", 0, "a whole number from 1"),
+    ("encoder", "stem_eps_on", "mean", "one of deviation, variance"),
     ("decoder", "neck_channels", [8, 12, 16], "a tuple of 4"),
     ("decoder", "neck_channels", [8, 12, 16, 0], "a tuple of 4"),
     ("decoder", "features", 1, "a whole number from 2"),
@@ -82,6 +87,7 @@ WRONG = [  # section, field, value, part of the rule
     ("decoder", "match_size", 0, "True or False"),
     ("decoder", "dead_unit", [], "True or False"),
     ("decoder", "unit_bias", 0, "True or False, or None"),
+    ("decoder", "float32", 1, "True or False"),
     ("decoder", "token_norm", 0, "True or False"),
     ("head", "task", "flow", "one of depth, segmentation, normals"),
     ("head", "task", "normals", 'only kind="linear" gives them'),
@@ -103,6 +109,10 @@ WRONG = [  # section, field, value, part of the rule
     ("head", "reciprocal", [1.0], "a tuple of 2"),
     ("head", "bounds", [1.0, 1.0], "the first must be below the second"),
     ("head", "depth_scale", 0, "a number above 0"),
+    ("head", "relative", True, "only depth that is not inverse"),
+    ("head", "sky", True, "only depth that is not inverse"),
+    ("head", "focal", 300.0, "only depth that is not inverse"),
+    ("head", "focal", -300.0, "a number above 0, or None"),
     ("head", "bins", 1, "a mean is of two at least"),
     ("head", "bins", -1, "a whole number from 0"),
     ("head", "bin_range", [0.0, 10.0], "a number above 0"),
@@ -199,6 +209,7 @@ def test_names_are_those_that_are_computed():
         (EncoderConfig, "kind", ENCODERS),
         (EncoderConfig, "attention", ATTENTION),
         (EncoderConfig, "stem", STEMS),
+        (EncoderConfig, "stem_eps_on", STANDARDISE),
         (DecoderConfig, "readout", READOUT),
         (HeadConfig, "task", HEADS["linear"]),
         (HeadConfig, "kind", HEADS),
@@ -233,7 +244,7 @@ def change(values: dict, where: str, value=None) -> dict:
         ("name", "../up", "DPTConfig.name='../up': it must be a name without slashes"),
         ("name", "", "DPTConfig.name='': it must be a name without slashes"),
         ("licence", {}, "DPTConfig.licence={}: it must be text"),
-        ("source", 1.5, "DPTConfig.source=1.5: it must be text or None"),
+        ("source", 1.5, "DPTConfig.source=1.5: it must be text, two of it, or None"),
     ],
 )
 def test_fields_of_a_file_are_known_and_complete(saved, where, value, message):
@@ -281,7 +292,7 @@ def test_stem_maps_and_neck_agree():
     assert config_from(json.loads(json.dumps(values))) == CONFIGS["dpt-tiny-depth"]
     with pytest.raises(ValueError, match=r"neck_channels=\(47, 96, 96, 128\): level 0 is a map of the stem, which has 48 channels"):
         config_from(change(values, "decoder.neck_channels", [47, 96, 96, 128]))
-    for field, value, rule in (("patch_size", 14, "for 16"), ("stem", "patch", "has maps to hook"), ("stem_hooks", (2, 1), "increase")):
+    for field, value, rule in (("patch_size", 14, "for 16"), ("stem", "patch", "no maps to hook"), ("stem_hooks", (2, 1), "increase")):
         with pytest.raises(ValueError, match=rule):
             CONFIGS["dpt-tiny-depth"].with_("encoder", **{field: value})
     with pytest.raises(ValueError, match="begins with an eighth"):

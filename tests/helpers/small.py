@@ -27,6 +27,24 @@ TRANSFORMERS_FIELDS = {  # of transformers.DPTConfig: the same small model
     "fusion_hidden_size": 16,
 }
 
+HYBRID_FIELDS = {  # the same, of the small hybrids
+    **TRANSFORMERS_FIELDS,
+    "neck_hidden_sizes": [32, 64, 16, 16],
+    "is_hybrid": True,
+    "backbone_featmap_shape": [1, 128, 4, 4],
+    "backbone_config": {
+        "model_type": "bit",
+        "embedding_size": 8,
+        "hidden_sizes": [32, 64, 128],
+        "depths": [1, 2, 1],
+        "num_groups": 4,
+        "layer_type": "bottleneck",
+        "global_padding": "same",
+        "embedding_dynamic_padding": True,
+        "out_features": ["stage1", "stage2", "stage3"],
+    },
+}
+
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Every parameter and statistic random, none at its initial value: one that is dropped or mixed up shows."""

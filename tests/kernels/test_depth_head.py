@@ -75,7 +75,7 @@ def bias_terms(inputs, cotangent, size, activation="relu", max_depth=1.0):
     hidden = F.relu(F.conv2d(exact_resize.resize(x, size, True), w1, padding=1) + first)
     second = b2[:, None, None].expand(x.shape[0], -1, *size).clone().requires_grad_()
     y = F.conv2d(hidden, w2) + second
-    depth = F.relu(y) if activation == "relu" else max_depth * y.sigmoid()
+    depth = {"relu": F.relu, "sigmoid": lambda y: max_depth * y.sigmoid(), "linear": lambda y: y}[activation](y)
     gradients = torch.autograd.grad(depth[:, 0], (first, second), cotangent.double())
     return {name: gradient.abs().sum((0, 2, 3)).max().item() for name, gradient in zip(("b1", "b2"), gradients, strict=True)}
 
@@ -91,6 +91,7 @@ PARITY = [  # (B, C, H, W) to (H', W'), F, activation: x2, odd ratios, the same 
     ((1, 96, 1, 1), (1, 1), 32, "sigmoid"),
     ((1, 32, 5, 7), (3, 12), 16, "relu"),
     ((2, 32, 5, 7), (2, 1), 16, "sigmoid"),
+    ((2, 24, 3, 4), (7, 9), 32, "linear"),
 ]
 
 
@@ -365,9 +366,9 @@ def test_gradient_offsets_beyond_int32(far):
 def test_opcheck(device):
     """PyTorch's own checks of both registrations: schema, fake kernels, autograd, compilation with static and dynamic shapes."""
     inputs = random_inputs((1, 16, 1, 2), 16, torch.float32, device)
-    torch.library.opcheck(torch.ops.dpt.depth_head_backward.default, (torch.randn(1, 2, 3, device=device), *inputs, True, 5.0))
+    torch.library.opcheck(torch.ops.dpt.depth_head_backward.default, (torch.randn(1, 2, 3, device=device), *inputs, "sigmoid", 5.0))
     leaves = [t.requires_grad_() for t in inputs]
-    torch.library.opcheck(torch.ops.dpt.depth_head.default, (*leaves, 2, 3, False, 1.0))
+    torch.library.opcheck(torch.ops.dpt.depth_head.default, (*leaves, 2, 3, "relu", 1.0))
 
 
 def test_compile_fullgraph(device):
@@ -405,7 +406,7 @@ def arguments(**changed):
         ({"b2": torch.zeros(1).bfloat16()}, TypeError, "b2 is torch.bfloat16"),
         ({"size": (6,)}, ValueError, r"size=\(6,\): must be \(height, width\)"),
         ({"size": (6, 40000)}, ValueError, "each from 1 to 32767"),
-        ({"activation": "gelu"}, ValueError, "activation='gelu': must be one of relu, sigmoid"),
+        ({"activation": "gelu"}, ValueError, "activation='gelu': must be one of relu, sigmoid, linear"),
     ],
 )
 def test_errors(changed, error, says):
@@ -414,13 +415,13 @@ def test_errors(changed, error, says):
         depth_head(**arguments(**changed))
 
 
-@pytest.mark.parametrize("activation", ("relu", "sigmoid"))
+@pytest.mark.parametrize("activation", ("relu", "sigmoid", "linear"))
 def test_reference_by_hand(activation):
-    """The reference itself, written out: the exact resize, nine products of shifted maps, two ReLUs or a sigmoid times max_depth."""
+    """The reference itself, written out: the exact resize, nine products of shifted maps, a ReLU, and the activation."""
     x, w1, b1, w2, b2 = (t.double() for t in random_inputs((2, 8, 3, 4), 16, torch.float32, "cpu"))
     padded = F.pad(exact_resize.resize(x, (5, 7), True), (1, 1, 1, 1))
     taps = [torch.einsum("fc,bchw->bfhw", w1[:, :, y, z], padded[..., y : y + 5, z : z + 7]) for y in range(3) for z in range(3)]
     hidden = (sum(taps) + b1[:, None, None]).clamp(min=0)
     y = (hidden * w2[0]).sum(1) + b2
-    expected = y.clamp(min=0) if activation == "relu" else 7 / (1 + (-y).exp())
+    expected = {"relu": y.clamp(min=0), "sigmoid": 7 / (1 + (-y).exp()), "linear": y}[activation]
     torch.testing.assert_close(depth_head_ref(x, w1, b1, w2, b2, (5, 7), activation, 7.0), expected)

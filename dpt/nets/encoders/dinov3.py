@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ...config import EncoderConfig
+from .kept import KeptBySize
 from .rotary import rotation
-from .vit import HookedTransformer, KeptBySize
+from .vit import HookedTransformer
 
 
 class DINOv3(HookedTransformer):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ...config import EncoderConfig
 from ..functional import ACTIVATION, statically_equal
+from .kept import KeptBySize
+from .resnetv2 import ResNetV2
 from .rotary import rotated
 
 
@@ -131,14 +131,11 @@ class Block(nn.Module):
 class ConvolutionalStem(nn.Sequential):
     """Patches of 16 by four strided 3x3 convolutions, from which small data sets learn sooner than from one of 16x16."""
 
-    def __init__(self, dim: int, patch: int):
-        if patch != 16:
-            raise ValueError(f'stem="convolutions" halves four times, for patches of 16, not {patch}')
-        widths = (3, dim // 8, dim // 4, dim // 2, dim)
+    def __init__(self, config: EncoderConfig):
         layers: list[nn.Module] = []
-        for channels, width in itertools.pairwise(widths):
+        for channels, width in itertools.pairwise((3, *config.stem_widths)):
             layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        super().__init__(*layers, nn.Conv2d(dim, dim, 1))
+        super().__init__(*layers, nn.Conv2d(config.embed_dim, config.embed_dim, 1))
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the maps after each of the four: (B, D/8, H/2, W/2), (B, D/4, H/4, W/4), ..."""
@@ -148,67 +145,16 @@ class ConvolutionalStem(nn.Sequential):
             found.append(x)
         return found
 
+    def embed(self, x: Tensor) -> Tensor:
+        """The last map (B, D, h, w) -> the embedded patches (B, D, h, w)."""
+        return self[-1](x)
 
-STEMS = {"patch": lambda dim, patch: nn.Conv2d(3, dim, patch, stride=patch), "convolutions": ConvolutionalStem}
 
-
-class KeptBySize:
-    """The last few tensors made of one parameter, by size, while it is as it was: made again when it is another or has changed.
-
-    On a CPU its values are compared, which is quick. On another device, which would have to be waited for, its memory
-    and its version are: what is written there through `.data` is not seen, except that a forward that wants gradients forgets what is kept.
-    Copies and pickles are empty.
-    """
-
-    MOST = 4
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made_of: tuple[Tensor, int, Tensor] | None = None  # the parameter, its version, and its values or (no CPU) its memory
-        self._kept: dict[Hashable, Tensor] = {}
-
-    def __reduce__(self) -> tuple[type[KeptBySize], tuple[()]]:
-        return KeptBySize, ()
-
-    def forget(self) -> None:
-        with self._lock:
-            self._made_of, self._kept = None, {}
-
-    def get(self, size: Hashable, parameter: Tensor, make: Callable[[], Tensor]) -> Tensor:
-        """What `make()` returns for this size; no gradient goes through it."""
-        if not self._can_keep(parameter):
-            return make()
-        stream = torch.cuda.current_stream(parameter.device) if parameter.is_cuda else None  # another one would have to wait for it
-        with self._lock, torch.inference_mode(False), torch.no_grad():  # for tensors that can be used in any mode
-            if not self._is_as_it_was(parameter):
-                values = parameter.detach()
-                self._made_of, self._kept = (parameter, parameter._version, values.clone() if values.is_cpu else values), {}
-            if (size, stream) not in self._kept:
-                made = make()
-                while len(self._kept) >= self.MOST:
-                    del self._kept[next(iter(self._kept))]
-                self._kept[size, stream] = made
-            return self._kept[size, stream]
-
-    def _is_as_it_was(self, parameter: Tensor) -> bool:
-        if self._made_of is None or self._made_of[0] is not parameter or self._made_of[1] != parameter._version:
-            return False
-        values = self._made_of[2]
-        if (values.dtype, values.device, values.shape) != (parameter.dtype, parameter.device, parameter.shape):
-            return False
-        return torch.equal(values, parameter) if values.is_cpu else values.data_ptr() == parameter.data_ptr()
-
-    @staticmethod
-    def _can_keep(parameter: Tensor) -> bool:
-        """Whether a tensor made now may be used later. Not of what stands in for a parameter under `torch.func`, a parametrization or
-        fake tensors, nor of one without a version; not what a mode or a trace makes of it; and a CUDA graph has to own its memory."""
-        return (
-            type(parameter) is nn.Parameter
-            and not parameter.is_inference()
-            and not is_in_torch_dispatch_mode()
-            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-            and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
-        )
+STEMS: dict[str, Callable[[EncoderConfig], nn.Module]] = {
+    "patch": lambda config: nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size),
+    "convolutions": ConvolutionalStem,
+    "resnetv2": ResNetV2,
+}
 
 
 class HookedTransformer(nn.Module):
@@ -219,7 +165,7 @@ class HookedTransformer(nn.Module):
         check_attention(config.attention)
         dim = config.embed_dim
         self.config = config
-        self.patch_embed = STEMS[config.stem](dim, config.patch_size)
+        self.patch_embed = STEMS[config.stem](config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.registers:
             self.registers = nn.Parameter(torch.zeros(1, config.registers, dim))
@@ -284,9 +230,6 @@ class ViT(HookedTransformer):
         rows, columns = self.config.pos_grid
         if grid == (rows, columns) or self.config.pos_by_count and grid[0] * grid[1] == rows * columns:
             return self.pos_embed
-        if torch.is_grad_enabled() and self.pos_embed.requires_grad:
-            self.positions.forget()
-            return self._resized(grid)
         return self.positions.get(grid, self.pos_embed, lambda: self._resized(grid))
 
     def _resized(self, grid: tuple[int, int]) -> Tensor:
@@ -329,9 +272,9 @@ class ViT(HookedTransformer):
         """Picture (B, 3, H, W) -> the embedded patches (B, D, h, w), and the hooked maps of the stem."""
         if not self.config.stem_hooks:
             return self.patch_embed(x), []
-        stem: Any = self.patch_embed  # the convolutional one, which alone has hooks
+        stem: Any = self.patch_embed  # one of those that have maps
         maps = stem.maps(x)
-        return stem[-1](maps[-1]), [maps[index] for index in self.config.stem_hooks]
+        return stem.embed(maps[-1]), [maps[index] for index in self.config.stem_hooks]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         position = self.position(self.grid(x))

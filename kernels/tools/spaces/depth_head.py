@@ -51,7 +51,7 @@ def _cases(family: str, compiled: Sequence[tuple[Any, ...]], backend: str = "") 
         grads = {"forward": None, "gradient": torch.empty(1, 64, 64, dtype=dtype, device="meta")}
         for name in passes:
             variant = f"{backend}{name} C={channels} F={hidden} {activation} {kind}"
-            arguments = (x, *parameters, (64, 64), activation == "sigmoid", 1.0, grads[name], precision)
+            arguments = (x, *parameters, (64, 64), activation, 1.0, grads[name], precision)
             for case in launch.record(family, variant, _launch, *arguments):
                 product = case.function is _depth_head_kernel
                 yield replace(
@@ -69,7 +69,7 @@ def _tuned_arguments(inputs: Inputs, batch: int, channels: int, side: int, size:
         "w2": inputs.normal(1, hidden, 1, 1, std=hidden**-0.5),
         "b2": inputs.normal(1),
     }
-    return {"x": inputs.map(batch, channels, side, side), **parameters, "sigmoid": True, "max_depth": 20.0}
+    return {"x": inputs.map(batch, channels, side, side), **parameters, "activation": "sigmoid", "max_depth": 20.0}
 
 
 def _forward_arguments(inputs: Inputs, size: int, **sizes: int) -> dict[str, Any]:
@@ -79,17 +79,17 @@ def _forward_arguments(inputs: Inputs, size: int, **sizes: int) -> dict[str, Any
 def _backward_arguments(inputs: Inputs, batch: int, size: int, **sizes: int) -> dict[str, Any]:
     """Under a last ReLU that is far above 0: by a sigmoid's slope, an error that all pixels share would decide that of every sum."""
     arguments = _tuned_arguments(inputs, batch=batch, size=size, **sizes)
-    arguments |= {"b2": arguments["b2"] + 20, "sigmoid": False, "max_depth": 1.0}
+    arguments |= {"b2": arguments["b2"] + 20, "activation": "relu", "max_depth": 1.0}
     return {**arguments, "grad": inputs.normal(batch, size, size)}
 
 
-def _forward_ref(x, w1, b1, w2, b2, size, sigmoid, max_depth, grad, precision) -> torch.Tensor:
-    return depth_head_ref(x, w1, b1, w2, b2, size, "sigmoid", max_depth)
+def _forward_ref(x, w1, b1, w2, b2, size, activation, max_depth, grad, precision) -> torch.Tensor:
+    return depth_head_ref(x, w1, b1, w2, b2, size, activation, max_depth)
 
 
-def _backward_ref(grad, x, w1, b1, w2, b2, sigmoid, max_depth) -> list[torch.Tensor]:
+def _backward_ref(grad, x, w1, b1, w2, b2, activation, max_depth) -> list[torch.Tensor]:
     """Without the gradient of b2: of a single number PyTorch's own error, to which a kernel's is compared, is chance."""
-    head = functools.partial(depth_head_ref, size=grad.shape[1:], activation="sigmoid" if sigmoid else "relu", max_depth=max_depth)
+    head = functools.partial(depth_head_ref, size=grad.shape[1:], activation=activation, max_depth=max_depth)
     return by_autograd(lambda x, w1, b1, w2: head(x, w1, b1, w2, b2), [x, w1, b1, w2], grad)
 
 

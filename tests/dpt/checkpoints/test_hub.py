@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import TRANSFORMERS_FIELDS, randomise
+from small import TRANSFORMERS_FIELDS, config, randomise
 
 import dpt
 from dpt.checkpoints import CheckpointError, hub
 
 transformers = pytest.importorskip("transformers")
 constants = pytest.importorskip("huggingface_hub.constants")
+CONFIG = config("dpt-large-midas")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -101,6 +102,19 @@ def test_a_name_is_downloaded_once_and_then_works_offline(served, models, monkey
         assert served == []  # neither asked for nor asked after
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert torch.equal(dpt.load(name)(x), loaded(x))
+
+
+def test_the_address_of_a_file_there(served, models, monkeypatch):
+    """Blind spot: files of one name in two models, kept as one; a second download; what the address of a page or a query adds."""
+    address = "https://huggingface.co/owner/whole/resolve/main/model.safetensors"
+    first = hub.fetched(f"{address}?download=true")
+    assert first.read_bytes() == (models[0] / "owner" / "whole" / "model.safetensors").read_bytes()
+    served.clear()
+    assert hub.fetched(address) == first and served == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(dpt.load(address, CONFIG).head.conv1.weight, models[1].head.head[0].weight)
+    with pytest.raises(OSError, match=r"owner/shards/resolve/main/model\.safetensors could not be downloaded: .*HF_HUB_OFFLINE.*--weights"):
+        dpt.load(address.replace("whole", "shards"))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import depth_anything, small, wide
+from small import config, depth_anything, randomise, small, wide
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import dpt
+from dpt.config import DEPTHS
 from dpt.fast import acceleration, modules, rules
 from dpt.model import DPT
 from dpt.nets.decoder import ResidualConvUnit
@@ -21,7 +22,7 @@ from dpt.nets.encoders.vit import Block
 
 ROOT = Path(__file__).parents[3]
 
-NAMES = ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth", "dpt-dinov2-giant-kitti"]
+NAMES = ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth", "dpt-hybrid-nyu", "dpt-dinov2-giant-kitti"]
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float = 2e-5) -> None:
@@ -48,6 +49,20 @@ def test_depth_anything_style(grid):
     x = torch.randn(2, 3, 14 * grid[0], 14 * grid[1])
     with torch.inference_mode():
         close(quick(x), plain(x))
+
+
+@pytest.mark.parametrize("activation", DEPTHS)
+def test_every_activation_of_depth(activation):
+    """Blind spot: an activation that the kernel has not, left out or applied twice; what follows it. Forward and gradients."""
+    full = config("dpt-large-midas", embed_dim=64).with_("head", activation=activation, max_depth=3.0, offset=0.25, bounds=(0.3, 30.0))
+    plain = randomise(DPT(full))
+    quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
+    x, cotangent = torch.randn(2, 3, 48, 64), torch.randn(2, 48, 64)
+    close(quick(x), plain(x))
+    expected = gradients(plain, x, cotangent)
+    for name, gradient in gradients(quick, x, cotangent).items():
+        if name.startswith("head."):
+            close(gradient, expected[name], 1e-4)
 
 
 def test_the_auxiliary_head_reads_the_same_map():

@@ -85,6 +85,14 @@ def test_depth_png_values():
         np.testing.assert_array_equal(values, wanted)
 
 
+def test_depth_png_of_another_scale(tmp_path):
+    """Blind spot: KITTI's depth in millimetres, which ends at 65 m, where its files have 256ths of a metre."""
+    depth = np.float32([[1.5, 80], [0.004, 300]])
+    head = dataclasses.replace(METRIC, depth_scale=256.0)
+    paths = outputs.write(tmp_path / "a", np.zeros((2, 2, 3), np.uint8), Prediction(depth=depth), head)
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[-1])), [[384, 20480], [1, 65535]])
+
+
 def test_colors():
     """Blind spot: near and far swapped between inverse depth and metres; a constant map; what is not finite."""
     ramp = np.float32([[1, 2, 3, np.nan]])

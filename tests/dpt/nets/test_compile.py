@@ -97,6 +97,7 @@ MODELS = {
     "bilinear": lambda: wide("dpt-large-midas"),
     "by count": lambda: wide("dpt-base-ade20k"),
     "hybrid": lambda: wide("dpt-tiny-scenes", depth=2, hooks=(0, 1)),
+    "resnetv2": lambda: wide("dpt-hybrid-nyu", depth=2, hooks=(0, 1)),
     "offset": depth_anything,
     "own size": lambda: wide("dpt-dinov2-giant-kitti"),
     "rotated": binned,
@@ -123,6 +124,7 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("by count", False, STORED),
         ("by count", True, (6, 4)),
         ("hybrid", False, STORED),
+        ("resnetv2", False, STORED),
         ("offset", False, STORED),
         ("own size", False, STORED),
         ("own size", True, (6, 4)),
@@ -159,8 +161,18 @@ def test_by_count_in_a_program():
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("fast", "dynamic"), [(False, None), (True, True)])
-@pytest.mark.parametrize("kind", ["hybrid", "own size", "rotated"])
+@pytest.mark.parametrize(
+    ("kind", "fast", "dynamic"),
+    [
+        ("hybrid", False, None),
+        ("hybrid", True, True),
+        ("resnetv2", True, True),
+        ("own size", False, None),
+        ("own size", True, True),
+        ("rotated", False, None),
+        ("rotated", True, True),
+    ],
+)
 def test_compiled_over_sizes(kind, fast, dynamic):
     """Blind spot: a graph for every size, until PyTorch gives up compiling; results of a graph of another size."""
     model = MODELS[kind]()

@@ -18,6 +18,7 @@ CASES = {
     "depth": ("dpt-large-midas", {}),
     "segmentation": ("dpt-large-ade20k", {"layer_scale": True, "final_norm": "every"}),
     "stem": ("dpt-tiny-depth", {}),
+    "resnetv2": ("dpt-hybrid-midas", {}),
 }
 LEVELS = torch.linspace(0.05, 0.95, 19)
 
@@ -33,15 +34,18 @@ def quantiles(values: torch.Tensor) -> torch.Tensor:
 
 def expected(module: nn.Module, name: str, shape: torch.Size) -> torch.Tensor:
     """What a tensor of this module is drawn like, by PyTorch: its own default, but for ViT's linear layers and zero biases."""
-    if name == "bias" and not isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+    if name == "bias" and not isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
         return torch.zeros(shape)
     if isinstance(module, nn.Linear) or name in ("cls_token", "pos_embed"):
         return nn.init.trunc_normal_(torch.empty(shape), std=0.02)
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         sides = {"kernel_size": module.kernel_size, "stride": module.stride, "bias": False}
-        return type(module)(module.in_channels, module.out_channels, **sides).weight.detach()
+        kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.ConvTranspose2d
+        return kind(module.in_channels, module.out_channels, **sides).weight.detach()
     if isinstance(module, LayerScale):
         return torch.ones(shape)
+    if isinstance(module, nn.GroupNorm):
+        return nn.GroupNorm(module.num_groups, module.num_channels).state_dict()[name]
     fresh = nn.LayerNorm(module.normalized_shape) if isinstance(module, nn.LayerNorm) else nn.BatchNorm2d(module.num_features)
     return fresh.state_dict()[name]
 

@@ -12,7 +12,8 @@ from small import depth_anything, randomise, small
 from torch import nn
 from torch.nn.utils import parametrize
 
-from dpt.nets.encoders.vit import KeptBySize, ViT
+from dpt.nets.encoders.kept import KeptBySize
+from dpt.nets.encoders.vit import ViT
 
 GRID, OTHER = (3, 5), (2, 7)
 

@@ -28,7 +28,7 @@ FIXED = {r"scratch\.output_conv2\.2\.bias": 0.25, r"sky_output_conv2\.2\.bias": 
 INPUTS = {"square": (1, 70, 70), "wide": (1, 42, 98), "tall": (1, 154, 28), "stored": (1, 518, 518)}
 # Above so many pixels the original estimates its quantile from a random part of them: the pictures, 504 on their longer side, stay below.
 MOST_PIXELS = 100_000
-PICTURES = {"small_picture": (61, 167), "large_picture": (1031, 389)}
+PICTURES = {"small_picture": (61, 167), "large_picture": (1031, 389), "smaller_twice": (700, 241)}
 INTRINSICS = torch.tensor([[411.5, 0.0, 90.0], [0.0, 390.25, 250.0], [0.0, 0.0, 1.0]])
 
 
