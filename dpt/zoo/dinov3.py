@@ -71,8 +71,6 @@ MODELS = (
             size=(416, 416),
             rule="none",
             pad="centre",
-            antialias=True,
-            grey_levels=True,
             output_mode="bilinear",
             output_align_corners=True,
         ),

@@ -75,10 +75,11 @@ def depth_anything() -> DPT:
     return randomise(DPT(full.with_("head", activation="sigmoid", max_depth=20.0)))
 
 
-def binned() -> DPT:
-    """A small model with what DINOv3's depth models have and the named ones have not: rotated attention, registers, bins."""
-    full = config("dpt-large-midas", kind="dinov3", final_norm="every", layer_scale=True, registers=4, embed_dim=64, num_heads=2)
-    return randomise(DPT(full.with_("head", bins=256, hidden=24, bin_range=(0.008, 96.0), bin_spacing="mixed_log", bin_floor=1e-8)))
+def depth_anything_3() -> DPT:
+    """A small Depth Anything 3, to which a part of each picture is sky."""
+    model = wide("depth-anything-3-mono-large")
+    torch.nn.init.constant_(model.head.sky.conv3.bias, 0.2)
+    return model
 
 
 def small(name: str = "dpt-large-midas", seed: int = 0, **changes) -> DPT:

@@ -6,13 +6,15 @@ from collections import Counter
 import pytest
 import torch
 from both_passes import in_both
-from small import depth_anything, wide
+from small import depth_anything, depth_anything_3, wide
 
 import dpt
+from dpt.fast.modules import FastDepthHead
 from dpt.inference.prediction import decided_labels
 from dpt.inference.resizing import labels_from_logits
 from dpt.kernels import launch
 from dpt.kernels.tools.parity import assert_parity
+from dpt.nets.sky import SKY
 from dpt.zoo import CONFIGS
 
 INPUT = (1, 3, 32, 48)
@@ -67,6 +69,21 @@ def test_forward_of_each_style(style, dtype, device, path):
     with torch.inference_mode():
         fast = dpt.accelerate(copy.deepcopy(plain), strict=True)(x)
         assert_parity(fast, *in_both(lambda dtype: in_dtype(plain, dtype)(x.to(dtype or x.dtype))))
+
+
+def test_the_sky_branch(device, exact_path):
+    """Blind spot: the sky's convolutions on the kernels, and an exponential behind one. The head alone: a whole model's sky is of pixels
+    here and there near the threshold, which rounding takes to either side."""
+    head = depth_anything_3().head.to(device)
+    x = torch.randn(1, 16, 12, 10, device=device)
+    fast = copy.deepcopy(head)
+    fast.__class__ = FastDepthHead
+    size, seen = (42, 28), []
+    head.sky.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.inference_mode():
+        found = fast(x, size)
+        assert_parity(found, *in_both(lambda dtype: in_dtype(head, dtype)(x.to(dtype or x.dtype), size)))
+    assert (seen[0] - SKY).abs().min() > 1e-4 and 0.1 < (seen[0] < SKY).double().mean() < 0.9
 
 
 def trained(name: str, device: torch.device) -> list[dict[str, torch.nn.Parameter]]:

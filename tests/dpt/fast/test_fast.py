@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import config, depth_anything, randomise, small, wide
+from small import config, depth_anything, depth_anything_3, randomise, small, wide
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -49,6 +49,23 @@ def test_depth_anything_style(grid):
     x = torch.randn(2, 3, 14 * grid[0], 14 * grid[1])
     with torch.inference_mode():
         close(quick(x), plain(x))
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
+def test_depth_anything_3(grid, monkeypatch):
+    """Blind spot: the sky from the depth's convolutions, or not at all; a branch that runs plain and is not told."""
+    plain = depth_anything_3()
+    quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
+    called = []
+    original = modules.depth_head
+    monkeypatch.setattr(modules, "depth_head", lambda *args: (called.append(args), original(*args))[1])
+    x = torch.randn(2, 3, 14 * grid[0], 14 * grid[1])
+    with torch.inference_mode():
+        found, wanted = quick(x), plain(x)
+    close(found, wanted)
+    assert len(called) == 2 and all(depth.unique().numel() < 0.95 * depth.numel() for depth in wanted)  # some is sky, of one depth
+    assert all(depth.unique().numel() > 0.05 * depth.numel() for depth in wanted)
+    assert "sky" not in str(dpt.fast_report(quick))
 
 
 @pytest.mark.parametrize("activation", DEPTHS)

@@ -228,6 +228,17 @@ def test_network_size_ratio():
     assert network_size(300, 400, base, 0.75) == (384, 512)  # mmsegmentation: (1536, 384)
 
 
+def test_network_size_of_the_longest_side():
+    """Blind spot: one rounding for two, a multiple between two that goes to the even one, a side that becomes nothing."""
+    config = CONFIGS["depth-anything-3-mono-large"].input
+    assert network_size(1080, 1920, config) == (280, 504)  # 283.5 to 284, nearer to 280
+    assert network_size(35, 504, config) == (42, 504) and network_size(63, 504, config) == (70, 504)
+    assert network_size(504, 1, config) == (504, 14)
+    assert network_size(100, 200, config, 0.5) == (126, 252)
+    with pytest.raises(ValueError, match="antialias=True: mode=area_cubic averages by itself"):
+        _config(mode="area_cubic", antialias=True)
+
+
 def test_network_size_errors():
     """Blind spot: a 1x100000 picture eats all memory; a misspelt rule does nothing."""
     with pytest.raises(ImageError, match="elongated"):
