@@ -188,8 +188,8 @@ class EncoderConfig(Checked):
         grouped = self.stem == "resnetv2" and self.stem_width % self.stem_groups != 0
         yield grouped, f"stem_width={self.stem_width}: it must be a multiple of stem_groups={self.stem_groups}"
         size, rotary = self.embed_dim // self.num_heads, self.kind == "dinov3"
-        wrong = f"embed_dim={self.embed_dim}: heads of {size} channels cannot be rotated, that takes a multiple of 4"
-        yield rotary and size % 4 != 0, wrong
+        unturned = rotary and size % 4 != 0
+        yield unturned, f"embed_dim={self.embed_dim}: heads of {size} channels cannot be rotated, that takes a multiple of 4"
         yield rotary and self.stem != "patch", f'stem={self.stem!r}: kind="dinov3" has patches alone'
         yield self.mlp_ratio * self.embed_dim < 1, f"mlp_ratio={self.mlp_ratio}: it leaves no channel of embed_dim={self.embed_dim}"
 
@@ -295,7 +295,8 @@ class HeadConfig(Checked):
         yield self.task == "normals" and convolutions, "task='normals': only kind=\"linear\" gives them"
         for name in ("relative", "sky", "focal"):
             value = getattr(self, name)
-            yield bool(value) and (segmentation or self.inverse), f"{name}={value}: only depth that is not inverse has it"
+            yield bool(value) and (self.task != "depth" or self.inverse), f"{name}={value}: only depth that is not inverse has it"
+        yield self.sky and not convolutions, 'sky=True: only kind="convolutions" has that branch'
         yield self.relative and self.focal is not None, f"focal={self.focal}: it makes metres, and relative=True says there are none"
         yield self.bounds is not None and self.bounds[0] >= self.bounds[1], f"bounds={self.bounds}: the first must be below the second"
         near, far = self.bin_range
@@ -379,6 +380,8 @@ class DPTConfig(Checked):
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         tasks = [head.task for head in self.heads]
+        float32 = {self.decoder.float32, *(task.decoder.float32 for task in self.further)}
+        yield len(float32) > 1, "further: float32 is of all decoders, or of none"
         yield len(set(tasks)) < len(tasks), f"further: the tasks are {', '.join(tasks)}, of which each must be another"
 
     @property

@@ -21,12 +21,11 @@ from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_resi
 from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
-from ..nets.bins import depth_of_bins
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.rotary import rotated
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
-from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, finished
+from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, depth_from, finished
 from ..nets.sky import SkyBranch, with_far_sky
 
 
@@ -144,22 +143,26 @@ def _last_convolutions(module: DepthHead | SkyBranch) -> tuple[Tensor, Any, Tens
 class FastDepthHead(DepthHead):
     """`DepthHead` in three launches, or with `project` four: its first convolution; the weights of the resize; resize, convolutions and
     activation. The last two come again for the sky. What follows the activation is PyTorch's, and an activation that the kernel has not.
-    With bins the resize and the two convolutions are three more, and no map between them is spared.
+    With bins the resize and the two convolutions are three launches, and the maps between them are written.
     """
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if isinstance(self.project, nn.Conv2d):
             x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
-        known, size = self.activation in ACTIVATIONS, self.own_size(x, size)
-        if self.config.bins:
-            x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
-            return finished(depth_of_bins(conv1x1(x, self.conv3.weight, self.conv3.bias), self.config), self.config)
-        depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
-        depth = finished(depth if known else ACTIVATION[self.activation](depth, self.max_depth), self.config)
+        size = self.own_size(x, size)
+        depth = finished(self._depth(x, size), self.config)
         if not isinstance(self.sky, SkyBranch):
             return depth
         return with_far_sky(depth, depth_head(x, *_last_convolutions(self.sky), size, "relu"))
+
+    def _depth(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.config.bins:
+            x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
+            return depth_from(conv1x1(x, self.conv3.weight, self.conv3.bias), self.config)
+        known = self.activation in ACTIVATIONS
+        depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
+        return depth if known else ACTIVATION[self.activation](depth, self.max_depth)
 
 
 def fused_labels(

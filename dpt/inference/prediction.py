@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
-from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal
+from .images import MAX_PIXELS, ImageError, Picture, Pictures, load_with_focal
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
 from .windows import Maps, Network, infer
 
@@ -47,7 +47,7 @@ class Prediction:
     """What a model says of one picture; of `depth`, `labels` and `normals` those are None that are none of its tasks.
 
     Attributes:
-        depth: float32 (H, W): metres where the head's `metric`; else inverse depth up to scale and shift where its `inverse`, or depth up
+        depth: float32 (H, W): metres where the head is `metric`; else inverse depth up to scale and shift where its `inverse`, or depth up
             to both.
         labels: (H, W), index into the head's `classes`; uint8, or int16 beyond 256 classes.
         probability: float32 (H, W), the softmax of the winning class, if asked for.
@@ -185,7 +185,7 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
             row or column is shifted inside the picture.
         probability: keep the winning class's probability as well.
         focal: the focal length of all the pictures, in their own pixels, for models whose metres depend on it (`config.head.focal`). By
-            default each picture's EXIF data tell it; one without it is a `NoFocalLength`, an ImageError.
+            default each picture's EXIF data tell it; one without it is an ImageError.
 
     Raises:
         ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
@@ -224,11 +224,11 @@ def _results(
                 height, width = result.image.shape[:2]
                 try:
                     if model.config.head.focal is not None and result.focal is None:
-                        raise NoFocalLength(f"{model.config.name} needs the focal length, and the picture does not tell it: {FOCAL_OPTION}")
+                        raise ImageError(f"{model.config.name} needs the focal length, and the picture does not tell it: {FOCAL_OPTION}")
                     sizes = (network_size(height, width, model.config.input, scale) for scale in options.scales)
                     groups.setdefault(tuple(sizes), []).append(index)
                 except ImageError as error:
-                    batch[index] = Result(result.source, error=type(error)(f"{result.source}: {error}"))
+                    batch[index] = Result(result.source, error=ImageError(f"{result.source}: {error}"))
         for indices in groups.values():
             done = _predict_group(model, [batch[index] for index in indices], options)
             for index, result in zip(indices, done, strict=True):
@@ -268,7 +268,7 @@ def _predict_group(model: Network, loaded: list[Result], options: Options) -> li
     found: list[Fields] = []
     try:
         with _evaluating(model), torch.inference_mode():
-            found = [{} for _ in images]
+            found = [{} for _ in loaded]
             for head, views in zip(model.config.heads, _views(model, images, options), strict=True):
                 for fields, more in zip(found, READERS_OF[head.task](model, head, loaded, views, options), strict=True):
                     fields.update(more)
@@ -310,7 +310,8 @@ Fields = dict[str, np.ndarray | None]  # of a Prediction
 
 
 def _depths(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
-    config, images = model.config.input, _images(loaded)
+    config = model.config.input
+    images = [cast(np.ndarray, result.image) for result in loaded]
     first: list[Tensor] = []
     sums: list[Tensor] = []
     for number, maps in enumerate(views, 1):
@@ -334,20 +335,15 @@ def _focal_in_network(result: Result, size: Sequence[int]) -> float:
 
 
 def _normals(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
-    images = _images(loaded)
-    sums: list[Any] = [0] * len(images)
+    sums: list[Any] = [0] * len(loaded)
     for maps in views:
-        for index, (y, image) in enumerate(zip(F.normalize(maps.float(), dim=1), images, strict=True)):
-            sums[index] = sums[index] + postprocess(y, y.shape[1:], image.shape[:2], model.config.input)
+        for index, (y, result) in enumerate(zip(F.normalize(maps.float(), dim=1), loaded, strict=True)):
+            sums[index] = sums[index] + postprocess(y, y.shape[1:], cast(np.ndarray, result.image).shape[:2], model.config.input)
     return [{"normals": F.normalize(total, dim=0).permute(1, 2, 0).cpu().numpy()} for total in sums]
 
 
-def _images(loaded: list[Result]) -> list[np.ndarray]:
-    return [cast(np.ndarray, result.image) for result in loaded]
-
-
 def _labels(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
-    config, images = model.config.input, _images(loaded)
+    config, images = model.config.input, [cast(np.ndarray, result.image) for result in loaded]
     module = model.head if head is model.config.head else cast(Any, model).further[head.task].head
     if len(options.scales) * len(options.flips) == 1:
         logits: Iterable[Tensor] = next(views)

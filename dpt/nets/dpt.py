@@ -67,18 +67,21 @@ class DPTNetwork(nn.Module):
 
     def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
-        return self._fused(self.encoder(x), self.encoder.grid(x), deeper)
+        return self._fused(self._tokens(x), self.encoder.grid(x), deeper)
+
+    def _tokens(self, x: Tensor) -> list[Tensor]:
+        """The encoder's, in the decoder's dtype."""
+        tokens = self.encoder(x)
+        return [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens] if self.config.decoder.float32 else tokens
 
     def _fused(self, tokens: list[Tensor], grid: tuple[int, int], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         with self._behind_encoder(tokens[0]):
-            if self.config.decoder.float32:
-                tokens = [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens]
             return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
 
     def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
         """Where the decoder and the head run: without autocast, where they stay in float32."""
         device = x.device.type
-        float32 = self.config.decoder.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        float32 = self.config.decoder.float32 and torch.is_autocast_enabled(device)
         return torch.autocast(device, enabled=False) if float32 else nullcontext()
 
     def cast(self, dtype: torch.dtype | None) -> None:
@@ -95,13 +98,13 @@ class DPTNetwork(nn.Module):
         `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
         """
         grid, size = self.encoder.grid(x), tuple(x.shape[2:])
-        tokens = self.encoder(x)
+        tokens = self._tokens(x)
         fused = self._fused(tokens, grid)
         with self._behind_encoder(x):
             found = self.head(fused, size)
-        if not self.config.further:
-            return found
-        return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
+            if not self.config.further:
+                return found
+            return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""

@@ -31,6 +31,11 @@ def finished(depth: Tensor, config: HeadConfig) -> Tensor:
     return depth if config.bounds is None else depth.clamp(*config.bounds)
 
 
+def depth_from(x: Tensor, config: HeadConfig) -> Tensor:
+    """What the last layer gives, (B, bins or 1, H, W) -> depth (B, H, W)."""
+    return depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
+
+
 class DepthHead(nn.Module):
     """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
 
@@ -57,10 +62,7 @@ class DepthHead(nn.Module):
         if self.config.project:
             x = F.relu(self.project(x))
         x = F.interpolate(self.conv1(x), size=self.own_size(x, size), mode="bilinear", align_corners=self.align_corners)
-        depth = self.conv3(F.relu(self.conv2(x)))
-        if self.config.bins:
-            return finished(depth_of_bins(depth, self.config), self.config)
-        depth = finished(ACTIVATION[self.activation](depth.squeeze(1), self.max_depth), self.config)
+        depth = finished(depth_from(self.conv3(F.relu(self.conv2(x))), self.config), self.config)
         return with_far_sky(depth, self.sky(x)) if self.config.sky else depth
 
 
@@ -101,10 +103,7 @@ class LinearHead(nn.Module):
     def read(self, x: Tensor) -> Tensor:
         """What the linear layer reads (B, F, h, w) -> the head's result."""
         config, x = self.config, self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if config.task != "depth":
-            return x
-        depth = depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
-        return finished(depth, config)
+        return finished(depth_from(x, config), config) if config.task == "depth" else x
 
 
 HEADS: dict[str, dict[str, Callable[[int, HeadConfig], nn.Module]]] = {

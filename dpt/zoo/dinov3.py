@@ -35,6 +35,7 @@ from .stated import (
 )
 
 _LICENCE = "DINOv3 License"
+_FILES = "https://dl.fbaipublicfiles.com/dinov3/"  # gives them to those to whom Meta has sent the whole address
 _NEAREST, _SCALE = (
     0.001,
     8,
@@ -71,8 +72,6 @@ MODELS = (
             size=(416, 416),
             rule="none",
             pad="centre",
-            antialias=True,
-            grey_levels=True,
             output_mode="bilinear",
             output_align_corners=True,
         ),
@@ -108,6 +107,10 @@ MODELS = (
             antialias=True,
             grey_levels=True,
             output_mode="bilinear",
+        ),
+        source=(
+            f"{_FILES}dinov3_vit7b16/dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth",
+            f"{_FILES}dinov3_vit7b16/dinov3_vit7b16_synthmix_dpt_head-02040be1.pth",
         ),
         licence=_LICENCE,
     ),

@@ -114,7 +114,7 @@ def test_a_family_is_one_file_and_its_name(package):
         "zoo/made_up.py",
         FAMILY,
         ("zoo/__init__.py", "from . import carried,", "from . import made_up, carried,"),
-        ("zoo/__init__.py", "transformers_dpt, carried)", "transformers_dpt, carried, made_up)"),
+        ("zoo/__init__.py", "    carried,\n)", "    carried,\n    made_up,\n)"),
     )
     code = """
 import torch, dpt

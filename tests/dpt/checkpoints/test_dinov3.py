@@ -4,17 +4,20 @@ transformers' image processor of CHMv2 needs torchvision; what it does is comput
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recording import difference, network_input, picture
 from small import config, randomise
 
 import dpt
 from dpt.checkpoints import CheckpointError
+from dpt.config import DPTConfig
 from dpt.model import DPT
-from dpt.zoo import dinov3
+from dpt.zoo import CONFIGS, dinov3
 
 transformers = pytest.importorskip("transformers")
 BACKBONE = {
@@ -235,3 +238,36 @@ def test_what_is_written_is_read_again():
     assert made.input.mean == pytest.approx(chmv2.input.mean) and (made.input.rule, made.input.pad) == ("none", "centre")
     with pytest.raises(CheckpointError, match="transformers computes"):
         dinov3.write(large)
+
+
+DATA = Path(__file__).parents[1] / "nets" / "data"
+RECORDED = {"chmv2": "chmv2", "dinov3_7b": "dinov3-7b-depth"}
+
+
+def recorded_model(recording_of: str) -> DPTConfig:
+    """The configuration of the narrow model that `nets/oracles/dinov3.py` made."""
+    full = CONFIGS[RECORDED[recording_of]]
+    full = full.with_("encoder", embed_dim=32, depth=6, num_heads=2, hooks=(1, 2, 4, 5), norm_eps=1e-5)
+    full = full.with_("decoder", neck_channels=(8, 12, 16, 20), features=10)
+    return full.with_("head", bins=32, hidden=20 if recording_of == "chmv2" else 32)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_its_own_code_computes(tmp_path, name, whole):
+    """Blind spot: all that transformers has otherwise, or not at all: the epsilon, the batch norm of tokens, the masks, two files."""
+    arrays = np.load(DATA / f"{name}.npz")
+    path = DATA / f"{name}.pth"
+    if not whole:
+        state = torch.load(path)
+        path = [tmp_path / "backbone.pth", tmp_path / "head.pth"]
+        for file, prefix in zip(path, ("encoder.backbone.", "decoder."), strict=True):
+            torch.save({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, file)
+    model = dpt.load(path, recorded_model(name), dtype=torch.float32)
+    for size in ("square", "wide", "tall"):
+        with torch.inference_mode():
+            found = model(network_input(tuple(arrays[f"{size}.input"])))
+        assert difference(arrays, f"{size}.output", found).max() < 1e-5
+    if name == "chmv2":
+        shown = model.predict(picture(*arrays["padded.picture"]))
+        assert difference(arrays, "padded.map", shown.depth).max() < 1e-5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import config, randomise
+from small import randomise, small
 
 import dpt
 from dpt.checkpoints import CheckpointError
@@ -161,7 +161,7 @@ def test_what_is_written_is_read_again(name):
 
 def test_a_model_of_three_tasks_is_saved_and_loaded(tmp_path):
     """Blind spot: further tasks that a file of ours does not state, or whose tensors are not in it."""
-    model = randomise(dpt.model.DPT(config("tipsv2-base")))
+    model = small("tipsv2-base")
     dpt.save(model, tmp_path / "mine.safetensors")
     loaded = dpt.load(tmp_path / "mine.safetensors")
     assert loaded.config == model.config

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small import binned
+from small import wide
 
 import dpt
 
@@ -12,7 +12,7 @@ import dpt
 @pytest.mark.parametrize("size", [(64, 96), (48, 80), (16, 16)])
 def test_the_same_algebra_on_a_cpu(size):
     """Blind spot: queries and keys that are not rotated, or registers that are; bins of the first channel alone."""
-    plain = binned()
+    plain = wide("chmv2")
     quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
     x = torch.randn(2, 3, *size)
     with torch.inference_mode():
@@ -23,7 +23,7 @@ def test_the_same_algebra_on_a_cpu(size):
 
 def test_gradients_are_the_plain_ones():
     """Blind spot: a gradient that stops at the rotation, or at the bins."""
-    plain = binned()
+    plain = wide("chmv2")
     quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
     x = torch.randn(1, 3, 48, 64)
     for model in (plain, quick):
