@@ -16,6 +16,7 @@ from ..config import DPTConfig
 from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoders import ENCODERS
 from .heads import HEADS, SegmentationHead
+from .metric_bins import MetricBinsHead
 
 
 class DPTNetwork(nn.Module):
@@ -42,15 +43,16 @@ class DPTNetwork(nn.Module):
                 for level, channels in enumerate(decoder.neck_channels)
             )
             self.fusion = Fusion(decoder)
-            self.head = HEADS[config.head.task](decoder.features, config.head)
+            kind: Any = MetricBinsHead if config.head.attractors else HEADS[config.head.task]
+            self.head = kind(decoder.features, config.head)
             if config.head.auxiliary:
                 self.auxiliary_head = SegmentationHead(decoder.features, config.head)
         _initialise(self)
         if config.head.task == "depth":
             nn.init.ones_(self.get_parameter("head.conv3.bias"))  # a last ReLU that starts below zero gets no gradient and never leaves it
 
-    def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
+    def features(self, x: Tensor, deeper: int = 0) -> Tensor | tuple[Tensor, ...]:
+        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); with `deeper`, so many deeper ones behind it, as `Fusion` says."""
         grid = self.encoder.grid(x)
         tokens = self.encoder(x)
         with self._behind_encoder(x):
@@ -76,14 +78,15 @@ class DPTNetwork(nn.Module):
         patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with `patch * Dim(..., min=3)` for the sides: of one or
         two patches PyTorch makes rules of their own.
         """
-        fused = self.features(x)
+        head: Any = self.head
+        fused = self.features(x, head.DEEPER)
         with self._behind_encoder(x):
-            return self.head(fused, tuple(x.shape[2:]))
+            return head(fused, tuple(x.shape[2:]))
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""
         size = tuple(x.shape[2:])
-        fused, deeper = self.features(x, deeper=True)
+        fused, deeper = self.features(x, deeper=1)
         return self.head(fused, size), self.auxiliary_head(deeper, size)
 
 

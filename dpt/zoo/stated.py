@@ -136,7 +136,7 @@ def dinov2_encoder(backbone: Document) -> EncoderConfig:
             embed_dim=values["hidden_size"],
             depth=values["num_hidden_layers"],
             num_heads=values["num_attention_heads"],
-            hooks=_hooks(backbone, values["num_hidden_layers"]),
+            hooks=hooks_of(backbone, values["num_hidden_layers"]),
             patch_size=patch,
             pos_grid=(size // patch, size // patch),
             mlp_ratio=values["mlp_ratio"],
@@ -153,7 +153,7 @@ def dinov2_encoder(backbone: Document) -> EncoderConfig:
         raise CheckpointError(f"{backbone.path}: {error}") from error
 
 
-def _hooks(backbone: Document, depth: int) -> tuple[int, ...]:
+def hooks_of(backbone: Document, depth: int) -> tuple[int, ...]:
     """The blocks that `out_indices` (0 is what goes into the first) or `out_features` ("stage1") name, counted from 0."""
     rule = f"four different blocks from 1 to {depth}"
     indices, features = (backbone.values.get(name) for name in ("out_indices", "out_features"))
@@ -238,11 +238,12 @@ PROCESSOR: Table = {  # transformers' DPTImageProcessor
 }
 
 
-def processed(processor: Document | None, default_side: int, patch: int, output_mode: str) -> InputConfig:
+def processed(processor: Document | None, default_side: int, patch: int, output_mode: str, table: Table = PROCESSOR) -> InputConfig:
     """What DPTImageProcessor does: an antialiased resize of 8 bits, then scale, mean and standard deviation, or these alone and padding on
-    all sides; without a file, its defaults at the model's own size. Maps are resized back as its post-processing does, in `output_mode`."""
+    all sides; without a file, its defaults at the model's own size. Maps are resized back as its post-processing does, in `output_mode`.
+    `table`: of another class with these fields."""
     processor = processor or Document("preprocessor_config.json", {"size": default_side})
-    values = processor.obeyed(PROCESSOR)
+    values = processor.obeyed(table)
     size = height_width(values["size"])
     if values["do_resize"]:
         rule, multiple, pad = _resized(processor, values, size, patch)

@@ -7,6 +7,9 @@ Parameters that are in no layer of PyTorch's get their first values in `reset_pa
 
 from __future__ import annotations
 
+from typing import Any
+
+from .beit import BEiT
 from .vit import ViT
 
-ENCODERS = {"vit": ViT}
+ENCODERS: dict[str, type[Any]] = {"vit": ViT, "beit": BEiT}
