@@ -21,7 +21,7 @@ WEIGHT_SEED = 0
 
 # Coprime to every factor of a decoder's upsampling, and to every patch: what is recorded falls on all of their phases.
 INPUT_STRIDE = PICTURE_STRIDE = 11
-PICTURE_STRIDES = {"tensor": 23, "logits": 23}
+PICTURE_STRIDES = {"tensor": 23, "plain_tensor": 23, "logits": 23}
 
 Shape = tuple[int, int, int]  # batch, height, width
 Arrays = Mapping[str, numpy.ndarray]
