@@ -22,7 +22,10 @@ from dpt.nets.encoders.vit import Block
 
 ROOT = Path(__file__).parents[3]
 
-NAMES = ["dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth", "dpt-hybrid-nyu", "dpt-dinov2-giant-kitti"]
+NAMES = [
+    *("dpt-large-midas", "dpt-base-ade20k", "dpt-large-ade20k", "dpt-tiny-depth", "dpt-hybrid-nyu", "dpt-dinov2-giant-kitti"),
+    *("midas-3.1-beit-base-384", "zoedepth-n", "zoedepth-k", "zoedepth-nk"),
+]
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float = 2e-5) -> None:
@@ -479,6 +482,38 @@ def test_refusals_of_the_decoder(name, where, spoil, reason):
     dpt.accelerate(model)
     rows = {row.name: row for row in dpt.fast_report(model)}
     assert not rows[where].fused and sum(not row.fused for row in rows.values()) == 1
+
+
+def test_what_of_beit_and_of_bins_is_pytorchs_is_told():
+    """Blind spot: a report of kernels where PyTorch computes; hooks on the bias that a fast block passes over."""
+    model = wide("zoedepth-n")
+    seen = []
+    model.encoder.blocks[1].attn.position.register_forward_hook(lambda *args: seen.append(1))
+    model.encoder.blocks[2].attn.register_forward_hook(lambda *args: None)
+    rows = {row.name: row for row in dpt.fast_report(dpt.accelerate(model))}
+    assert "attention, which is PyTorch's" in rows["encoder.blocks.0"].how and "the bins are PyTorch's" in rows["head"].how
+    assert not rows["encoder.blocks.2"].fused and "attn has hooks" in rows["encoder.blocks.2"].how
+    assert rows["encoder.blocks.1"].fused and rows["head"].fused
+    model(torch.randn(1, 3, 32, 32))
+    assert seen == [1]
+    model = wide("zoedepth-n")
+    model.head.conv2.register_forward_hook(lambda *args: None)
+    with pytest.raises(ValueError, match="head cannot run fused: conv2 has hooks"):
+        dpt.accelerate(model, strict=True)
+
+
+def test_deeper_maps_of_a_fast_fusion():
+    """Blind spot: maps of other levels, or before their projection or upsampling, where a head reads them."""
+    plain = wide("zoedepth-n")
+    quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
+    x = torch.randn(1, 3, 48, 80)
+    with torch.inference_mode():
+        for deeper in (1, 2, 3, 4):
+            ours, theirs = quick.features(x, deeper), plain.features(x, deeper)
+            assert len(ours) == len(theirs) == 1 + deeper
+            for one, other in zip(ours, theirs, strict=True):
+                assert one.shape == other.shape
+                close(one, other)
 
 
 def test_head_sizes_the_kernel_has_not():
