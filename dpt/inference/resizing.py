@@ -1,10 +1,10 @@
 """Pictures to the network's input and maps back to the picture's size: the resize, normalisation and padding of each upstream.
 
-The resizes are `torch.nn.functional.interpolate`, which without antialiasing is what OpenCV's INTER_CUBIC and
-INTER_LINEAR compute on floats, so they can run on the model's device. Floats are what MiDaS and Depth Anything resize,
-unclipped. mmsegmentation resizes 8-bit pictures, in OpenCV's fixed point; floats come nearer to its result (0.32 of a
-grey level r.m.s., 0.76 at most, measured on a blurred random picture) than floats rounded to 8 bits (0.36 and 1).
-Depth Anything 3 resizes 8 bits, and twice: `taps.area_or_cubic`.
+On the way in, without antialiasing and aligned corners, it is OpenCV's INTER_CUBIC or INTER_LINEAR of floats (`taps.resized`),
+which runs on the model's device; all others are `torch.nn.functional.interpolate`. Floats are what MiDaS and Depth Anything
+resize, unclipped. mmsegmentation resizes 8-bit pictures, in OpenCV's fixed point; floats come nearer to its result (0.32 of a
+grey level r.m.s., 0.76 at most, measured on a blurred random picture) than floats rounded to 8 bits (0.36 and 1). Depth
+Anything 3 resizes 8 bits, and twice: `taps.area_or_cubic`.
 """
 
 from __future__ import annotations
@@ -121,8 +121,10 @@ def resize_and_normalise(
     for size in _steps(height, width, config, ratio):
         if config.mode == "area_cubic":
             x = taps.area_or_cubic(x, size)
-        else:
+        elif config.antialias or config.align_corners:
             x = F.interpolate(x, size=size, mode=config.mode, align_corners=config.align_corners, antialias=config.antialias)
+        else:
+            x = taps.resized(x, size, config.mode)
         x = x.round().clamp(0, 255) if config.grey_levels else x
     mean, std = (x.new_tensor(values).mul_(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return ((x - mean) / std).to(dtype)

@@ -81,7 +81,7 @@ def test_pictures_become_isl_orgs_maps(depth_maps, name, which):
     """Blind spot: the network's size, the resize to it or back, the order of resizing and the reciprocal. To a level of 16 bits."""
     model, picture = dpt.load(DATA / "dpt_hybrid.pt", narrow(name)), picture_of(depth_maps, which)
     tensor, _ = preprocess(picture, model.config.input)
-    assert recording.difference(depth_maps, f"{which}.tensor", tensor).max() < 1e-4
+    assert recording.difference(depth_maps, f"{which}.tensor", tensor).max() < 4e-6  # PyTorch's own resize: 9e-5
     found = recording.difference(depth_maps, f"{which}.map", model.predict(picture).depth)
     assert (found <= 1 / 65535).mean() >= 0.999
 
