@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
-from .images import MAX_PIXELS, ImageError, Picture, Pictures, load_with_focal
+from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
 from .windows import Maps, Network, infer
 
@@ -186,7 +186,7 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
             row or column is shifted inside the picture.
         probability: keep the winning class's probability as well.
         focal: the focal length of all the pictures, in their own pixels, for models whose metres depend on it (`config.head.focal`). By
-            default each picture's EXIF data tell it; one without it is an ImageError.
+            default each picture's EXIF data tell it; one without it is a `NoFocalLength`, an ImageError.
 
     Raises:
         ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
@@ -225,11 +225,11 @@ def _results(
                 height, width = result.image.shape[:2]
                 try:
                     if model.config.head.focal is not None and result.focal is None:
-                        raise ImageError(f"{model.config.name} needs the focal length, and the picture does not tell it: {FOCAL_OPTION}")
+                        raise NoFocalLength(f"{model.config.name} needs the focal length, and the picture does not tell it: {FOCAL_OPTION}")
                     sizes = (network_size(height, width, model.config.input, scale) for scale in options.scales)
                     groups.setdefault(tuple(sizes), []).append(index)
                 except ImageError as error:
-                    batch[index] = Result(result.source, error=ImageError(f"{result.source}: {error}"))
+                    batch[index] = Result(result.source, error=type(error)(f"{result.source}: {error}"))
         for indices in groups.values():
             done = _predict_group(model, [batch[index] for index in indices], options)
             for index, result in zip(indices, done, strict=True):
