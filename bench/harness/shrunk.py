@@ -23,8 +23,8 @@ def shrunk(
     ``kind``: before its name. ``neck``: the channels of the four maps; by default those of the stem's hooked maps, or else a quarter and
     half of the tokens' width, and the decoder's. ``classes``: of a segmentation head. ``encoder``: its further changes.
     """
-    sizes = {"embed_dim": width, "num_heads": 2, "pos_grid": (grid, grid), "stem_width": 8, "stem_depths": (1, 2, 1), "stem_groups": 4}
-    small = shortened(config).with_("encoder", **{**sizes, **encoder})
+    stem = {"stem_width": 8, "stem_depths": (1, 2, 1), "stem_groups": 4} if config.encoder.stem == "resnetv2" else {}
+    small = shortened(config).with_("encoder", **{"embed_dim": width, "num_heads": 2, "pos_grid": (grid, grid), **stem, **encoder})
     hooked = tuple(small.encoder.stem_widths[index] for index in small.encoder.stem_hooks)
     neck = neck or hooked + (width // 4, width // 2, features, features)[len(hooked) :]
     small = small.with_("decoder", neck_channels=neck, features=features)
