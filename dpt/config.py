@@ -93,8 +93,10 @@ class Checked:
         return ()
 
 
-ENCODERS = ("vit",)
+ENCODERS = ("vit", "dinov3")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
+TASKS = ("depth", "segmentation", "normals")
+BIN_SPACINGS = ("linear", "mixed_log")
 DEPTHS = ("relu", "sigmoid", "exp", "linear")  # what turns the last channel into depth
 
 
@@ -130,6 +132,8 @@ class EncoderConfig(Checked):
     stem_depths: tuple[int, int, int] = (3, 4, 9)  # "resnetv2": blocks of each stage
     stem_groups: int = 32  # "resnetv2": of its group norms
     stem_eps_on: str = "deviation"  # "resnetv2": its weights are divided by (deviation + 1e-5), or by the root of ("variance" + 1e-8)
+    qkv_bias: bool = True  # of the queries, keys and values
+    rope_theta: float = 100.0  # "dinov3": the base of the frequencies by which queries and keys are rotated
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "embed_dim": _WIDTH,
@@ -158,6 +162,8 @@ class EncoderConfig(Checked):
         "stem_depths": _tuple(_whole(1, 64), 3),
         "stem_groups": _WIDTH,
         "stem_eps_on": _one_of("deviation", "variance"),
+        "qkv_bias": _TRUTH,
+        "rope_theta": _number("above 1", lambda value: value > 1),
     }
 
     @property
@@ -181,6 +187,10 @@ class EncoderConfig(Checked):
         yield eighth, f'embed_dim={self.embed_dim}: stem="convolutions" begins with an eighth of it'
         grouped = self.stem == "resnetv2" and self.stem_width % self.stem_groups != 0
         yield grouped, f"stem_width={self.stem_width}: it must be a multiple of stem_groups={self.stem_groups}"
+        size, rotary = self.embed_dim // self.num_heads, self.kind == "dinov3"
+        unturned = rotary and size % 4 != 0
+        yield unturned, f"embed_dim={self.embed_dim}: heads of {size} channels cannot be rotated, that takes a multiple of 4"
+        yield rotary and self.stem != "patch", f'stem={self.stem!r}: kind="dinov3" has patches alone'
         yield self.mlp_ratio * self.embed_dim < 1, f"mlp_ratio={self.mlp_ratio}: it leaves no channel of embed_dim={self.embed_dim}"
 
 
@@ -197,6 +207,7 @@ class DecoderConfig(Checked):
     dead_unit: bool = False  # the deepest block carries a first unit that is never run (kept for a round trip)
     unit_bias: bool | None = None  # of the residual units' convolutions; None: where there is no batch norm
     float32: bool = False  # decoder and head stay in float32, whatever the encoder's dtype or autocast's (Depth Anything 3)
+    token_norm: bool = False  # a batch norm of the tokens' maps, before their projections (DINOv3's 7B)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "neck_channels": _tuple(_WIDTH, 4),
@@ -208,6 +219,7 @@ class DecoderConfig(Checked):
         "dead_unit": _TRUTH,
         "unit_bias": _or_none(_TRUTH),
         "float32": _TRUTH,
+        "token_norm": _TRUTH,
     }
 
 
@@ -215,7 +227,7 @@ class DecoderConfig(Checked):
 class HeadConfig(Checked):
     """What the fused map is turned into."""
 
-    task: str  # "depth" or "segmentation"
+    task: str  # "depth", "segmentation" or "normals"
     classes: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     hidden: int = 32  # depth: channels before the last 1x1 convolution
@@ -233,10 +245,16 @@ class HeadConfig(Checked):
     relative: bool = False  # depth: known up to scale and shift, and not in metres, though it is not inverse
     sky: bool = False  # depth: a second branch finds the sky, which is put as far as the rest of the picture goes
     focal: float | None = None  # depth: metres are the output times the focal length, in pixels of the network's input, over this
+    bins: int = 0  # depth: channels of the last layer, each the weight of one depth, of which the mean is taken; 0: one, which is depth
+    bin_range: tuple[float, float] = (0.001, 10.0)  # metres: the first and the last of the bins' depths
+    bin_spacing: str = "linear"  # between them: "linear", or "mixed_log": from even ratios, near, to even steps, far (CHMv2)
+    bin_floor: float = 0.1  # added to each weight, behind a ReLU
+    kind: str = "convolutions"  # the paper's, or "linear": a 3x3 convolution and a linear layer, at the fused map's own size (TIPSv2)
+    between: str = "relu"  # "linear": what stands between its two layers, "relu" or "none"
     upsample: int | None = None  # depth: the fused map by this factor (DINOv2's: 16 pixels a patch of 14); None: to the input's size
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "task": _one_of("depth", "segmentation"),
+        "task": _one_of(*TASKS),
         "classes": _tuple(_TEXT, 0, MAX_WIDTH),
         "palette": _tuple(_tuple(_whole(0, 255), 3), 0, MAX_WIDTH),
         "hidden": _WIDTH,
@@ -254,6 +272,12 @@ class HeadConfig(Checked):
         "relative": _TRUTH,
         "sky": _TRUTH,
         "focal": _or_none(_POSITIVE),
+        "bins": _whole(0, MAX_WIDTH),
+        "bin_range": _tuple(_POSITIVE, 2),
+        "bin_spacing": _one_of(*BIN_SPACINGS),
+        "bin_floor": _POSITIVE,
+        "kind": _one_of("convolutions", "linear"),
+        "between": _one_of("relu", "none"),
         "upsample": _or_none(_whole(1, 16)),
     }
 
@@ -266,12 +290,19 @@ class HeadConfig(Checked):
         segmentation, classes, colours = self.task == "segmentation", len(self.classes), len(self.palette)
         yield classes != colours, f"palette of {colours} colours: it must have one for each of the {classes} classes"
         yield segmentation and not classes, "classes=(): segmentation needs at least one"
-        yield not segmentation and self.auxiliary, "auxiliary=True: only segmentation has that head"
+        convolutions = self.kind == "convolutions"
+        yield self.auxiliary and not (segmentation and convolutions), "auxiliary=True: only segmentation by convolutions has that head"
+        yield self.task == "normals" and convolutions, "task='normals': only kind=\"linear\" gives them"
         for name in ("relative", "sky", "focal"):
             value = getattr(self, name)
-            yield bool(value) and (segmentation or self.inverse), f"{name}={value}: only depth that is not inverse has it"
+            yield bool(value) and (self.task != "depth" or self.inverse), f"{name}={value}: only depth that is not inverse has it"
+        yield self.sky and not convolutions, 'sky=True: only kind="convolutions" has that branch'
         yield self.relative and self.focal is not None, f"focal={self.focal}: it makes metres, and relative=True says there are none"
         yield self.bounds is not None and self.bounds[0] >= self.bounds[1], f"bounds={self.bounds}: the first must be below the second"
+        near, far = self.bin_range
+        yield near >= far, f"bin_range={self.bin_range}: the first must be below the second"
+        yield self.bins == 1, "bins=1: a mean is of two at least"
+        yield self.bins > 0 and self.task != "depth", f"bins={self.bins}: only depth is a mean of bins"
 
 
 @dataclass(frozen=True)
@@ -313,6 +344,16 @@ SECTIONS: dict[str, type] = {"encoder": EncoderConfig, "decoder": DecoderConfig,
 
 
 @dataclass(frozen=True)
+class TaskConfig(Checked):
+    """A further task on an encoder: a decoder and a head of its own."""
+
+    decoder: DecoderConfig
+    head: HeadConfig
+
+    RULES: ClassVar[Mapping[str, Rule]] = {"decoder": _instance(DecoderConfig), "head": _instance(HeadConfig)}
+
+
+@dataclass(frozen=True)
 class DPTConfig(Checked):
     """One named model.
 
@@ -327,13 +368,26 @@ class DPTConfig(Checked):
     input: InputConfig
     source: str | tuple[str, ...] | None = None
     licence: str = "Apache-2.0"
+    further: tuple[TaskConfig, ...] = ()  # more tasks on the same encoder, each another than the first and the others
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "name": _NAME,  # it becomes part of files' names
         **{name: _instance(section) for name, section in SECTIONS.items()},
         "source": Rule("text, two of it, or None", lambda value: value is None or type(value) is str or _tuple(_TEXT, 2).holds(value)),
         "licence": _TEXT,
+        "further": _tuple(_instance(TaskConfig), 0, len(TASKS) - 1),
     }
+
+    def _conflicts(self) -> Iterable[tuple[bool, str]]:
+        tasks = [head.task for head in self.heads]
+        float32 = {self.decoder.float32, *(task.decoder.float32 for task in self.further)}
+        yield len(float32) > 1, "further: float32 is of all decoders, or of none"
+        yield len(set(tasks)) < len(tasks), f"further: the tasks are {', '.join(tasks)}, of which each must be another"
+
+    @property
+    def heads(self) -> tuple[HeadConfig, ...]:
+        """Of all tasks, the first one first."""
+        return self.head, *(task.head for task in self.further)
 
     @property
     def carried(self) -> bool:
@@ -366,10 +420,11 @@ _EARLIER = {  # values that files written before hold
 def config_from(values: Any) -> DPTConfig:
     """The configuration that `dataclasses.asdict` and JSON made these values of; ValueError names the field, its value and the rule."""
     given = dict(_mapping(values, "the configuration"))
-    for name, section in SECTIONS.items():
+    for name in SECTIONS:
         if name in given:
-            part = {key: _earlier(name, key, _tuples(value)) for key, value in _mapping(given[name], name).items()}
-            given[name] = _made(section, part, f"{name}.")
+            given[name] = _section(name, given[name])
+    if "further" in given:
+        given["further"] = tuple(_task(index, values) for index, values in enumerate(_list(given["further"], "further")))
     config: DPTConfig = _made(DPTConfig, {name: _tuples(value) for name, value in given.items()}, "")
     # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
     encoder, channels = config.encoder, config.decoder.neck_channels
@@ -378,6 +433,26 @@ def config_from(values: Any) -> DPTConfig:
         if channels[level] != width:
             raise ValueError(f"DecoderConfig.neck_channels={channels}: level {level} is a map of the stem, which has {width} channels")
     return config
+
+
+def _section(name: str, values: Any, where: str = "") -> Any:
+    part = {key: _earlier(name, key, _tuples(value)) for key, value in _mapping(values, where + name).items()}
+    return _made(SECTIONS[name], part, f"{where}{name}.")
+
+
+def _task(index: int, values: Any) -> TaskConfig:
+    where = f"further[{index}]."
+    given = {
+        name: _section(name, value, where) if name in TaskConfig.RULES else value for name, value in _mapping(values, where[:-1]).items()
+    }
+    task: TaskConfig = _made(TaskConfig, given, where)
+    return task
+
+
+def _list(values: Any, name: str) -> list[Any]:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} is a {type(values).__name__}: it must be a list")
+    return list(values)
 
 
 def _mapping(values: Any, name: str) -> Mapping[str, Any]:

@@ -66,6 +66,7 @@ def convert(source: checkpoints.Source, target: str | Path, to: str, name: str |
     else:
         kept = rest if layout.format == to else _kept(rest, to)
         tensors = checkpoints.reverted(state, chosen, config.encoder.embed_dim) | kept
+        tensors = {chosen.prefix + key: value for key, value in tensors.items()}
         notes = [
             f"{chosen.name} computes {field}={theirs!r}, {layout.name} {ours_!r}"
             for field, ours_, theirs in _differences(config, _run_by(chosen, files, config))
@@ -150,7 +151,7 @@ def _chosen(config: DPTConfig, state: Mapping[str, Tensor], to: str) -> tuple[La
             keys = {name for key in state for name in layout.source(key) if name is not None}
             if not layout.is_of(keys):
                 raise CheckpointError(f"its files hold {', '.join(sorted(set(layout.markers) - keys))}")
-            if layout.stated is not None:
+            if layout.stated is not None and layout.stated.write is not None:
                 return layout, layout.stated.write(config)
             _check_computed(config, layout)
             return layout, None

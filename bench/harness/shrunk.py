@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dpt.config import DPTConfig
+from dpt.config import DecoderConfig, DPTConfig, HeadConfig, TaskConfig
 
 BLOCKS = 4  # of an encoder: each is like the next
 
@@ -16,7 +16,16 @@ def shortened(config: DPTConfig) -> DPTConfig:
 
 
 def shrunk(
-    config: DPTConfig, kind: str, *, width: int, features: int, grid: int, neck: tuple[int, ...] | None = None, classes: int = 5, **encoder
+    config: DPTConfig,
+    kind: str,
+    /,
+    *,
+    width: int,
+    features: int,
+    grid: int,
+    neck: tuple[int, ...] | None = None,
+    classes: int = 5,
+    **encoder,
 ) -> DPTConfig:
     """The model with every part it had: few blocks of ``width`` and two heads, ``features`` in its decoder, ``grid`` x ``grid`` positions.
 
@@ -26,9 +35,13 @@ def shrunk(
     stem = {"stem_width": 8, "stem_depths": (1, 2, 1), "stem_groups": 4} if config.encoder.stem == "resnetv2" else {}
     small = shortened(config).with_("encoder", **{"embed_dim": width, "num_heads": 2, "pos_grid": (grid, grid), **stem, **encoder})
     hooked = tuple(small.encoder.stem_widths[index] for index in small.encoder.stem_hooks)
-    neck = neck or hooked + (width // 4, width // 2, features, features)[len(hooked) :]
-    small = small.with_("decoder", neck_channels=neck, features=features)
-    if config.head.task == "segmentation":
-        names = tuple(f"class {index}" for index in range(classes))
-        small = small.with_("head", classes=names, palette=config.head.palette[:classes])
-    return replace(small, name=f"{kind} {config.name}")
+    channels = neck or hooked + (width // 4, width // 2, features, features)[len(hooked) :]
+    names = tuple(f"class {index}" for index in range(classes))
+
+    def task(decoder: DecoderConfig, head: HeadConfig) -> TaskConfig:
+        if head.task == "segmentation":
+            head = replace(head, classes=names, palette=head.palette[:classes])
+        return TaskConfig(replace(decoder, neck_channels=channels, features=features), head)
+
+    first, *further = (task(one.decoder, one.head) for one in (config, *config.further))
+    return replace(small, name=f"{kind} {config.name}", decoder=first.decoder, head=first.head, further=tuple(further))

@@ -99,7 +99,6 @@ def convert(
     path: str | Path = "state dict",
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
     as_stored: bool = False,
 ) -> dict[str, Tensor]:
     """The state under our keys, strictly: every expected key once and in its shape, every key of the file used or known unused.
@@ -107,7 +106,6 @@ def convert(
     Args:
         expected: the model's state dict; shapes and dtypes are looked at, so it may be on the meta device.
         device: where the tensors go; each goes as it is read.
-        dtype: of floating tensors; None is the expected one's.
         as_stored: floating tensors keep the dtypes that they have in the file.
 
     Raises:
@@ -120,14 +118,14 @@ def convert(
     converted = {}
     for key, tensor in expected.items():
         names = layout.source(key)
-        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        target = tensor.dtype
         first = next(name for name in names if name is not None)
         if first not in state:
             converted[key] = torch.zeros(tensor.shape, dtype=target, device=device)
             continue
         if as_stored and tensor.is_floating_point():
             target = cast("Stored | Tensor", state[first]).dtype
-        parts = [_checked(cast("Stored | Tensor", state[name]), name, key, target, path).to(device) for name in names if name is not None]
+        parts = [_masked(state, layout, name, key, target, path).to(device) for name in names if name is not None]
         if None in names:
             parts = [parts.pop(0) if name is not None else torch.zeros_like(parts[0]) for name in names]
         converted[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -163,6 +161,21 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
 def shortened(wrong: list[str], count: int = 5) -> str:
     """The first of a list of problems, and how many more there are."""
     return "; ".join(wrong[:count]) + (f"; and {len(wrong) - count} more" if len(wrong) > count else "")
+
+
+def _masked(state: State, layout: Layout, name: str, key: str, dtype: torch.dtype, path: str | Path) -> Tensor:
+    """A tensor's values, times its mask's where the layout has masks and the file one for it."""
+    values = _checked(cast("Stored | Tensor", state[name]), name, key, dtype, path)
+    mask = None if layout.masked is None else name + layout.masked
+    if mask is None or mask not in state:
+        return values
+    problem = _unfit(state[mask], values)
+    if problem is not None:
+        raise CheckpointError(f"{path}: {mask} {problem}")
+    factors = _checked(cast("Stored | Tensor", state[mask]), mask, key, dtype, path)
+    if factors.shape != values.shape:
+        raise CheckpointError(f"{path}: {mask} has shape {tuple(factors.shape)}, {name} {tuple(values.shape)}")
+    return values * factors
 
 
 def _checked(value: Stored | Tensor, name: str, key: str, dtype: torch.dtype, path: str | Path) -> Tensor:

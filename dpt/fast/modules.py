@@ -22,9 +22,10 @@ from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
+from ..nets.encoders.rotary import rotated
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
-from ..nets.heads import ACTIVATION, DepthHead, SegmentationHead, finished
+from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, depth_from, finished
 from ..nets.sky import SkyBranch, with_far_sky
 
 
@@ -36,12 +37,14 @@ def _gamma(module: nn.Module) -> Tensor | None:
 class FastBlock(Block):
     """`Block` in five launches: LN + qkv, attention, projection + residual, LN + fc1 + GELU, fc2 + residual.
 
-    SwiGLU has its gate, in PyTorch, between LN + w12 and w3 + residual.
+    A rotation is PyTorch's, before the attention; and so is SwiGLU's gate, between LN + w12 and w3 + residual.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         attn, mlp = self.attn, self.mlp
         qkv = layernorm_linear(x, self.norm1.weight, self.norm1.bias, attn.qkv.weight, attn.qkv.bias, self.norm1.eps)
+        if rotation is not None:
+            qkv = rotated(qkv, attn.num_heads, rotation)
         mixed = attention(qkv, attn.num_heads)
         x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(self.ls1))
         norm = self.norm2
@@ -54,13 +57,18 @@ class FastBlock(Block):
 
 
 class FastReassemble(Reassemble):
-    """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products."""
+    """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products.
+
+    A norm of the tokens is PyTorch's, and so is a readout with another activation than the exact GELU.
+    """
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        if isinstance(self.readout, ReadoutProject):
+        if isinstance(self.readout, ReadoutProject) and self.readout.activation == "gelu":
             x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
         else:
             x = self.readout(tokens)
+        if isinstance(self.norm, nn.BatchNorm2d):
+            x = self.norm(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
         x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         if isinstance(self.resize, nn.ConvTranspose2d):
             return transposed_conv(x, self.resize.weight, self.resize.bias)
@@ -135,18 +143,36 @@ def _last_convolutions(module: DepthHead | SkyBranch) -> tuple[Tensor, Any, Tens
 class FastDepthHead(DepthHead):
     """`DepthHead` in three launches, or with `project` four: its first convolution; the weights of the resize; resize, convolutions and
     activation. The last two come again for the sky. What follows the activation is PyTorch's, and an activation that the kernel has not.
+    With bins the resize and the two convolutions are three launches, and the maps between them are written.
     """
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if isinstance(self.project, nn.Conv2d):
             x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
-        known, size = self.activation in ACTIVATIONS, self.own_size(x, size)
-        depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
-        depth = finished(depth if known else ACTIVATION[self.activation](depth, self.max_depth), self.config)
+        size = self.own_size(x, size)
+        depth = finished(self._depth(x, size), self.config)
         if not isinstance(self.sky, SkyBranch):
             return depth
         return with_far_sky(depth, depth_head(x, *_last_convolutions(self.sky), size, "relu"))
+
+    def _depth(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.config.bins:
+            x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
+            return depth_from(conv1x1(x, self.conv3.weight, self.conv3.bias), self.config)
+        known = self.activation in ACTIVATIONS
+        depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
+        return depth if known else ACTIVATION[self.activation](depth, self.max_depth)
+
+
+def fused_labels(
+    logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool, probability: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """`dpt.inference.resizing.labels_from_logits` without writing the resized logits; None where no kernel does that."""
+    if mode != "bilinear" or logits.dtype not in launch.DTYPES or not launch.runs_kernels(logits, "argmax_upsample"):
+        return None
+    found = upsample_argmax(logits[None], size, align_corners, probability)
+    return (found[0][0], found[1][0]) if probability else (found[0], None)
 
 
 class FastSegmentationHead(SegmentationHead):
@@ -160,14 +186,16 @@ class FastSegmentationHead(SegmentationHead):
             return super().logits(x)
         return self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
 
-    def fused_labels(
-        self, logits: Tensor, size: tuple[int, int], mode: str, align_corners: bool, probability: bool
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """`dpt.inference.resizing.labels_from_logits` without writing the resized logits; None where no kernel does that."""
-        if mode != "bilinear" or logits.dtype not in launch.DTYPES or not launch.runs_kernels(logits, "argmax_upsample"):
-            return None
-        found = upsample_argmax(logits[None], size, align_corners, probability)
-        return (found[0][0], found[1][0]) if probability else (found[0], None)
+    fused_labels = staticmethod(fused_labels)
+
+
+class FastLinearHead(LinearHead):
+    """`LinearHead` with its convolution on the kernels, and labels decided in one kernel with the upsampling."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.read(conv_norm_relu(x, self.project.weight, self.project.bias, relu=self.config.between == "relu"))
+
+    fused_labels = staticmethod(fused_labels)
 
 
 def has_hooks(module: nn.Module) -> bool:

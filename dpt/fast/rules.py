@@ -14,12 +14,13 @@ from ..kernels import launch
 from ..kernels.depth_head import HIDDEN_CHANNELS
 from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.vit import MLP, Attention, Block, LayerScale, SwiGLU
-from ..nets.heads import DepthHead, SegmentationHead
+from ..nets.heads import DepthHead, LinearHead, SegmentationHead
 from ..nets.sky import SkyBranch
 from .modules import (
     FastBlock,
     FastDepthHead,
     FastFusion,
+    FastLinearHead,
     FastReassemble,
     FastResidualConvUnit,
     FastSegmentationHead,
@@ -83,10 +84,17 @@ def head_size(block: Block) -> str | None:
 
 
 def depth_head_is_known(head: DepthHead) -> str | None:
+    if head.config.bins:
+        return None  # behind kernels that take any number of channels
     hidden = head.conv2.out_channels
     if hidden not in HIDDEN_CHANNELS:
         return f"{hidden} channels before the last convolution: the kernel takes {', '.join(map(str, HIDDEN_CHANNELS))}"
     return None if head.align_corners else "align_corners=False: the kernel upsamples with True"
+
+
+def readout_is_plain(module: nn.Module) -> str | None:
+    activation = getattr(module.readout, "activation", "gelu")
+    return None if activation == "gelu" else f"its readout in PyTorch, since the kernel has no {activation!r}; the rest as elsewhere"
 
 
 def takes_statistics(*names: str) -> Callable[[nn.Module], str | None]:
@@ -137,11 +145,13 @@ FAST: dict[type[nn.Module], Replacement] = {
     Reassemble: Replacement(
         FastReassemble,
         reads={
-            "readout": either(has({"activation": "gelu"}, ReadoutProject), is_a(ReadoutIgnore, ReadoutAdd)),
+            "readout": is_a(ReadoutProject, ReadoutIgnore, ReadoutAdd),
             "readout.linear": LINEAR,
             "project": convolution(1),
             "resize": resampling,
         },
+        calls=("norm",),
+        note=readout_is_plain,
     ),
     ResidualConvUnit: Replacement(
         FastResidualConvUnit,
@@ -182,6 +192,7 @@ FAST: dict[type[nn.Module], Replacement] = {
         calls=("dropout", "classifier"),
         note=takes_statistics("norm"),
     ),
+    LinearHead: Replacement(FastLinearHead, reads={"project": convolution(3)}, calls=("linear",)),
 }
 PLAIN = {replacement.fast: plain for plain, replacement in FAST.items()}
 

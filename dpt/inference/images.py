@@ -62,6 +62,10 @@ class ImageError(ValueError):
     """A picture that cannot be used; the message names it and says why."""
 
 
+class NoFocalLength(ImageError):
+    """A picture that some models can use, but not those whose metres depend on its focal length."""
+
+
 def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A picture as uint8 RGB (H, W, 3): `load_with_focal` without the focal length."""
     return load_with_focal(source, max_pixels)[0]

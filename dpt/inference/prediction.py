@@ -3,30 +3,32 @@
 Several maps of one picture (scales, flips, windows) are merged, labels as mmsegmentation does: softmax averaged over scales
 and flips, logits averaged where windows overlap. Relative depth has a scale and shift of its own in every map, so each is
 first aligned to the picture's plain map by least squares, and then averaged, as inverse depth; metres are averaged as they
-are.
+are. Normals are averaged, and made of unit length again.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypedDict, cast, overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import DPTConfig, InputConfig
+from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
 from .images import MAX_PIXELS, ImageError, Picture, Pictures, load_with_focal
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
-from .windows import Network, infer
+from .windows import Maps, Network, infer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,25 +44,27 @@ _evaluating_lock = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of one picture; `depth` or `labels` is None, by the model's task.
+    """What a model says of one picture; of `depth`, `labels` and `normals` those are None that are none of its tasks.
 
     Attributes:
-        depth: float32 (H, W): metres where the model's `config.head.metric`; else inverse depth up to scale and shift where its `inverse`,
-            or depth up to both.
-        labels: (H, W), index into `config.head.classes`; uint8, or int16 beyond 256 classes.
+        depth: float32 (H, W): metres where the head is `metric`; else inverse depth up to scale and shift where its `inverse`, or depth up
+            to both.
+        labels: (H, W), index into the head's `classes`; uint8, or int16 beyond 256 classes.
         probability: float32 (H, W), the softmax of the winning class, if asked for.
         source: the picture's path, if it came from a file.
+        normals: float32 (H, W, 3): unit vectors, as the model was taught their axes: x along the picture's rows.
     """
 
     depth: np.ndarray | None = None
     labels: np.ndarray | None = None
     probability: np.ndarray | None = None
     source: str | None = None
+    normals: np.ndarray | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, the picture's."""
-        height, width = cast(np.ndarray, self.labels if self.depth is None else self.depth).shape
+        height, width = next(found for found in (self.depth, self.labels, self.normals) if found is not None).shape[:2]
         return height, width
 
 
@@ -128,8 +132,9 @@ class Options:
         if not chosen or not all(math.isfinite(scale) and scale > 0 for scale in chosen):
             raise ValueError(f"scales are positive numbers, at least one, not {chosen}")
         flips = (False, True) if (tta if flip is None else flip) else (False,)
-        if probability and config.head.task != "segmentation":
-            raise ValueError(f"probability is of the winning class; {config.name} predicts {config.head.task}")
+        tasks = [head.task for head in config.heads]
+        if probability and "segmentation" not in tasks:
+            raise ValueError(f"probability is of the winning class; {config.name} predicts {' and '.join(tasks)}")
         if focal is not None and not 0 < focal < math.inf:
             raise ValueError(f"focal={focal}: it must be a positive number, the focal length in pixels of the pictures")
         if focal is not None and config.head.focal is None:
@@ -238,7 +243,9 @@ def _batches(images: Iterable[Picture], batch_size: int, max_pixels: int, focal:
     pending: list[Future[Result]] = []
     try:
         while True:
-            pending += [pool.submit(_load, source, max_pixels, focal) for source in islice(sources, 2 * batch_size - len(pending))]
+            pending += [
+                pool.submit(_load, source, max_pixels, focal) for source in itertools.islice(sources, 2 * batch_size - len(pending))
+            ]
             if not pending:
                 return
             batch, pending = pending[:batch_size], pending[batch_size:]
@@ -258,16 +265,20 @@ def _load(source: Picture, max_pixels: int, focal: float | None) -> Result:
 def _predict_group(model: Network, loaded: list[Result], options: Options) -> list[Result]:
     """Pictures of equal network sizes in one batch."""
     images = [cast(np.ndarray, result.image) for result in loaded]
+    found: list[Fields] = []
     try:
         with _evaluating(model), torch.inference_mode():
-            maps = _depths(model, loaded, options) if model.config.head.task == "depth" else _labels(model, images, options)
+            found = [{} for _ in loaded]
+            for head, views in zip(model.config.heads, _views(model, images, options), strict=True):
+                for fields, more in zip(found, READERS_OF[head.task](model, head, loaded, views, options), strict=True):
+                    fields.update(more)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         advice = "memory ran out; a smaller batch size, smaller scales or windows need less"
         return [Result(result.source, error=MemoryError(f"{result.source}: {advice}")) for result in loaded]
     names = [str(result.source) if _is_path(result.source) else None for result in loaded]
-    predictions = [Prediction(**fields, source=name) for fields, name in zip(maps, names, strict=True)]
+    predictions = [Prediction(**cast(Any, fields), source=name) for fields, name in zip(found, names, strict=True)]
     return [replace(result, prediction=prediction) for result, prediction in zip(loaded, predictions, strict=True)]
 
 
@@ -295,20 +306,23 @@ def _evaluating(model: Network) -> Iterator[None]:
                     module.training = True
 
 
-def _depths(model: Network, loaded: list[Result], options: Options) -> list[dict[str, np.ndarray | None]]:
-    config = model.config
+Fields = dict[str, np.ndarray | None]  # of a Prediction
+
+
+def _depths(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
+    config = model.config.input
     images = [cast(np.ndarray, result.image) for result in loaded]
     first: list[Tensor] = []
     sums: list[Tensor] = []
-    for number, maps in enumerate(_views(model, images, options), 1):
-        depths = [postprocess(y[0], y.shape[1:], image.shape[:2], config.input) for y, image in zip(maps, images, strict=True)]
-        if config.head.focal is not None:
+    for number, maps in enumerate(views, 1):
+        depths = [postprocess(y[0], y.shape[1:], image.shape[:2], config) for y, image in zip(maps, images, strict=True)]
+        if head.focal is not None:
             focals = (_focal_in_network(result, maps.shape[2:]) for result in loaded)
-            depths = [depth * (focal / config.head.focal) for depth, focal in zip(depths, focals, strict=True)]
+            depths = [depth * (focal / head.focal) for depth, focal in zip(depths, focals, strict=True)]
         if number == 1:
             first = sums = depths
             continue
-        aligned = depths if config.head.metric else map(align, depths, first)
+        aligned = depths if head.metric else map(align, depths, first)
         sums = [total + depth for total, depth in zip(sums, aligned, strict=True)]
     return [{"depth": (total if number == 1 else total / number).cpu().numpy()} for total in sums]
 
@@ -320,17 +334,29 @@ def _focal_in_network(result: Result, size: Sequence[int]) -> float:
     return cast(float, result.focal) * scale
 
 
-def _labels(model: Network, images: list[np.ndarray], options: Options) -> list[dict[str, np.ndarray | None]]:
-    config, views = model.config.input, _views(model, images, options)
+def _normals(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
+    sums: list[Any] = [0] * len(loaded)
+    for maps in views:
+        for index, (y, result) in enumerate(zip(F.normalize(maps.float(), dim=1), loaded, strict=True)):
+            sums[index] = sums[index] + postprocess(y, y.shape[1:], cast(np.ndarray, result.image).shape[:2], model.config.input)
+    return [{"normals": F.normalize(total, dim=0).permute(1, 2, 0).cpu().numpy()} for total in sums]
+
+
+def _labels(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
+    config, images = model.config.input, [cast(np.ndarray, result.image) for result in loaded]
+    module = model.head if head is model.config.head else cast(Any, model).further[head.task].head
     if len(options.scales) * len(options.flips) == 1:
         logits: Iterable[Tensor] = next(views)
     else:
         logits = _mean_log_probabilities(images, views, config)
-    found: list[dict[str, np.ndarray | None]] = []
+    found: list[Fields] = []
     for maps, image in zip(logits, images, strict=True):
-        labels, probability = decided_labels(model.head, maps, image.shape[:2], config, options.probability)
+        labels, probability = decided_labels(module, maps, image.shape[:2], config, options.probability)
         found.append({"labels": labels.cpu().numpy(), "probability": None if probability is None else probability.cpu().numpy()})
     return found
+
+
+READERS_OF = {"depth": _depths, "segmentation": _labels, "normals": _normals}  # by task, what makes a prediction of all views
 
 
 def decided_labels(
@@ -360,14 +386,24 @@ def _mean_log_probabilities(images: list[np.ndarray], views: Iterator[Tensor], c
     return [(total / number).clamp_min_(torch.finfo(total.dtype).tiny).log_() for total in sums]
 
 
-def _views(model: Network, images: list[np.ndarray], options: Options) -> Iterator[Tensor]:
-    """Maps (B, K, h, w), depth with K = 1, one tensor per scale and flip: the scale nearest to 1 first, flips undone, no padding."""
+def _views(model: Network, images: list[np.ndarray], options: Options) -> tuple[Iterator[Tensor], ...]:
+    """Of each task, its maps (B, K, h, w), depth with K = 1, one tensor per scale and flip: the scale nearest to 1 first, flips undone, no
+    padding. All come from the same passes through the network."""
+    tasks = [head.task for head in model.config.heads]
+    passes = itertools.tee(_passes(model, images, options), len(tasks))
+    return tuple(map(operator.itemgetter(task), each) for task, each in zip(tasks, passes, strict=True))
+
+
+def _passes(model: Network, images: list[np.ndarray], options: Options) -> Iterator[Maps]:
     parameter = next(model.parameters())
     for scale in sorted(options.scales, key=lambda scale: abs(math.log(scale))):
         x = torch.cat([resize_and_normalise(image, model.config.input, parameter.device, parameter.dtype, scale) for image in images])
         for flip in options.flips:
-            yield (
-                infer(model, x.flip(-1), options.window, options.stride).flip(-1)
-                if flip
-                else infer(model, x, options.window, options.stride)
-            )
+            maps = infer(model, x.flip(-1) if flip else x, options.window, options.stride)
+            yield {task: _unflipped(task, y) for task, y in maps.items()} if flip else maps
+
+
+def _unflipped(task: str, maps: Tensor) -> Tensor:
+    """Maps of mirrored pictures, mirrored back; normals point the other way along the rows."""
+    maps = maps.flip(-1)
+    return maps * maps.new_tensor([-1, 1, 1]).view(3, 1, 1) if task == "normals" else maps

@@ -1,13 +1,13 @@
 """A network run on a whole map or in overlapping windows, which are merged.
 
-Logits are averaged where windows overlap, as mmsegmentation does. Depth, relative or in metres, is aligned to the map of the whole, and the
-windows fade into each other.
+Logits are averaged where windows overlap, as mmsegmentation does, and so are normals. Depth, relative or in metres, is aligned to the map
+of the whole, and the windows fade into each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,37 +26,39 @@ class Network(Protocol):
     @property
     def head(self) -> nn.Module: ...
 
-    def __call__(self, x: Tensor, /) -> Tensor: ...
+    def __call__(self, x: Tensor, /) -> Tensor | dict[str, Tensor]: ...
 
     def modules(self) -> Iterator[nn.Module]: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-def infer(model: Network, x: Tensor, window: tuple[int, int] | None, stride: tuple[int, int] | None) -> Tensor:
-    """Normalised pictures (B, 3, h, w), not padded -> maps (B, K, h, w), whole (None) or in windows of that size.
+Maps = dict[str, Tensor]  # by task, (B, K, h, w); depth with K = 1
+
+
+def infer(model: Network, x: Tensor, window: tuple[int, int] | None, stride: tuple[int, int] | None) -> Maps:
+    """Normalised pictures (B, 3, h, w), not padded -> maps (B, K, h, w) by task, whole (None) or in windows of that size.
 
     A whole map is as the network gives it, of another size where its head has one of its own.
     """
     if window is None or (x.shape[2] <= window[0] and x.shape[3] <= window[1]):
         return _forward(model, x)
-    whole = _of_size(_forward(model, x), x.shape[2:]) if model.config.head.task == "depth" else None
-    total: Any = None
-    weights, steps = x.new_zeros(x.shape[2:], dtype=torch.float32), cast("tuple[int, int]", stride)
+    tasks = [head.task for head in model.config.heads]
+    whole = _of_size(_forward(model, x)["depth"], x.shape[2:]) if "depth" in tasks else None
+    totals: Maps = {}
+    weights, steps = {task: x.new_zeros(x.shape[2:], dtype=torch.float32) for task in tasks}, cast("tuple[int, int]", stride)
     for top in _starts(x.shape[2], window[0], steps[0]):
         for left in _starts(x.shape[3], window[1], steps[1]):
             place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            maps = _of_size(_forward(model, x[place]), x[place].shape[2:])
-            if total is None:
-                total = maps.new_zeros(*maps.shape[:2], *x.shape[2:])
-            if whole is None:
-                weight = weights.new_ones(maps.shape[2:])
-            else:
-                maps, weight = align(maps, whole[place]), _fade(maps.shape[2:], maps.device)
-            total[place] += weight * maps
-            weights[place] += weight
-    merged: Tensor = total / weights
-    return merged
+            for task, found in _forward(model, x[place]).items():
+                maps = _of_size(found, x[place].shape[2:])
+                weight = maps.new_ones(maps.shape[2:])
+                if whole is not None and task == "depth":
+                    maps, weight = align(maps, whole[place]), _fade(maps.shape[2:], maps.device)
+                total = totals.setdefault(task, maps.new_zeros(*maps.shape[:2], *x.shape[2:]))
+                total[place] += weight * maps
+                weights[task][place] += weight
+    return {task: total / weights[task] for task, total in totals.items()}
 
 
 def _fade(size: Sequence[int], device: torch.device) -> Tensor:
@@ -71,9 +73,16 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [min(start, last) for start in range(0, last + stride, stride)]
 
 
-def _forward(model: Network, x: Tensor) -> Tensor:
-    y = without_padding(model(padded(x, model.config.input)), x, model.config.input)
-    return y[:, None] if model.config.head.task == "depth" else y
+def _forward(model: Network, x: Tensor) -> Maps:
+    config = model.config
+    found = model(padded(x, config.input))
+    maps = found if isinstance(found, dict) else {config.head.task: found}
+    return {task: _channels(without_padding(y, x, config.input)) for task, y in maps.items()}
+
+
+def _channels(maps: Tensor) -> Tensor:
+    """Depth (B, h, w) as a map of one channel; others have theirs."""
+    return maps[:, None] if maps.dim() == 3 else maps
 
 
 def _of_size(maps: Tensor, size: Sequence[int]) -> Tensor:

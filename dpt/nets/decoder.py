@@ -56,17 +56,22 @@ def _resize(channels: int, level: int) -> nn.Module:
 
 
 class Reassemble(nn.Module):
-    """One hooked layer's tokens (B, 1 + h*w, D) -> a map (B, C, h', w'): readout, 1x1 projection, resampling."""
+    """One hooked layer's tokens (B, 1 + h*w, D) -> a map (B, C, h', w'): readout, 1x1 projection, resampling.
 
-    def __init__(self, dim: int, channels: int, level: int, readout: str, activation: str = "gelu"):
+    With `config.token_norm` a batch norm stands before the projection.
+    """
+
+    def __init__(self, dim: int, level: int, config: DecoderConfig):
         super().__init__()
-        self.readout = READOUT[readout](dim, activation)
+        channels = config.neck_channels[level]
+        self.readout = READOUT[config.readout](dim, config.readout_activation)
+        self.norm = nn.BatchNorm2d(dim) if config.token_norm else nn.Identity()
         self.project = nn.Conv2d(dim, channels, 1)
         self.resize = _resize(channels, level)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         x = self.readout(tokens).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
-        return self.resize(self.project(x))
+        return self.resize(self.project(self.norm(x)))
 
 
 class ReassembleMap(nn.Module):

@@ -12,10 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..config import DPTConfig
+from ..config import DecoderConfig, DPTConfig, EncoderConfig, TaskConfig
 from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoders import ENCODERS
-from .heads import HEADS, SegmentationHead
+from .heads import DepthHead, SegmentationHead, head_of
+
+
+def _reassemble(encoder: EncoderConfig, decoder: DecoderConfig) -> nn.ModuleList:
+    """Of each level, shallow to deep."""
+    stem = len(encoder.stem_hooks)
+    return nn.ModuleList(ReassembleMap() if level < stem else Reassemble(encoder.embed_dim, level, decoder) for level in range(4))
+
+
+class FurtherTask(nn.Module):
+    """Reassemble, Fusion and head of another task on the same encoder's tokens."""
+
+    def __init__(self, encoder: EncoderConfig, config: TaskConfig):
+        super().__init__()
+        self.reassemble = _reassemble(encoder, config.decoder)
+        self.fusion = Fusion(config.decoder)
+        self.head = head_of(config.decoder.features, config.head)
+
+    def forward(self, tokens: list[Tensor], grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        return self.head(self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)]), size)
 
 
 class DPTNetwork(nn.Module):
@@ -35,27 +54,28 @@ class DPTNetwork(nn.Module):
         encoder, decoder = config.encoder, config.decoder
         with _Unfilled():
             self.encoder = ENCODERS[encoder.kind](encoder)
-            self.reassemble = nn.ModuleList(
-                ReassembleMap()
-                if level < len(encoder.stem_hooks)
-                else Reassemble(encoder.embed_dim, channels, level, decoder.readout, decoder.readout_activation)
-                for level, channels in enumerate(decoder.neck_channels)
-            )
+            self.reassemble = _reassemble(encoder, decoder)
             self.fusion = Fusion(decoder)
-            self.head = HEADS[config.head.task](decoder.features, config.head)
+            self.head = head_of(decoder.features, config.head)
             if config.head.auxiliary:
                 self.auxiliary_head = SegmentationHead(decoder.features, config.head)
+            if config.further:
+                self.further = nn.ModuleDict({task.head.task: FurtherTask(encoder, task) for task in config.further})
         _initialise(self)
-        if config.head.task == "depth":
+        if isinstance(self.head, DepthHead):
             nn.init.ones_(self.get_parameter("head.conv3.bias"))  # a last ReLU that starts below zero gets no gradient and never leaves it
 
     def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
-        grid = self.encoder.grid(x)
+        return self._fused(self._tokens(x), self.encoder.grid(x), deeper)
+
+    def _tokens(self, x: Tensor) -> list[Tensor]:
+        """The encoder's, in the decoder's dtype."""
         tokens = self.encoder(x)
-        with self._behind_encoder(x):
-            if self.config.decoder.float32:
-                tokens = [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens]
+        return [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens] if self.config.decoder.float32 else tokens
+
+    def _fused(self, tokens: list[Tensor], grid: tuple[int, int], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        with self._behind_encoder(tokens[0]):
             return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
 
     def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
@@ -68,17 +88,23 @@ class DPTNetwork(nn.Module):
         """Bring the parameters into a dtype, in place; None leaves them. With `config.decoder.float32` those behind the encoder stay."""
         (self.encoder if self.config.decoder.float32 else self).to(dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W) or logits (B, K, H, W).
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W), logits (B, K, H, W) or normals (B, 3, H, W), not of
+        unit length; of several tasks (`config.further`) a dictionary of these by task, from one pass through the encoder.
 
         Depth is inverse depth up to scale and shift where `config.head.inverse`, depth up to both where `relative`, metres over the focal
-        length where `focal`, else metres; with `config.head.upsample` (B, H', W'), of the head's own size. H and W are multiples of the
-        patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with `patch * Dim(..., min=3)` for the sides: of one or
-        two patches PyTorch makes rules of their own.
+        length where `focal`, else metres; with `config.head.upsample`, or of kind "linear", maps (..., H', W') are of the head's own size.
+        H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with
+        `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
         """
-        fused = self.features(x)
+        grid, size = self.encoder.grid(x), tuple(x.shape[2:])
+        tokens = self._tokens(x)
+        fused = self._fused(tokens, grid)
         with self._behind_encoder(x):
-            return self.head(fused, tuple(x.shape[2:]))
+            found = self.head(fused, size)
+            if not self.config.further:
+                return found
+            return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""

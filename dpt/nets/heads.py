@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import HeadConfig
+from ..config import TASKS, HeadConfig
+from .bins import depth_of_bins
 from .sky import SkyBranch, with_far_sky
 
 ACTIVATION: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -30,11 +31,16 @@ def finished(depth: Tensor, config: HeadConfig) -> Tensor:
     return depth if config.bounds is None else depth.clamp(*config.bounds)
 
 
+def depth_from(x: Tensor, config: HeadConfig) -> Tensor:
+    """What the last layer gives, (B, bins or 1, H, W) -> depth (B, H, W)."""
+    return depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
+
+
 class DepthHead(nn.Module):
     """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
 
-    With `config.project` a conv3x3 and ReLU come first; with `config.sky` a second branch behind the upsampling finds the sky.
-    `config.upsample` gives a map of its own size, and not the input's.
+    With `config.project` a conv3x3 and ReLU come first; with `config.bins` depth is their mean; with `config.sky` a second branch behind
+    the upsampling finds the sky. `config.upsample` gives a map of its own size, and not the input's.
     """
 
     def __init__(self, features: int, config: HeadConfig):
@@ -44,7 +50,7 @@ class DepthHead(nn.Module):
         self.project = nn.Conv2d(features, features, 3, padding=1) if config.project else nn.Identity()
         self.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
-        self.conv3 = nn.Conv2d(config.hidden, 1, 1)
+        self.conv3 = nn.Conv2d(config.hidden, config.bins or 1, 1)
         self.sky = SkyBranch(features // 2, config.hidden) if config.sky else nn.Identity()
 
     def own_size(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
@@ -56,8 +62,7 @@ class DepthHead(nn.Module):
         if self.config.project:
             x = F.relu(self.project(x))
         x = F.interpolate(self.conv1(x), size=self.own_size(x, size), mode="bilinear", align_corners=self.align_corners)
-        depth = self.conv3(F.relu(self.conv2(x))).squeeze(1)
-        depth = finished(ACTIVATION[self.activation](depth, self.max_depth), self.config)
+        depth = finished(depth_from(self.conv3(F.relu(self.conv2(x))), self.config), self.config)
         return with_far_sky(depth, self.sky(x)) if self.config.sky else depth
 
 
@@ -80,4 +85,33 @@ class SegmentationHead(nn.Module):
         return F.interpolate(self.logits(x), size=size, mode="bilinear", align_corners=self.align_corners)
 
 
-HEADS = {"depth": DepthHead, "segmentation": SegmentationHead}
+class LinearHead(nn.Module):
+    """(B, F, h, w) -> depth (B, h, w), logits (B, K, h, w) or normals (B, 3, h, w) of any length, as `config.task` says: conv3x3, a ReLU or
+    nothing, and a linear layer. Maps keep the fused map's size; who uses them resizes them once."""
+
+    def __init__(self, features: int, config: HeadConfig):
+        super().__init__()
+        self.config = config
+        outputs = {"depth": config.bins or 1, "segmentation": len(config.classes), "normals": 3}
+        self.project = nn.Conv2d(features, features, 3, padding=1)
+        self.linear = nn.Linear(features, outputs[config.task])
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = self.project(x)
+        return self.read(F.relu(x) if self.config.between == "relu" else x)
+
+    def read(self, x: Tensor) -> Tensor:
+        """What the linear layer reads (B, F, h, w) -> the head's result."""
+        config, x = self.config, self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return finished(depth_from(x, config), config) if config.task == "depth" else x
+
+
+HEADS: dict[str, dict[str, Callable[[int, HeadConfig], nn.Module]]] = {
+    "convolutions": {"depth": DepthHead, "segmentation": SegmentationHead},
+    "linear": dict.fromkeys(TASKS, LinearHead),
+}
+
+
+def head_of(features: int, config: HeadConfig) -> nn.Module:
+    """The head that a configuration describes."""
+    return HEADS[config.kind][config.task](features, config)

@@ -7,12 +7,11 @@ Source: https://github.com/ByteDance-Seed/Depth-Anything-3
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from ..config import IMAGENET_MEAN, IMAGENET_STD, DPTConfig, HeadConfig, InputConfig
 from . import depth_anything
 from .keys import VIT, under
-from .layout import CheckpointError, Layout, Stated
+from .layout import Layout, Stated
 from .stated import Document, fixed
 
 _V2 = next(config for config in depth_anything.MODELS if config.name == "depth-anything-v2-large")
@@ -53,15 +52,7 @@ def read(model: Document, processor: Document | None, name: str) -> DPTConfig:
     return replace(_NAMES[stated["model_name"]], name=name)
 
 
-def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`Stated.write`: the name alone; CheckpointError where none of upstream's computes what the configuration says."""
-    for name, known in _NAMES.items():
-        if all(getattr(config, section) == getattr(known, section) for section in ("encoder", "decoder", "head", "input")):
-            return {"model_name": name}, {}
-    raise CheckpointError(f"{config.name}: upstream knows {', '.join(_NAMES)} alone, and its files say no more than which")
-
-
-LAYOUT = Layout(  # of its keys without the "model." before all of them, which reading takes off
+LAYOUT = Layout(
     name="Depth Anything 3",
     format="depth-anything-3",
     markers=("backbone.pretrained.patch_embed.proj.weight", "head.scratch.sky_output_conv2.0.weight"),
@@ -74,6 +65,7 @@ LAYOUT = Layout(  # of its keys without the "model." before all of them, which r
             ("head.sky.conv3.{p}", "scratch.sky_output_conv2.2.{p}"),
         ),
     ),
-    stated=Stated(read, write),
+    prefix="model.",
+    stated=Stated(read),
 )
 LAYOUTS = (LAYOUT,)

@@ -28,14 +28,15 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Stated:
-    """How a family's config.json and preprocessor_config.json, of transformers, state a model.
+    """How a family's config.json and preprocessor_config.json, those of transformers as a rule, state a model.
 
     `read(model, processor, name)`: the configuration they state; without a processor's file, the model's own size and the class's defaults.
-    `write(config)`: what both files hold to state that, the inverse; CheckpointError names the field that transformers cannot follow.
+    `write(config)`: what both files hold to state that, the inverse; CheckpointError names the field that transformers cannot follow. None
+    where a converted file goes without them.
     """
 
     read: Callable[[Document, Document | None, str], DPTConfig]
-    write: Callable[[DPTConfig], tuple[dict[str, Any], dict[str, Any]]]
+    write: Callable[[DPTConfig], tuple[dict[str, Any], dict[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Layout:
     `format`: what `dpt convert --to` calls it. `markers`: keys that all files of this layout have, and of no other have all. `unused`:
     patterns of keys that the network never reads. `filled`: keys that its own code wants beside what the network reads, with their shapes,
     "D" being the encoder's width and "F" the decoder's features, and what they are filled with. `differs`: what the family's own code
-    computes otherwise than the named model, fields by section. `final_norm`: what it means that a file holds the encoder's norm. `stated`:
-    of transformers' layouts.
+    computes otherwise than the named model, fields by section. `masked`: what follows the name of a tensor in that of its mask, by which
+    it is multiplied where the file has one. `final_norm`: what it means that a file holds the encoder's norm. `stated`: of layouts with a
+    config.json. `prefix`: before all keys in its files; reading takes it off, as it does of wrappers.
     """
 
     name: str
@@ -56,8 +58,10 @@ class Layout:
     unused: tuple[str, ...] = ()
     filled: tuple[tuple[str, tuple[int | str, ...], float], ...] = ()
     differs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    masked: str | None = None
     final_norm: str = "every"
     stated: Stated | None = None
+    prefix: str = ""
 
     def is_of(self, state: Iterable[str]) -> bool:
         """Whether a state's keys are this layout's."""

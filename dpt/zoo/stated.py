@@ -136,7 +136,7 @@ def dinov2_encoder(backbone: Document) -> EncoderConfig:
             embed_dim=values["hidden_size"],
             depth=values["num_hidden_layers"],
             num_heads=values["num_attention_heads"],
-            hooks=_hooks(backbone, values["num_hidden_layers"]),
+            hooks=hooks_of(backbone, values["num_hidden_layers"]),
             patch_size=patch,
             pos_grid=(size // patch, size // patch),
             mlp_ratio=values["mlp_ratio"],
@@ -153,7 +153,7 @@ def dinov2_encoder(backbone: Document) -> EncoderConfig:
         raise CheckpointError(f"{backbone.path}: {error}") from error
 
 
-def _hooks(backbone: Document, depth: int) -> tuple[int, ...]:
+def hooks_of(backbone: Document, depth: int) -> tuple[int, ...]:
     """The blocks that `out_indices` (0 is what goes into the first) or `out_features` ("stage1") name, counted from 0."""
     rule = f"four different blocks from 1 to {depth}"
     indices, features = (backbone.values.get(name) for name in ("out_indices", "out_features"))

@@ -25,6 +25,7 @@ from dpt.config import (
     config_from,
 )
 from dpt.data.datasets import Augmentation
+from dpt.nets.bins import SPACING
 from dpt.nets.decoder import READOUT
 from dpt.nets.encoders import ENCODERS
 from dpt.nets.encoders.resnetv2 import STANDARDISE
@@ -66,7 +67,9 @@ WRONG = [  # section, field, value, part of the rule
     ("encoder", "pos_by_count", None, "True or False"),
     ("encoder", "attention", "flash", "one of sdpa, xformers"),
     ("encoder", "activation", "tanh", "one of gelu, gelu_tanh"),
-    ("encoder", "kind", "resnet", "one of vit"),
+    ("encoder", "kind", "resnet", "one of vit, dinov3"),
+    ("encoder", "qkv_bias", 1, "True or False"),
+    ("encoder", "rope_theta", 1.0, "a number above 1"),
     ("encoder", "final_norm_eps", 0.0, "a number above 0, or None"),
     ("encoder", "registers", -1, "a whole number from 0"),
     ("encoder", "pos_antialias", 1, "True or False"),
@@ -85,7 +88,11 @@ WRONG = [  # section, field, value, part of the rule
     ("decoder", "dead_unit", [], "True or False"),
     ("decoder", "unit_bias", 0, "True or False, or None"),
     ("decoder", "float32", 1, "True or False"),
-    ("head", "task", "normals", "one of depth, segmentation"),
+    ("decoder", "token_norm", 0, "True or False"),
+    ("head", "task", "flow", "one of depth, segmentation, normals"),
+    ("head", "task", "normals", 'only kind="linear" gives them'),
+    ("head", "kind", "mlp", "one of convolutions, linear"),
+    ("head", "between", "gelu", "one of relu, none"),
     ("head", "classes", [1], "each text"),
     ("head", "classes", "wall", "a tuple of 0"),
     ("head", "palette", [[0, 0, 256]], "whole number from 0 to 255"),
@@ -106,6 +113,12 @@ WRONG = [  # section, field, value, part of the rule
     ("head", "sky", True, "only depth that is not inverse"),
     ("head", "focal", 300.0, "only depth that is not inverse"),
     ("head", "focal", -300.0, "a number above 0, or None"),
+    ("head", "bins", 1, "a mean is of two at least"),
+    ("head", "bins", -1, "a whole number from 0"),
+    ("head", "bin_range", [0.0, 10.0], "a number above 0"),
+    ("head", "bin_range", [10.0, 10.0], "the first must be below the second"),
+    ("head", "bin_spacing", "log", "one of linear, mixed_log"),
+    ("head", "bin_floor", 0.0, "a number above 0"),
     ("head", "upsample", 0, "a whole number from 1 to 16, or None"),
     ("input", "mean", [0.5, 0.5], "a tuple of 3"),
     ("input", "std", [0.5, 0.5, 0.0], "a number above 0"),
@@ -198,7 +211,9 @@ def test_names_are_those_that_are_computed():
         (EncoderConfig, "stem", STEMS),
         (EncoderConfig, "stem_eps_on", STANDARDISE),
         (DecoderConfig, "readout", READOUT),
-        (HeadConfig, "task", HEADS),
+        (HeadConfig, "task", HEADS["linear"]),
+        (HeadConfig, "kind", HEADS),
+        (HeadConfig, "bin_spacing", SPACING),
     ):
         assert all(section.RULES[field].holds(name) for name in table) and f"one of {', '.join(table)}" == section.RULES[field].words
     assert set(ACTIVATIONS) == set(ACTIVATION)
@@ -323,15 +338,18 @@ def test_final_norm_of_every_hook():
 
 def test_what_the_kernels_do_not_compute_stays_plain():
     """Blind spot: exact GELU in the place of another activation; a class token that is not added."""
-    for change_of, where, reason in (
-        (("encoder", {"activation": "relu"}), "encoder.blocks.0", "mlp has activation='relu', not 'gelu'"),
-        (("decoder", {"readout_activation": "silu"}), "reassemble.0", "readout has activation='silu', not 'gelu'"),
-    ):
-        section, fields = change_of
-        full = config("dpt-large-midas", embed_dim=64).with_(section, **fields)
-        with pytest.raises(ValueError, match=rf"{where} cannot run fused: {reason}"):
-            dpt.accelerate(dpt.build(full), strict=True)
+    full = config("dpt-large-midas", embed_dim=64, activation="relu")
+    with pytest.raises(ValueError, match=r"encoder\.blocks\.0 cannot run fused: mlp has activation='relu', not 'gelu'"):
+        dpt.accelerate(dpt.build(full), strict=True)
+    changed = full.with_("encoder", activation="gelu").with_("decoder", readout_activation="silu")
     full = config("dpt-large-midas", embed_dim=64).with_("decoder", readout="add").with_("encoder", final_norm="last")
+    rows = {row.name: row for row in dpt.fast_report(dpt.accelerate(dpt.build(changed), strict=True))}
+    assert rows["reassemble.0"].fused and rows["reassemble.0"].how.startswith("its readout in PyTorch, since the kernel has no 'silu'")
+    same_without_and_with_kernels(changed)
+    same_without_and_with_kernels(full)
+
+
+def same_without_and_with_kernels(full: DPTConfig) -> None:
     plain = dpt.build(full)
     quick = dpt.accelerate(dpt.build(full), strict=True)
     quick.load_state_dict(plain.state_dict())

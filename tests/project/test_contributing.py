@@ -52,7 +52,7 @@ MODELS = (
     ),
 )
 PARAMETERS = {"made-up": 123}
-LAYOUT = Layout(name="made up", marker="theirs.fusion.convs.0.weight", rows=(("{p}", "theirs.{p}"),))
+LAYOUTS = (Layout(name="made up", format="made-up", markers=("theirs.fusion.convs.0.weight",), rows=(("{p}", "theirs.{p}"),)),)
 '''
 
 
@@ -114,7 +114,7 @@ def test_a_family_is_one_file_and_its_name(package):
         "zoo/made_up.py",
         FAMILY,
         ("zoo/__init__.py", "from . import carried,", "from . import made_up, carried,"),
-        ("zoo/__init__.py", "transformers_dpt, carried)", "transformers_dpt, carried, made_up)"),
+        ("zoo/__init__.py", "    carried,\n)", "    carried,\n    made_up,\n)"),
     )
     code = """
 import torch, dpt
@@ -123,6 +123,9 @@ assert "made-up" in dpt.models() and main(["info"]) == 0
 model = dpt.build("made-up")
 torch.save({f"theirs.{key}": value for key, value in model.state_dict().items()}, "theirs.pt")
 loaded = dpt.load("theirs.pt")
+main(["convert", "theirs.pt", "ours.safetensors", "--to", "dpt"])
+main(["convert", "ours.safetensors", "back.pt", "--to", "made-up"])
+assert all(torch.equal(value, torch.load("theirs.pt")[key]) for key, value in torch.load("back.pt").items())
 assert loaded.config.name == "made-up" and all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
 """
     line = next(line for line in run(package, code).splitlines() if line.startswith("made-up"))

@@ -7,6 +7,7 @@ Parameters that are in no layer of PyTorch's get their first values in `reset_pa
 
 from __future__ import annotations
 
+from .dinov3 import DINOv3
 from .vit import ViT
 
-ENCODERS = {"vit": ViT}
+ENCODERS = {"vit": ViT, "dinov3": DINOv3}

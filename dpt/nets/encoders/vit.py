@@ -14,6 +14,7 @@ from ...config import EncoderConfig
 from ..functional import ACTIVATION, statically_equal
 from .kept import KeptBySize
 from .resnetv2 import ResNetV2
+from .rotary import rotated
 
 
 def sdpa(qkv: Tensor, num_heads: int) -> Tensor:
@@ -47,17 +48,20 @@ def check_attention(name: str) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, N, D)."""
+    """Multi-head self-attention over (B, N, D); queries and keys turned by `rotation` (2, h*w, D/H) where there is one."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.num_heads = config.num_heads
         self.kind = config.attention
-        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim, bias=config.qkv_bias)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(ATTENTION[self.kind](self.qkv(x), self.num_heads))
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x)
+        if rotation is not None:
+            qkv = rotated(qkv, self.num_heads, rotation)
+        return self.proj(ATTENTION[self.kind](qkv, self.num_heads))
 
 
 class MLP(nn.Module):
@@ -119,8 +123,8 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, hidden) if config.mlp == "swiglu" else MLP(dim, hidden, config.activation)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), rotation))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
@@ -153,27 +157,22 @@ STEMS: dict[str, Callable[[EncoderConfig], nn.Module]] = {
 }
 
 
-class ViT(nn.Module):
-    """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the hooked blocks, cls token first; registers are left out.
-
-    With `stem_hooks` the maps of the stem come before them, so that there are four in all.
-    """
+class HookedTransformer(nn.Module):
+    """What Vision Transformers share: patches, class token, registers, and blocks after four of which the tokens are read."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         check_attention(config.attention)
-        dim, (rows, columns) = config.embed_dim, config.pos_grid
+        dim = config.embed_dim
         self.config = config
         self.patch_embed = STEMS[config.stem](config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, dim))
         if config.registers:
             self.registers = nn.Parameter(torch.zeros(1, config.registers, dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.normed = {"none": (), "every": config.hooks, "last": (config.depth - 1,)}[config.final_norm]  # blocks whose hooked tokens are
         if self.normed:
             self.norm = nn.LayerNorm(dim, eps=config.norm_eps if config.final_norm_eps is None else config.final_norm_eps)
-        self.positions = KeptBySize()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """ViT's initialisation of what is not in a layer: class token, registers, positional embedding."""
@@ -191,6 +190,35 @@ class ViT(nn.Module):
                 f"input of {height}x{width} (height x width): both must be multiples of the patch size {patch}, at least one patch"
             )
         return height // patch, width // patch
+
+    def with_registers(self, x: Tensor) -> Tensor:
+        """Tokens (B, 1 + h*w, D) with the registers behind the class token."""
+        if not self.config.registers:
+            return x
+        return torch.cat((x[:, :1], self.registers.expand(x.shape[0], -1, -1), x[:, 1:]), dim=1)
+
+    def hooked(self, x: Tensor, rotation: Tensor | None = None) -> list[Tensor]:
+        """Tokens (B, 1 + registers + h*w, D) -> those (B, 1 + h*w, D) after each of the hooked blocks, normed where they are."""
+        found, count = [], self.config.registers
+        for index, block in enumerate(self.blocks):
+            x = block(x, rotation)
+            if index in self.config.hooks:
+                tokens = torch.cat((x[:, :1], x[:, 1 + count :]), dim=1) if count else x
+                found.append(self.norm(tokens) if index in self.normed else tokens)
+        return found
+
+
+class ViT(HookedTransformer):
+    """Picture (B, 3, H, W) -> the tokens (B, 1 + h*w, D) after each of the hooked blocks, cls token first; registers are left out.
+
+    With `stem_hooks` the maps of the stem come before them, so that there are four in all.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__(config)
+        rows, columns = config.pos_grid
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, config.embed_dim))
+        self.positions = KeptBySize()
 
     def position(self, grid: tuple[int, int]) -> Tensor:
         """The positional embedding for a grid of patches, (1, 1 + h*w, D): as it is stored, or resized.
@@ -250,15 +278,7 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         position = self.position(self.grid(x))
-        x, hooked = self.embed(x)
+        x, maps = self.embed(x)
         x = x.flatten(2).transpose(1, 2)  # (B, h*w, D)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + position
-        count = self.config.registers
-        if count:
-            x = torch.cat((x[:, :1], self.registers.expand(x.shape[0], -1, -1), x[:, 1:]), dim=1)
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in self.config.hooks:
-                tokens = torch.cat((x[:, :1], x[:, 1 + count :]), dim=1) if count else x
-                hooked.append(self.norm(tokens) if index in self.normed else tokens)
-        return hooked
+        return [*maps, *self.hooked(self.with_registers(x))]

@@ -11,11 +11,14 @@ import recording
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from small import config, randomise, upstream
 
 import dpt
-from dpt import checkpoints, factory
+from dpt import checkpoints, exchange, factory
 from dpt.checkpoints import CheckpointError
+from dpt.commands import running
+from dpt.commands.main import main
 from dpt.config import DPTConfig
 from dpt.inference.images import ImageError
 from dpt.inference.resizing import network_size, postprocess, preprocess
@@ -139,6 +142,25 @@ def test_the_focal_length_is_in_the_picture_or_asked_for(metric, mono, tmp_path)
         mono.predict(known, focal=500)
 
 
+def test_the_command_takes_a_focal_length(metric, mono, tmp_path, monkeypatch, capsys):
+    """Blind spot: an option that is read and not handed on; a picture without a focal length that the next model is not asked about either;
+    metres that were made with another one and count as done."""
+    monkeypatch.setattr(running, "model_of", lambda args, name, *rest: {METRIC: metric, MONO: mono}[name])
+    known, unknown = photograph(tmp_path / "known.jpg", 35), photograph(tmp_path / "unknown.jpg", None)
+    arguments = ["predict", str(known), str(unknown), "-o", str(tmp_path / "out"), "--model", METRIC]
+
+    def written(name: str) -> np.ndarray:
+        return np.load(tmp_path / "out" / f"{name}_{METRIC}.npy")
+
+    assert main([*arguments, "--model", MONO]) == 1
+    assert f"unknown.jpg: {METRIC} needs the focal length" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").glob("*.npy")} == {f"known_{METRIC}.npy", f"known_{MONO}.npy", f"unknown_{MONO}.npy"}
+    own = written("known")
+    assert main([*arguments, "--focal", "100"]) == 0
+    np.testing.assert_allclose(written("known"), written("unknown"), rtol=1e-5)
+    np.testing.assert_allclose(written("known"), own * (100 / (35 * 100 / np.hypot(36, 24))), rtol=1e-5)
+
+
 def test_both_models_have_the_same_keys(tmp_path):
     """Blind spot: metres for relative depth, by chance. Only config.json, where there is one, tells which it is."""
     with torch.device("meta"):
@@ -151,12 +173,18 @@ def test_both_models_have_the_same_keys(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_name": theirs, "config": {}}))
         stated = checkpoints.stated_config(checkpoint, depth_anything_3.LAYOUT)
         assert stated == replace(CONFIGS[name], name=stated.name)
-        assert depth_anything_3.write(stated) == ({"model_name": theirs}, {})
     (tmp_path / "config.json").write_text(json.dumps({"model_name": "da3-large"}))
     with pytest.raises(CheckpointError, match="model_name='da3-large': it must be one of da3mono-large, da3metric-large"):
         dpt.load(tmp_path)
-    with pytest.raises(CheckpointError, match="upstream knows da3mono-large, da3metric-large alone"):
-        depth_anything_3.write(narrow())
+
+
+def test_converted_there_and_back(tmp_path):
+    """Blind spot: the "model." that upstream's strict code wants before every key, and reading takes off."""
+    exchange.convert(FILE, tmp_path / "ours.safetensors", "dpt", narrow(METRIC))
+    assert dpt.load(tmp_path / "ours.safetensors").config == narrow(METRIC)
+    exchange.convert(tmp_path / "ours.safetensors", tmp_path / "back.safetensors", "depth-anything-3")
+    state, back = load_file(FILE), load_file(tmp_path / "back.safetensors")
+    assert state.keys() == back.keys() and all(torch.equal(value, back[key]) for key, value in state.items())
 
 
 def ground(count: int) -> torch.Tensor:

@@ -266,7 +266,7 @@ def test_sliding_windows():
     config = _config("segmentation", classes=2)
     model = Stub(config, lambda x: torch.stack([torch.full_like(x[:, 0], 10.0 ** next(counter)), torch.zeros_like(x[:, 0])], dim=1))
     with torch.no_grad():
-        maps = windows.infer(model.eval(), torch.zeros(1, 3, 32, 80), window=(32, 32), stride=(32, 24))
+        maps = windows.infer(model.eval(), torch.zeros(1, 3, 32, 80), window=(32, 32), stride=(32, 24))["segmentation"]
     assert [x.shape[3] for x in model.inputs] == [32, 32, 32]  # columns 0..32, 24..56, 48..80
     row = maps[0, 0, 5]
     assert row[:24].eq(1).all() and row[24:32].eq(5.5).all() and row[32:48].eq(10).all()

@@ -101,6 +101,8 @@ MODELS = {
     "offset": depth_anything,
     "own size": lambda: wide("dpt-dinov2-giant-kitti"),
     "sky": depth_anything_3,
+    "rotated": lambda: wide("chmv2"),
+    "three tasks": lambda: wide("tipsv2-base"),
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
 # Sides in patches: the own size, even and odd ones, and (2, 8), of as many patches as the own size has: not resized by count.
@@ -113,8 +115,9 @@ def pictures(model: DPT, sides: tuple[int, int], batch: int) -> torch.Tensor:
 
 def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
     x = pictures(model, sides, batch)
-    ours, theirs = program(x), model(x)
-    return ours.shape == theirs.shape and (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
+    ours, theirs = (found if isinstance(found, dict) else {"": found} for found in (program(x), model(x)))
+    same = (ours[task].shape == maps.shape and (ours[task] - maps).abs().max() <= 2e-5 * maps.abs().max() for task, maps in theirs.items())
+    return ours.keys() == theirs.keys() and all(same)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,10 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("own size", True, (6, 4)),
         ("sky", False, STORED),
         ("sky", True, (6, 4)),
+        ("rotated", False, STORED),
+        ("rotated", True, (5, 3)),
+        ("three tasks", False, STORED),
+        ("three tasks", True, (5, 3)),
     ],
 )
 def test_one_exported_program_for_all_sizes(kind, fast, example):
@@ -170,6 +177,9 @@ def test_by_count_in_a_program():
         ("own size", False, None),
         ("own size", True, True),
         ("sky", True, True),
+        ("rotated", False, None),
+        ("rotated", True, True),
+        ("three tasks", True, True),
     ],
 )
 def test_compiled_over_sizes(kind, fast, dynamic):
