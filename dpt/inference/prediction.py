@@ -131,7 +131,7 @@ class Options:
         chosen = tuple(scales) if scales is not None else TTA_SCALES if tta else (1.0,)
         if not chosen or not all(math.isfinite(scale) and scale > 0 for scale in chosen):
             raise ValueError(f"scales are positive numbers, at least one, not {chosen}")
-        flips = (False, True) if (tta if flip is None else flip) else (False,)
+        flips = (False, True) if (tta or config.input.flip if flip is None else flip) else (False,)
         tasks = [head.task for head in config.heads]
         if probability and "segmentation" not in tasks:
             raise ValueError(f"probability is of the winning class; {config.name} predicts {' and '.join(tasks)}")
@@ -178,7 +178,8 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
         batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
         max_pixels: a file whose picture has more is refused; of memory, several times as many bytes are needed.
         tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
-        scales, flip: either of them chosen freely; network sizes are multiplied by the scales.
+        scales, flip: either of them chosen freely; network sizes are multiplied by the scales. By default pictures are flipped too where
+            `config.input.flip` says so.
         slide: run in overlapping windows of the resized picture, and merge the overlaps (depth runs on the whole, too); implied by
             `window` and `stride`, in pixels of the network's input, an integer or (height, width). A window is by default
             the network's size and a stride two thirds of it (512 and 341 for dpt-base-ade20k); the last window of a

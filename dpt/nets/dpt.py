@@ -16,6 +16,7 @@ from ..config import DecoderConfig, DPTConfig, EncoderConfig, TaskConfig
 from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoders import ENCODERS
 from .heads import DepthHead, SegmentationHead, head_of
+from .metric_bins import MetricBinsHead
 
 
 def _reassemble(encoder: EncoderConfig, decoder: DecoderConfig) -> nn.ModuleList:
@@ -56,7 +57,7 @@ class DPTNetwork(nn.Module):
             self.encoder = ENCODERS[encoder.kind](encoder)
             self.reassemble = _reassemble(encoder, decoder)
             self.fusion = Fusion(decoder)
-            self.head = head_of(decoder.features, config.head)
+            self.head = (MetricBinsHead if config.head.attractors else head_of)(decoder.features, config.head)
             if config.head.auxiliary:
                 self.auxiliary_head = SegmentationHead(decoder.features, config.head)
             if config.further:
@@ -65,8 +66,8 @@ class DPTNetwork(nn.Module):
         if isinstance(self.head, DepthHead):
             nn.init.ones_(self.get_parameter("head.conv3.bias"))  # a last ReLU that starts below zero gets no gradient and never leaves it
 
-    def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
+    def features(self, x: Tensor, deeper: int = 0) -> Tensor | tuple[Tensor, ...]:
+        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); with `deeper`, so many deeper ones behind it, as `Fusion` says."""
         return self._fused(self._tokens(x), self.encoder.grid(x), deeper)
 
     def _tokens(self, x: Tensor) -> list[Tensor]:
@@ -74,14 +75,14 @@ class DPTNetwork(nn.Module):
         tokens = self.encoder(x)
         return [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens] if self.config.decoder.float32 else tokens
 
-    def _fused(self, tokens: list[Tensor], grid: tuple[int, int], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def _fused(self, tokens: list[Tensor], grid: tuple[int, int], deeper: int = 0) -> Tensor | tuple[Tensor, ...]:
         with self._behind_encoder(tokens[0]):
             return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
 
     def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
         """Where the decoder and the head run: without autocast, where they stay in float32."""
         device = x.device.type
-        float32 = self.config.decoder.float32 and torch.is_autocast_enabled(device)
+        float32 = self.config.decoder.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         return torch.autocast(device, enabled=False) if float32 else nullcontext()
 
     def cast(self, dtype: torch.dtype | None) -> None:
@@ -97,11 +98,11 @@ class DPTNetwork(nn.Module):
         H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with
         `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
         """
-        grid, size = self.encoder.grid(x), tuple(x.shape[2:])
+        grid, size, head = self.encoder.grid(x), tuple(x.shape[2:]), cast(Any, self.head)
         tokens = self._tokens(x)
-        fused = self._fused(tokens, grid)
+        fused = self._fused(tokens, grid, head.DEEPER)
         with self._behind_encoder(x):
-            found = self.head(fused, size)
+            found = head(fused, size)
             if not self.config.further:
                 return found
             return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
@@ -109,7 +110,7 @@ class DPTNetwork(nn.Module):
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""
         size = tuple(x.shape[2:])
-        fused, deeper = self.features(x, deeper=True)
+        fused, deeper = self.features(x, deeper=1)
         return self.head(fused, size), self.auxiliary_head(deeper, size)
 
 

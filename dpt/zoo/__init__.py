@@ -10,7 +10,19 @@ from __future__ import annotations
 import fnmatch
 
 from ..config import DPTConfig, nearest
-from . import carried, depth_anything, depth_anything_3, dinov2_depthers, dinov3, isl, mmsegmentation, tipsv2, transformers_dpt
+from . import (
+    carried,
+    depth_anything,
+    depth_anything_3,
+    dinov2_depthers,
+    dinov3,
+    isl,
+    midas,
+    mmsegmentation,
+    tipsv2,
+    transformers_dpt,
+    zoedepth,
+)
 from .layout import CheckpointError, Layout
 
 __all__ = ["CONFIGS", "FAMILIES", "LAYOUTS", "PARAMETERS", "CheckpointError", "Layout", "config_of", "configs_in", "models"]
@@ -18,6 +30,8 @@ __all__ = ["CONFIGS", "FAMILIES", "LAYOUTS", "PARAMETERS", "CheckpointError", "L
 FAMILIES = (
     mmsegmentation,
     isl,
+    midas,
+    zoedepth,
     depth_anything,
     depth_anything_3,
     dinov2_depthers,

@@ -7,7 +7,10 @@ Parameters that are in no layer of PyTorch's get their first values in `reset_pa
 
 from __future__ import annotations
 
+from typing import Any
+
+from .beit import BEiT
 from .dinov3 import DINOv3
 from .vit import ViT
 
-ENCODERS = {"vit": ViT, "dinov3": DINOv3}
+ENCODERS: dict[str, type[Any]] = {"vit": ViT, "dinov3": DINOv3, "beit": BEiT}
