@@ -153,8 +153,7 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
     some = next(iter(state.values()))
     sides = {"D": width, "F": len(state["fusion.convs.0.weight"])}
     for name, shape, number in layout.filled:
-        if name not in found:
-            found[name] = torch.full([sides[side] if isinstance(side, str) else side for side in shape], number, dtype=some.dtype)
+        found[name] = torch.full([sides[side] if isinstance(side, str) else side for side in shape], number, dtype=some.dtype)
     return found
 
 

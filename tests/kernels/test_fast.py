@@ -57,12 +57,14 @@ STYLES = {
     "isl-org": (lambda: wide("dpt-large-midas"), (32, 48)),  # with a unit that never runs
     "isl-org segmentation": (lambda: wide("dpt-large-ade20k"), (32, 32)),
     "Depth Anything": (depth_anything, (3 * 14, 5 * 14)),
+    "DINOv2": (lambda: wide("dpt-dinov2-giant-kitti"), (3 * 14, 2 * 14)),
 }
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_forward_of_each_style(style, dtype, device, path):
-    """Blind spot: an option of the layouts we load, on the kernels: batch norm, sizes matched to the next level, LayerScale, a sigmoid."""
+    """Blind spot: an option of the layouts we load, on the kernels: batch norm, sizes matched to the next level, LayerScale, a sigmoid,
+    SwiGLU, units without bias, a map of the head's own size."""
     make, size = STYLES[style]
     plain = make().to(device, dtype)
     x = torch.randn(1, 3, *size).to(device, dtype)
