@@ -82,7 +82,7 @@ class DPTNetwork(nn.Module):
     def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
         """Where the decoder and the head run: without autocast, where they stay in float32."""
         device = x.device.type
-        float32 = self.config.decoder.float32 and torch.is_autocast_enabled(device)
+        float32 = self.config.decoder.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         return torch.autocast(device, enabled=False) if float32 else nullcontext()
 
     def cast(self, dtype: torch.dtype | None) -> None:

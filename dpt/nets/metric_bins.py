@@ -57,17 +57,17 @@ class Bins(nn.Module):
     Args:
         features: channels of the bottleneck.
         inputs: channels of what bins are weighed by, beside the embedding.
-        seed_hidden, share: widths, which differ between the published models: of the seeds' MLP, and of the weights', as a share of what
-            goes in.
+        seed_hidden, hidden, share: widths, which differ between the published models: of the MLPs of seeds and of attractors, and of that
+            of the weights, as a share of what goes in.
     """
 
-    def __init__(self, config: HeadConfig, features: int, inputs: int, seed_hidden: int, share: int):
+    def __init__(self, config: HeadConfig, features: int, inputs: int, seed_hidden: int, hidden: int, share: int):
         super().__init__()
         self.config = config
         self.bounded = config.bin_centres == "normed"
         width = config.bin_width
         self.seed = pointwise(features, seed_hidden, config.bins)
-        self.attractors = nn.ModuleList(pointwise(width, width, (1 + self.bounded) * count) for count in config.attractors)
+        self.attractors = nn.ModuleList(pointwise(width, hidden, (1 + self.bounded) * count) for count in config.attractors)
         self.weights = pointwise(inputs + width, (inputs + width) // share, 4, nn.GELU)
 
     def centres(self, bottleneck: Tensor, embeddings: list[Tensor]) -> Tensor:
@@ -158,12 +158,12 @@ class MetricBinsHead(nn.Module):
         self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
         self.conv3 = nn.Conv2d(config.hidden, 1, 1)
         width, routed = config.bin_width, len(config.domains) > 1
-        hidden, seed_hidden, share = (width // 2, width // 2, 4) if routed else (128, 256, 2)
+        hidden, *widths = (width // 2, width // 2, width, 4) if routed else (128, 256, 128, 2)
         inputs = config.hidden if routed else config.hidden + 1
         self.bottleneck = nn.Conv2d(features, features, 1)
         self.seed_projector = pointwise(features, hidden, width)
         self.projectors = nn.ModuleList(pointwise(features, hidden, width) for _ in config.attractors)
-        self.domains = nn.ModuleList(Bins(config, features, inputs, seed_hidden, share) for _ in config.domains or ("all",))
+        self.domains = nn.ModuleList(Bins(config, features, inputs, *widths) for _ in config.domains or ("all",))
         self.router = Router(features, len(config.domains)) if routed else nn.Identity()
 
     def forward(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:

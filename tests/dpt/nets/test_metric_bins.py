@@ -33,7 +33,7 @@ def test_weights_are_binomial():
 
 def bins(name: str) -> Bins:
     head = replace(config(name).head, bins=6, bin_width=8)
-    return randomise(Bins(head, 16, 33, 256, 2))
+    return randomise(Bins(head, 16, 33, 256, 128, 2))
 
 
 def test_bounded_bins_stay_within_their_range():
