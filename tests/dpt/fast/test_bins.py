@@ -9,10 +9,12 @@ from small import wide
 import dpt
 
 
+@pytest.mark.parametrize("name", ["chmv2", "dinov3-7b-depth"])
 @pytest.mark.parametrize("size", [(64, 96), (48, 80), (16, 16)])
-def test_the_same_algebra_on_a_cpu(size):
-    """Blind spot: queries and keys that are not rotated, or registers that are; bins of the first channel alone."""
-    plain = wide("chmv2")
+def test_the_same_algebra_on_a_cpu(name, size):
+    """Blind spot: queries and keys that are not rotated, or registers that are; bins of the first channel alone; a norm of tokens left
+    out."""
+    plain = wide(name)
     quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
     x = torch.randn(2, 3, *size)
     with torch.inference_mode():
