@@ -63,7 +63,7 @@ class DPTNetwork(nn.Module):
             if config.further:
                 self.further = nn.ModuleDict({task.head.task: FurtherTask(encoder, task) for task in config.further})
         _initialise(self)
-        if isinstance(self.head, DepthHead):
+        if isinstance(self.head, DepthHead | MetricBinsHead):
             nn.init.ones_(self.get_parameter("head.conv3.bias"))  # a last ReLU that starts below zero gets no gradient and never leaves it
 
     def features(self, x: Tensor, deeper: int = 0) -> Tensor | tuple[Tensor, ...]:
