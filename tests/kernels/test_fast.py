@@ -66,7 +66,7 @@ STYLES = {
     "isl-org": (lambda: wide("dpt-large-midas"), (32, 48)),  # with a unit that never runs
     "isl-org segmentation": (lambda: wide("dpt-large-ade20k"), (32, 32)),
     "Depth Anything": (depth_anything, (3 * 14, 5 * 14)),
-    "DINOv3": (lambda: wide("dinov3-7b-depth"), (32, 48)),  # rotated, gated, registers, a norm of tokens, bins
+    "DINOv3": (lambda: wide("dinov3-7b-depth"), (32, 16)),  # rotated, gated, registers, a norm of tokens, bins
     "TIPSv2": (lambda: one_task("tipsv2-base"), (2 * 14, 3 * 14)),  # a readout that the kernel has not, a linear head
 }
 
