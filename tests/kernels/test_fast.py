@@ -67,7 +67,7 @@ STYLES = {
     "isl-org segmentation": (lambda: wide("dpt-large-ade20k"), (32, 32)),
     "Depth Anything": (depth_anything, (3 * 14, 5 * 14)),
     "DINOv2": (lambda: wide("dpt-dinov2-giant-kitti"), (3 * 14, 2 * 14)),
-    "DINOv3": (lambda: wide("dinov3-7b-depth"), (32, 48)),  # rotated, gated, registers, a norm of tokens, bins
+    "DINOv3": (lambda: wide("dinov3-7b-depth"), (32, 16)),  # rotated, gated, registers, a norm of tokens, bins
     "TIPSv2": (lambda: one_task("tipsv2-base"), (2 * 14, 3 * 14)),  # a readout that the kernel has not, a linear head
 }
 
