@@ -21,20 +21,20 @@ WEIGHT_SEED = 0
 
 # Coprime to every factor of a decoder's upsampling, and to every patch: what is recorded falls on all of their phases.
 INPUT_STRIDE = PICTURE_STRIDE = 11
-PICTURE_STRIDES = {"tensor": 23}
+PICTURE_STRIDES = {"tensor": 23, "plain_tensor": 23, "logits": 23}
 
 Shape = tuple[int, int, int]  # batch, height, width
 Arrays = Mapping[str, numpy.ndarray]
 
 
 def random_weights(
-    state: Mapping[str, Tensor], gains: Mapping[str, float], fixed: Mapping[str, float], kept: str = "$^"
+    state: Mapping[str, Tensor], gains: Mapping[str, float], fixed: Mapping[str, float], spread: str = "$^", kept: str = "$^"
 ) -> dict[str, Tensor]:
     """A state dict with every floating tensor drawn anew, exact in float16, none left at a default value.
 
     Matrices have unit gain, gains of normalisations lie around 1, shifts around 0; a variance is positive. `gains` scales what is drawn
-    for the keys that a pattern is found in, the first that is; `fixed` gives all of a tensor one value, `kept` are keys whose values are
-    computed and not learned, and stay.
+    for the keys that a pattern is found in, the first that is; `fixed` gives all of a tensor one value; `spread` keys have filters of all
+    sizes; `kept` are keys whose values are computed and not learned, and stay.
     """
     random = numpy.random.RandomState(WEIGHT_SEED)
     drawn = {}
@@ -45,7 +45,10 @@ def random_weights(
             drawn[key] = torch.full_like(value, 160_000)  # num_batches_tracked
         else:
             array = _random_array(key, tuple(value.shape), _first(gains, key, 1.0), random)
-            array = numpy.full_like(array, _first(fixed, key, 0.0)) if _first(fixed, key, 0.0) else array
+            if re.search(spread, key):
+                array *= numpy.exp(random.standard_normal((len(array), *[1] * (array.ndim - 1))))
+            if _first(fixed, key, 0.0):
+                array = numpy.full_like(array, _first(fixed, key, 0.0))
             drawn[key] = torch.from_numpy(array.astype(numpy.float16)).to(value.dtype)
     return drawn
 
@@ -176,9 +179,10 @@ class Oracle:
         for key in sorted(changes, key=lambda key: changes[key])[:count]:
             print(f"{changes[key]:.1e} {key}")
 
-    def write(self, path: Path) -> None:
-        numpy.savez_compressed(path, **self.arrays())
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+def write(path: Path, arrays: Arrays) -> None:
+    numpy.savez_compressed(path, **arrays)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def let_torchvision_import() -> None:

@@ -87,7 +87,7 @@ def main() -> None:
         return
     weights = recording.stored_weights(model.state_dict())
     save_file({f"model.{key}": value for key, value in weights.items()}, arguments.folder / "depth_anything_3.safetensors")
-    oracle.write(arguments.folder / "depth_anything_3.npz")
+    recording.write(arguments.folder / "depth_anything_3.npz", oracle.arrays())
 
 
 if __name__ == "__main__":

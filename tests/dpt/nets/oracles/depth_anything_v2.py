@@ -80,10 +80,10 @@ def main() -> None:
     if arguments.sensitivity:
         oracle(model).print_least_visible()
     elif arguments.metric:
-        oracle(model).write(arguments.folder / "depth_anything_v2_metric.npz")
+        recording.write(arguments.folder / "depth_anything_v2_metric.npz", oracle(model).arrays())
     else:
         torch.save(recording.stored_weights(model.state_dict()), arguments.folder / "depth_anything_v2.pth")
-        oracle(model).write(arguments.folder / "depth_anything_v2.npz")
+        recording.write(arguments.folder / "depth_anything_v2.npz", oracle(model).arrays())
 
 
 if __name__ == "__main__":
