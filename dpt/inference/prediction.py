@@ -127,7 +127,8 @@ class Options:
         probability: bool = False,
         focal: float | None = None,
     ) -> Options:
-        """ValueError for scales or a focal length that are not positive, windows that do not fit the model, strides that leave gaps."""
+        """ValueError for scales or a focal length that are not positive or not the model's, windows that do not fit it, strides that leave
+        gaps."""
         chosen = tuple(scales) if scales is not None else TTA_SCALES if tta else (1.0,)
         if not chosen or not all(math.isfinite(scale) and scale > 0 for scale in chosen):
             raise ValueError(f"scales are positive numbers, at least one, not {chosen}")
@@ -139,6 +140,10 @@ class Options:
             raise ValueError(f"focal={focal}: it must be a positive number, the focal length in pixels of the pictures")
         if focal is not None and config.head.focal is None:
             raise ValueError(f"focal={focal}: {config.name} takes no focal length")
+        fixed = config.encoder.fixed_size
+        if fixed and (chosen != (1.0,) or slide or window is not None or stride is not None):
+            size = "x".join(map(str, fixed))
+            raise ValueError(f"{config.name} sees {size} pixels alone: no other scales, and no windows (the mirrored picture, by flip)")
         if not slide and window is None and stride is None:
             return cls(chosen, flips, None, None, probability, focal)
         sides = _pair(min(config.input.size) if window is None else window, "window")

@@ -75,7 +75,7 @@ class Reassemble(nn.Module):
 
 
 class ReassembleMap(nn.Module):
-    """What the stem gives is a map already (DPT-Hybrid)."""
+    """What the stem gives is a map already (DPT-Hybrid), and what an encoder of several stages does."""
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         return x

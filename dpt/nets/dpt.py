@@ -20,7 +20,7 @@ from .heads import DepthHead, SegmentationHead, head_of
 
 def _reassemble(encoder: EncoderConfig, decoder: DecoderConfig) -> nn.ModuleList:
     """Of each level, shallow to deep."""
-    stem = len(encoder.stem_hooks)
+    stem = len(encoder.map_widths)
     return nn.ModuleList(ReassembleMap() if level < stem else Reassemble(encoder.embed_dim, level, decoder) for level in range(4))
 
 
