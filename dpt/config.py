@@ -262,6 +262,7 @@ class DecoderConfig(Checked):
     batch_norm: bool = False  # in the residual units
     match_size: bool = False  # upsample to the next level's size (Depth Anything) instead of by two
     dead_unit: bool = False  # the deepest block carries a first unit that is never run (kept for a round trip)
+    prompt: bool = False  # each level sees a sensor's depth beside the picture, which sets the scale of the depth (Prompt Depth Anything)
     unit_bias: bool | None = None  # of the residual units' convolutions; None: where there is no batch norm
     float32: bool = False  # decoder and head stay in float32, whatever the encoder's dtype or autocast's (Depth Anything 3)
     token_norm: bool = False  # a batch norm of the tokens' maps, before their projections (DINOv3's 7B)
@@ -274,6 +275,7 @@ class DecoderConfig(Checked):
         "batch_norm": _TRUTH,
         "match_size": _TRUTH,
         "dead_unit": _TRUTH,
+        "prompt": _TRUTH,
         "unit_bias": _or_none(_TRUTH),
         "float32": _TRUTH,
         "token_norm": _TRUTH,
@@ -371,7 +373,9 @@ class InputConfig(Checked):
     rule: str = "minimal"  # see `dpt.inference.resizing.network_size`
     multiple: int = 16
     pad: str = "none"  # how the multiple is reached: by resizing, or with zeros, see `dpt.inference.resizing.padded`
-    mode: str = "bicubic"  # of the resize on the way in; "area_cubic" is OpenCV's of 8 bits, INTER_AREA down and INTER_CUBIC up
+    mode: str = (
+        "bicubic"  # of the resize on the way in; OpenCV's: "area_cubic", INTER_AREA down and INTER_CUBIC up of 8 bits; "area" of floats
+    )
     antialias: bool = False  # average over the pixels that a smaller map leaves out; every upstream but ours does not
     output_mode: str = "bicubic"  # of the resize on the way out
     output_align_corners: bool = False
@@ -381,10 +385,12 @@ class InputConfig(Checked):
         "mean": _tuple(_FINITE, 3),
         "std": _tuple(_POSITIVE, 3),
         "size": _tuple(_whole(1, MAX_WIDTH), 2),
-        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "square", "none"),
+        "rule": _one_of(
+            *("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "at_most", "square", "none")
+        ),
         "multiple": _SIDE,
         "pad": _one_of("none", "corner", "centre"),
-        "mode": _one_of("bilinear", "bicubic", "area_cubic"),
+        "mode": _one_of("bilinear", "bicubic", "area", "area_cubic"),
         "antialias": _TRUTH,
         "output_mode": _RESIZE,
         "output_align_corners": _TRUTH,
@@ -392,7 +398,7 @@ class InputConfig(Checked):
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
-        yield self.antialias and self.mode == "area_cubic", f"antialias=True: mode={self.mode} averages by itself"
+        yield self.antialias and self.mode.startswith("area"), f"antialias=True: mode={self.mode} averages by itself"
 
 
 OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")

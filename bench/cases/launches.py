@@ -123,7 +123,8 @@ def run(model: torch.nn.Module, how: Run, size: tuple[int, int], batch: int) -> 
     with float32_products(how.precision), torch.set_grad_enabled(how.backward):
         x = torch.empty(batch, 3, *size, dtype=how.dtype).to(memory_format=torch.channels_last)
         with autocast:
-            outputs = model.forward_auxiliary(x) if how.backward and config.head.auxiliary else (model(x),)
+            prompt = (torch.empty(batch, 192, 256),) if config.decoder.prompt else ()
+            outputs = model.forward_auxiliary(x) if how.backward and config.head.auxiliary else (model(x, *prompt),)
         if how.backward:
             torch.autograd.backward([output.float().sum() for output in outputs])
         elif config.head.task == "segmentation":

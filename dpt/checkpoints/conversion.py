@@ -154,7 +154,9 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
     sides = {"D": width, "8D": 8 * width, "F": len(state["fusion.convs.0.weight"])}
     for name, shape, number in layout.filled:
         if name not in found:
-            found[name] = torch.full([sides[side] if isinstance(side, str) else side for side in shape], number, dtype=some.dtype)
+            size = [sides[side] if isinstance(side, str) else side for side in shape]
+            values = torch.tensor(number, dtype=some.dtype)
+            found[name] = values.reshape(size) if values.dim() else values.expand(size).clone()
     return found
 
 

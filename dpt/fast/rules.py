@@ -16,12 +16,14 @@ from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, Reado
 from ..nets.encoders.swinv2 import SwinBlock
 from ..nets.encoders.vit import MLP, Attention, Block, LayerScale, SwiGLU
 from ..nets.heads import DepthHead, LinearHead, SegmentationHead
+from ..nets.prompt import PromptBranch
 from ..nets.sky import SkyBranch
 from .modules import (
     FastBlock,
     FastDepthHead,
     FastFusion,
     FastLinearHead,
+    FastPromptBranch,
     FastReassemble,
     FastResidualConvUnit,
     FastSegmentationHead,
@@ -172,8 +174,9 @@ FAST: dict[type[nn.Module], Replacement] = {
             "blocks.*": is_a(FusionBlock),
             "blocks.*.project": convolution(1),
         },
-        calls=("convs.*", "blocks.*.unit1", "blocks.*.unit2"),
+        calls=("convs.*", "blocks.*.unit1", "blocks.*.unit2", "blocks.*.prompt"),
     ),
+    PromptBranch: Replacement(FastPromptBranch, reads={"conv2": convolution(3), "conv3": convolution(3)}, calls=("conv1",)),
     DepthHead: Replacement(
         FastDepthHead,
         reads={

@@ -16,6 +16,7 @@ from ..config import DecoderConfig, DPTConfig, EncoderConfig, TaskConfig
 from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoders import ENCODERS
 from .heads import DepthHead, SegmentationHead, head_of
+from .prompt import normalised
 
 
 def _reassemble(encoder: EncoderConfig, decoder: DecoderConfig) -> nn.ModuleList:
@@ -46,7 +47,7 @@ class DPTNetwork(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor) -> Tensor: ...
+        def __call__(self, x: Tensor, prompt: Tensor | None = None) -> Tensor: ...
 
     def __init__(self, config: DPTConfig):
         super().__init__()
@@ -69,11 +70,13 @@ class DPTNetwork(nn.Module):
         """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
         return self._fused(self.encoder(x), self.encoder.grid(x), deeper)
 
-    def _fused(self, tokens: list[Tensor], grid: tuple[int, int], deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def _fused(
+        self, tokens: list[Tensor], grid: tuple[int, int], deeper: bool = False, prompt: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         with self._behind_encoder(tokens[0]):
             if self.config.decoder.float32:
                 tokens = [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens]
-            return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
+            return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper, prompt)
 
     def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
         """Where the decoder and the head run: without autocast, where they stay in float32."""
@@ -85,7 +88,7 @@ class DPTNetwork(nn.Module):
         """Bring the parameters into a dtype, in place; None leaves them. With `config.decoder.float32` those behind the encoder stay."""
         (self.encoder if self.config.decoder.float32 else self).to(dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+    def forward(self, x: Tensor, prompt: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W), logits (B, K, H, W) or normals (B, 3, H, W), not of
         unit length; of several tasks (`config.further`) a dictionary of these by task, from one pass through the encoder.
 
@@ -93,7 +96,12 @@ class DPTNetwork(nn.Module):
         length where `focal`, else metres; with `config.head.upsample`, or of kind "linear", maps (..., H', W') are of the head's own size.
         H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with
         `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
+
+        With `config.decoder.prompt` a `prompt` (B, h, w) is needed, metres of any size, and no other model takes one: ValueError. The
+        metres are then in the prompt's dtype.
         """
+        if prompt is not None or self.config.decoder.prompt:
+            return self._prompted(x, prompt)
         grid, size = self.encoder.grid(x), tuple(x.shape[2:])
         tokens = self.encoder(x)
         fused = self._fused(tokens, grid)
@@ -102,6 +110,23 @@ class DPTNetwork(nn.Module):
         if not self.config.further:
             return found
         return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
+
+    def _prompted(self, x: Tensor, prompt: Tensor | None) -> Tensor:
+        """What the head gives, from 0 to 1, between the nearest and the farthest of the prompt."""
+        name = self.config.name
+        if prompt is None:
+            raise ValueError(f"{name} needs prompt=, a sensor's depth in metres (batch, height, width)")
+        if not self.config.decoder.prompt:
+            raise ValueError(f"{name} takes no prompt")
+        if prompt.dim() != 3 or prompt.shape[0] != x.shape[0] or 0 in prompt.shape:
+            raise ValueError(
+                f"prompt of shape {tuple(prompt.shape)}: it must be (batch, height, width), of as many pictures as {x.shape[0]}"
+            )
+        prompt, near, apart = normalised(prompt)
+        fused = self._fused(self.encoder(x), self.encoder.grid(x), prompt=prompt)
+        with self._behind_encoder(x):
+            found: Tensor = self.head(fused, tuple(x.shape[2:]))
+        return near + apart * found.to(apart.dtype)
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""

@@ -10,12 +10,36 @@ from __future__ import annotations
 import fnmatch
 
 from ..config import DPTConfig, nearest
-from . import carried, depth_anything, depth_anything_3, dinov2_depthers, dinov3, isl, midas_swin2, mmsegmentation, tipsv2, transformers_dpt
+from . import (
+    carried,
+    depth_anything,
+    depth_anything_3,
+    dinov2_depthers,
+    dinov3,
+    isl,
+    midas_swin2,
+    mmsegmentation,
+    prompt_depth_anything,
+    tipsv2,
+    transformers_dpt,
+)
 from .layout import CheckpointError, Layout
 
 __all__ = ["CONFIGS", "FAMILIES", "LAYOUTS", "PARAMETERS", "CheckpointError", "Layout", "config_of", "configs_in", "models"]
 
-FAMILIES = (mmsegmentation, isl, depth_anything, depth_anything_3, dinov2_depthers, dinov3, tipsv2, midas_swin2, transformers_dpt, carried)
+FAMILIES = (
+    mmsegmentation,
+    isl,
+    prompt_depth_anything,
+    depth_anything,
+    depth_anything_3,
+    dinov2_depthers,
+    dinov3,
+    tipsv2,
+    midas_swin2,
+    transformers_dpt,
+    carried,
+)
 CONFIGS: dict[str, DPTConfig] = {config.name: config for family in FAMILIES for config in family.MODELS}
 PARAMETERS: dict[str, int] = {name: count for family in FAMILIES for name, count in family.PARAMETERS.items()}
 # A file is of the first whose markers it has; families may share one.

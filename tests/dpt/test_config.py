@@ -91,6 +91,7 @@ WRONG = [  # section, field, value, part of the rule
     ("decoder", "batch_norm", "yes", "True or False"),
     ("decoder", "match_size", 0, "True or False"),
     ("decoder", "dead_unit", [], "True or False"),
+    ("decoder", "prompt", 1, "True or False"),
     ("decoder", "unit_bias", 0, "True or False, or None"),
     ("decoder", "float32", 1, "True or False"),
     ("decoder", "token_norm", 0, "True or False"),

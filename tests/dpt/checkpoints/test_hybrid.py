@@ -140,8 +140,8 @@ def test_what_each_named_model_is():
     assert [config.input.size for config in (midas, kitti, nyu)] == [(384, 384), (352, 1216), (480, 640)]
     assert [config.head.inverse for config in (midas, kitti, nyu)] == [True, False, False] and midas.head.reciprocal is None
     assert [config.head.depth_scale for config in (kitti, nyu)] == [256, 1000]
-    for config in (midas, kitti, nyu, CONFIGS["dpt-hybrid-ade20k"]):
-        assert (config.encoder.stem_hooks, config.encoder.hooks, config.input.multiple) == ((0, 1), (8, 11), 32)
+    for full in (midas, kitti, nyu, CONFIGS["dpt-hybrid-ade20k"]):
+        assert (full.encoder.stem_hooks, full.encoder.hooks, full.input.multiple) == ((0, 1), (8, 11), 32)
     assert {config.licence for config in (midas, kitti, nyu, CONFIGS["dpt-hybrid-ade20k"])} == {"MIT"}
 
 
