@@ -93,7 +93,7 @@ class Checked:
         return ()
 
 
-ENCODERS = ("vit", "dinov3", "beit")
+ENCODERS = ("vit", "dinov3", "beit", "swinv2")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
 TASKS = ("depth", "segmentation", "normals")
 BIN_SPACINGS = ("linear", "mixed_log")
@@ -103,13 +103,17 @@ _NOT_IN = {  # by an encoder's kind, the fields of what it has not: they stay at
         *("attention", "registers"),
     ),
     "dinov3": ("stem", "stem_hooks"),
+    "swinv2": (
+        *("stem", "stem_hooks", "final_norm", "final_norm_eps", "layer_scale", "pos_mode", "pos_offset", "pos_by_count", "pos_antialias"),
+        *("attention", "registers", "mlp", "qkv_bias"),
+    ),
 }
 DEPTHS = ("relu", "sigmoid", "exp", "linear")  # what turns the last channel into depth
 
 
 @dataclass(frozen=True)
 class EncoderConfig(Checked):
-    """An encoder; the fields are a Vision Transformer's."""
+    """An encoder; the fields are a Vision Transformer's, and what other kinds have beside or instead."""
 
     embed_dim: int
     depth: int
@@ -141,6 +145,11 @@ class EncoderConfig(Checked):
     stem_eps_on: str = "deviation"  # "resnetv2": its weights are divided by (deviation + 1e-5), or by the root of ("variance" + 1e-8)
     qkv_bias: bool = True  # of the queries, keys and values
     rope_theta: float = 100.0  # "dinov3": the base of the frequencies by which queries and keys are rotated
+    stage_depths: tuple[int, ...] = ()  # "swinv2": blocks of each of four stages; the next has half the grid and twice the width
+    stage_heads: tuple[int, ...] = ()  # "swinv2": of each stage, the first `num_heads`
+    window: int = 0  # "swinv2": side of the windows in patches; of a grid that is smaller, its own
+    pretrained_windows: tuple[int, ...] = ()  # "swinv2": of each stage, the side that distances are measured by; 0 is the window's own
+    window_mask: float = -100.0  # "swinv2": added to the scores of patches that only the shift brought into one window
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "embed_dim": _WIDTH,
@@ -171,6 +180,11 @@ class EncoderConfig(Checked):
         "stem_eps_on": _one_of("deviation", "variance"),
         "qkv_bias": _TRUTH,
         "rope_theta": _number("above 1", lambda value: value > 1),
+        "stage_depths": _tuple(_whole(1, 64), 0, 4),
+        "stage_heads": _tuple(_WIDTH, 0, 4),
+        "window": _whole(0, MAX_SIDE),
+        "pretrained_windows": _tuple(_whole(0, MAX_SIDE), 0, 4),
+        "window_mask": _number("below 0", lambda value: value < 0),
     }
 
     @property
@@ -178,6 +192,19 @@ class EncoderConfig(Checked):
         """Channels of the maps that `stem_hooks` counts."""
         first, count = {"patch": (0, 0), "convolutions": (self.embed_dim // 8, 4), "resnetv2": (4 * self.stem_width, 3)}[self.stem]
         return tuple(first << index for index in range(count))
+
+    @property
+    def map_widths(self) -> tuple[int, ...]:
+        """Channels of the levels that the encoder gives as maps, which nothing reassembles, shallow to deep; tokens follow."""
+        if self.kind == "swinv2":
+            return tuple(self.embed_dim << stage for stage in range(4))
+        return tuple(self.stem_widths[index] for index in self.stem_hooks)
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width of a picture, of an encoder that takes no other."""
+        rows, columns = self.pos_grid
+        return (rows * self.patch_size, columns * self.patch_size) if self.kind == "swinv2" else None
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         hooks, stem = self.hooks, self.stem_hooks
@@ -201,6 +228,31 @@ class EncoderConfig(Checked):
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             yield value != default, f"{name}={value!r}: it must be {default!r} with kind={self.kind!r}, which has nothing of that"
         yield self.mlp_ratio * self.embed_dim < 1, f"mlp_ratio={self.mlp_ratio}: it leaves no channel of embed_dim={self.embed_dim}"
+        if self.kind == "swinv2":
+            yield from self._stage_conflicts()
+        else:
+            for name in ("stage_depths", "stage_heads", "window", "pretrained_windows"):
+                yield bool(getattr(self, name)), f'{name}={getattr(self, name)}: only kind="swinv2" has that'
+
+    def _stage_conflicts(self) -> Iterable[tuple[bool, str]]:
+        """Of a kind with four stages."""
+        depths, heads, window = self.stage_depths, self.stage_heads, self.window
+        for name in ("stage_depths", "stage_heads", "pretrained_windows"):
+            value = getattr(self, name)
+            yield len(value) != 4, f"{name}={value}: it must be of four stages"
+        ends = tuple(sum(depths[: stage + 1]) - 1 for stage in range(4))
+        yield self.depth != sum(depths), f"depth={self.depth}: it must be the sum of stage_depths={depths}"
+        yield self.hooks != ends, f"hooks={self.hooks}: they must be the stages' last blocks, {ends}"
+        yield self.num_heads != heads[0], f"num_heads={self.num_heads}: it must be the first of stage_heads={heads}"
+        uneven = any((self.embed_dim << stage) % count for stage, count in enumerate(heads))
+        yield uneven, f"stage_heads={heads}: they must divide embed_dim={self.embed_dim} times 1, 2, 4 and 8"
+        yield window < 2, f"window={window}: it must be at least 2"
+        yield 1 in self.pretrained_windows, f"pretrained_windows={self.pretrained_windows}: 1 measures no distance"
+        rows, columns = self.pos_grid
+        yield rows != columns or rows % 8 != 0, f"pos_grid={self.pos_grid}: it must be a square that can be halved three times"
+        grids = [rows >> stage for stage in range(4)]
+        yield any(side > window and side % window for side in grids), f"window={window}: it must divide the grids of {grids} patches"
+        yield grids[3] < 2, f"pos_grid={self.pos_grid}: a last grid of one patch has no distances"
 
 
 @dataclass(frozen=True)
@@ -214,6 +266,7 @@ class DecoderConfig(Checked):
     batch_norm: bool = False  # in the residual units
     match_size: bool = False  # upsample to the next level's size (Depth Anything) instead of by two
     dead_unit: bool = False  # the deepest block carries a first unit that is never run (kept for a round trip)
+    prompt: bool = False  # each level sees a sensor's depth beside the picture, which sets the scale of the depth (Prompt Depth Anything)
     unit_bias: bool | None = None  # of the residual units' convolutions; None: where there is no batch norm
     float32: bool = False  # decoder and head stay in float32, whatever the encoder's dtype or autocast's (Depth Anything 3)
     token_norm: bool = False  # a batch norm of the tokens' maps, before their projections (DINOv3's 7B)
@@ -226,6 +279,7 @@ class DecoderConfig(Checked):
         "batch_norm": _TRUTH,
         "match_size": _TRUTH,
         "dead_unit": _TRUTH,
+        "prompt": _TRUTH,
         "unit_bias": _or_none(_TRUTH),
         "float32": _TRUTH,
         "token_norm": _TRUTH,
@@ -341,7 +395,9 @@ class InputConfig(Checked):
     rule: str = "minimal"  # see `dpt.inference.resizing.network_size`
     multiple: int = 16
     pad: str = "none"  # how the multiple is reached: by resizing, or with zeros, see `dpt.inference.resizing.padded`
-    mode: str = "bicubic"  # of the resize on the way in; "area_cubic" is OpenCV's of 8 bits, INTER_AREA down and INTER_CUBIC up
+    mode: str = (
+        "bicubic"  # of the resize on the way in; OpenCV's: "area_cubic", INTER_AREA down and INTER_CUBIC up of 8 bits; "area" of floats
+    )
     antialias: bool = False  # average over the pixels that a smaller map leaves out; every upstream but ours does not
     output_mode: str = "bicubic"  # of the resize on the way out
     output_align_corners: bool = False
@@ -354,10 +410,12 @@ class InputConfig(Checked):
         "mean": _tuple(_FINITE, 3),
         "std": _tuple(_POSITIVE, 3),
         "size": _tuple(_whole(1, MAX_WIDTH), 2),
-        "rule": _one_of("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "square", "none"),
+        "rule": _one_of(
+            *("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "at_most", "square", "none")
+        ),
         "multiple": _SIDE,
         "pad": _one_of("none", "corner", "centre"),
-        "mode": _one_of("bilinear", "bicubic", "area_cubic"),
+        "mode": _one_of("bilinear", "bicubic", "area", "area_cubic"),
         "antialias": _TRUTH,
         "output_mode": _RESIZE,
         "output_align_corners": _TRUTH,
@@ -368,8 +426,8 @@ class InputConfig(Checked):
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
-        yield self.antialias and self.mode == "area_cubic", f"antialias=True: mode={self.mode} averages by itself"
-        resized = self.antialias or self.mode == "area_cubic"
+        yield self.antialias and self.mode.startswith("area"), f"antialias=True: mode={self.mode} averages by itself"
+        resized = self.antialias or self.mode.startswith("area")
         yield self.align_corners and resized, "align_corners=True: a resize that averages has no such form"
 
 
@@ -463,11 +521,13 @@ def config_from(values: Any) -> DPTConfig:
         given["further"] = tuple(_task(index, values) for index, values in enumerate(_list(given["further"], "further")))
     config: DPTConfig = _made(DPTConfig, {name: _tuples(value) for name, value in given.items()}, "")
     # Not a rule of DPTConfig: with_ changes one section at a time, and the two need not agree in between.
-    encoder, channels = config.encoder, config.decoder.neck_channels
-    for level, index in enumerate(encoder.stem_hooks):
-        width = encoder.stem_widths[index]
+    encoder, channels, size = config.encoder, config.decoder.neck_channels, config.input.size
+    for level, width in enumerate(encoder.map_widths):
         if channels[level] != width:
-            raise ValueError(f"DecoderConfig.neck_channels={channels}: level {level} is a map of the stem, which has {width} channels")
+            raise ValueError(f"DecoderConfig.neck_channels={channels}: level {level} is a map of the encoder, which has {width} channels")
+    if encoder.fixed_size not in (None, size) or (encoder.fixed_size and config.input.rule != "square"):
+        rule = f'the encoder takes {encoder.fixed_size} alone, with rule="square"'
+        raise ValueError(f"InputConfig.size={size}, rule={config.input.rule!r}: {rule}")
     return config
 
 

@@ -220,7 +220,7 @@ def _write(
     elif target.suffix == ".safetensors":
         checkpoints.save_state(tensors, target, config if layout is carried.LAYOUT else None)
     else:
-        content: dict[str, Any] = tensors
+        content: dict[str, Any] = {layout.wrapper: tensors} if layout.wrapper else tensors
         if layout is mmsegmentation.LAYOUT and config is not None:
             meta = {"CLASSES": config.head.classes, "PALETTE": [list(colour) for colour in config.head.palette]}
             content = {"meta": meta, "state_dict": tensors}

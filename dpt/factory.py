@@ -110,10 +110,11 @@ def _assembled(
 ) -> DPT:
     """The model with the checkpoint's tensors as its parameters; nothing is initialised, and nothing allocated beside them."""
     path, depth = checkpoint.path, config.encoder.depth
-    first, last = (layout.source(f"encoder.blocks.{index}.norm1.weight") for index in (0, depth - 1))
-    for key in filter(None, last):  # before thousands of blocks are made for a damaged number; an encoder without such blocks has neither
-        if key not in checkpoint.state and first[0] in checkpoint.state:
-            raise CheckpointError(f"{path} ({layout.name} layout): the model has {depth} blocks, but {key} is not in the file")
+    first, last = (f"encoder.blocks.{index}.norm1.weight" for index in (0, depth - 1))
+    # Before thousands of blocks are made for a damaged number; an encoder without such blocks has neither.
+    if layout.find(first, checkpoint.state) is not None and layout.find(last, checkpoint.state) is None:
+        missing = layout.source(last)[0]
+        raise CheckpointError(f"{path} ({layout.name} layout): the model has {depth} blocks, but {missing} is not in the file")
     with torch.device("meta"):
         model = DPT(config)
         model.cast(dtype)

@@ -124,7 +124,8 @@ def run(model: torch.nn.Module, how: Run, size: tuple[int, int], batch: int) -> 
     with float32_products(how.precision), torch.set_grad_enabled(how.backward):
         x = torch.empty(batch, 3, *size, dtype=how.dtype).to(memory_format=torch.channels_last)
         with autocast:
-            found = model.forward_auxiliary(x) if how.backward and config.head.auxiliary else model(x)
+            prompt = (torch.empty(batch, 192, 256),) if config.decoder.prompt else ()
+            found = model.forward_auxiliary(x) if how.backward and config.head.auxiliary else model(x, *prompt)
         if how.backward:
             torch.autograd.backward([output.float().sum() for output in pytree.tree_leaves(found)])
             return
@@ -139,7 +140,9 @@ def run(model: torch.nn.Module, how: Run, size: tuple[int, int], batch: int) -> 
 
 def inputs(config: DPTConfig, batches: tuple[int, ...]) -> list[tuple[int, tuple[int, int]]]:
     """(batch, size) that stand for all: a square; one whose tokens' last block of 64 is more than a class token; and few and odd patches,
-    of which the halved maps are not half as large."""
+    of which the halved maps are not half as large. Of an encoder that takes one size, that."""
+    if config.encoder.fixed_size:
+        return [(batch, config.encoder.fixed_size) for batch in batches]
     patch = config.encoder.patch_size
     side = max(config.input.multiple, min(config.input.size) // patch * patch)
     square, wide = (side, side), (side, side + patch * (3 if side % 64 else 6))

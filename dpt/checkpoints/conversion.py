@@ -151,9 +151,11 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
             elif part.any():
                 raise CheckpointError(f"{key} is not zero where the layout {layout.name} has no place for it")
     some = next(iter(state.values()))
-    sides = {"D": width, "F": len(state["fusion.convs.0.weight"])}
+    sides = {"D": width, "8D": 8 * width, "F": len(state["fusion.convs.0.weight"])}
     for name, shape, number in layout.filled:
-        found[name] = torch.full([sides[side] if isinstance(side, str) else side for side in shape], number, dtype=some.dtype)
+        size = [sides[side] if isinstance(side, str) else side for side in shape]
+        values = torch.tensor(number, dtype=some.dtype)
+        found[name] = values.reshape(size) if values.dim() else values.expand(size).clone()
     return found
 
 

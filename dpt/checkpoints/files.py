@@ -23,7 +23,7 @@ import torch
 
 from ..config import DPTConfig
 from ..system.disk import read_object, write_whole
-from ..zoo import CheckpointError
+from ..zoo import LAYOUTS, CheckpointError
 from .pickles import Global, unpickle
 from .stored import Opaque, Storage, Stored, contiguous_stride
 
@@ -371,7 +371,16 @@ def _without_prefixes(content: Mapping[Any, Any], path: Path) -> dict[str, Store
             raise CheckpointError(f"{path}: {origin[name]} and {key} are both {name} without their prefixes")
         state[name] = value if isinstance(value, Stored | Opaque) else Opaque(f"a {type(value).__name__}")
         origin[name] = key
-    return state
+    return _without_own_prefix(state)
+
+
+def _without_own_prefix(state: dict[str, Stored | Opaque]) -> dict[str, Stored | Opaque]:
+    """The state without what all names begin with up to the first dot, if it is of a known layout only so: training code calls its model
+    what it likes."""
+    bare = {key.partition(".")[2]: value for key, value in state.items()}
+    alike = len({key.partition(".")[0] for key in state}) == 1 and len(bare) == len(state)
+    known = alike and not any(layout.is_of(state) for layout in LAYOUTS) and any(layout.is_of(bare) for layout in LAYOUTS)
+    return bare if known else state
 
 
 class Configured(Protocol):

@@ -162,6 +162,8 @@ def predict(parser: Parser) -> None:
     parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
     parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
     _focal(parser)
+    what = "a sensor's depth of the one picture, for models that need it: .npy, in metres, or a PNG of 16 bits, in millimetres"
+    parser.add_argument("--prompt", type=Path, metavar="FILE", help=what)
     parser.add_argument("--pfm", action="store_true", help="write depth as .pfm too")
     parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
     _batch_size(parser)

@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         tally.fail(Path(argument), "no such file, folder or match, or a folder without pictures")
     if not pictures:
         raise CommandError("no pictures found")
+    if args.prompt is not None and len(pictures) > 1:
+        raise CommandError(f"--prompt is of one picture, and {len(pictures)} are given")
     _check_writable(args.out)
     stems = {picture.path: args.out / name for picture, name in zip(pictures, picture_paths.unique_names(pictures), strict=True)}
     for folder in {stem.parent for stem in stems.values()}:
@@ -78,13 +80,17 @@ def _check_writable(folder: Path) -> None:
 
 
 def _options(args: argparse.Namespace) -> Choices:
-    return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride", "focal")})
+    return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride", "focal", "prompt")})
 
 
 def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally) -> None:
     config = model.config
     weights = _weights_identity(args.weights)
     made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **_options(args)}
+    if args.prompt is None:
+        del made_with["prompt"]  # which records of before have not
+    else:
+        made_with["prompt"] = _identity(args.prompt)
     jobs: dict[Path, Path] = {}
     for path, stem in stems.items():
         if path in tally.unreadable:

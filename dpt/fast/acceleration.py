@@ -14,7 +14,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..kernels import launch
-from .rules import FAST, PLAIN, refusal
+from .rules import FAST, NO_FORM, PLAIN, refusal
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -97,7 +97,7 @@ def _lay_out(model: nn.Module) -> None:
 def fast_report(model: nn.Module) -> Report:
     """Which modules run fused, which do not, and why: a list of rows that prints as a table."""
     report = Report()
-    for name, module in _candidates(model):
+    for name, module in ((name, module) for name, module in model.named_modules() if type(module) in {**FAST, **PLAIN, **NO_FORM}):
         fused = type(module) in PLAIN
         reason = refusal(module)
         how = _how(module) if fused and reason is None else reason or "not accelerated"

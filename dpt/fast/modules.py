@@ -28,6 +28,7 @@ from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
 from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, depth_from, finished, own_size
 from ..nets.metric_bins import MetricBinsHead
+from ..nets.prompt import PromptBranch
 from ..nets.sky import SkyBranch, with_far_sky
 
 
@@ -131,30 +132,41 @@ class FastFusion(Fusion):
     The upsampled map of the three deeper levels is never written: the next level's first unit gathers it where it adds it.
     """
 
-    def forward(self, maps: list[Tensor], deeper: int = 0) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         blocks: Any = self.blocks  # each a FusionBlock, as below
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x, size = skips[3], None
         found = [skips[3]]
         for level in (3, 2, 1):
-            x = self._level(level, x, skips[level], size)
+            x = self._level(level, x, skips[level], size, prompt)
             size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
             x = conv1x1(x, blocks[level].project.weight, blocks[level].project.bias)
             if deeper >= level:  # somebody else reads the upsampled map
                 found.insert(0, upsample_bilinear(x, size, True))
-        x = self._level(0, x, skips[0], size)
+        x = self._level(0, x, skips[0], size, prompt)
         project = blocks[0].project
         x = conv1x1_upsample(x, project.weight, project.bias, (2 * x.shape[2], 2 * x.shape[3]), True)
         return (x, *found[:deeper]) if deeper else x
 
-    def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
+    def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None, prompt: Tensor | None) -> Tensor:
         """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
         block: Any = self.blocks[level]
         if size is None:
-            return block.unit2(skip)
-        if not statically_equal(tuple(skip.shape[2:]), size):
-            skip = upsample_bilinear(skip, size, False)
-        return block.unit2(_merge(block.unit1, skip, previous))
+            x = block.unit2(skip)
+        else:
+            if not statically_equal(tuple(skip.shape[2:]), size):
+                skip = upsample_bilinear(skip, size, False)
+            x = block.unit2(_merge(block.unit1, skip, previous))
+        return x if prompt is None else x + block.prompt(prompt, (x.shape[2], x.shape[3]))
+
+
+class FastPromptBranch(PromptBranch):
+    """`PromptBranch` with its two large convolutions on the kernels; of the one channel of the prompt PyTorch makes the first."""
+
+    def forward(self, prompt: Tensor, size: tuple[int, int]) -> Tensor:
+        x = F.relu(self.conv1(self.resized(prompt, size)))
+        x = conv_norm_relu(x, self.conv2.weight, self.conv2.bias)
+        return conv_norm_relu(x, self.conv3.weight, self.conv3.bias, relu=False)
 
 
 def _last_convolutions(module: DepthHead | SkyBranch) -> tuple[Tensor, Any, Tensor, Any]:

@@ -14,9 +14,11 @@ from ..kernels import launch
 from ..kernels.depth_head import HIDDEN_CHANNELS
 from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.beit import BEiTAttention, BEiTBlock
+from ..nets.encoders.swinv2 import SwinBlock
 from ..nets.encoders.vit import MLP, Attention, Block, LayerScale, SwiGLU
 from ..nets.heads import DepthHead, LinearHead, SegmentationHead
 from ..nets.metric_bins import MetricBinsHead
+from ..nets.prompt import PromptBranch
 from ..nets.sky import SkyBranch
 from .modules import (
     FastBEiTBlock,
@@ -25,6 +27,7 @@ from .modules import (
     FastFusion,
     FastLinearHead,
     FastMetricBinsHead,
+    FastPromptBranch,
     FastReassemble,
     FastResidualConvUnit,
     FastSegmentationHead,
@@ -178,8 +181,9 @@ FAST: dict[type[nn.Module], Replacement] = {
             "blocks.*": is_a(FusionBlock),
             "blocks.*.project": convolution(1),
         },
-        calls=("convs.*", "blocks.*.unit1", "blocks.*.unit2"),
+        calls=("convs.*", "blocks.*.unit1", "blocks.*.unit2", "blocks.*.prompt"),
     ),
+    PromptBranch: Replacement(FastPromptBranch, reads={"conv2": convolution(3), "conv3": convolution(3)}, calls=("conv1",)),
     DepthHead: Replacement(
         FastDepthHead,
         reads={
@@ -207,6 +211,9 @@ FAST: dict[type[nn.Module], Replacement] = {
     ),
     LinearHead: Replacement(FastLinearHead, reads={"project": convolution(3)}, calls=("linear",)),
 }
+NO_FORM: dict[type[nn.Module], str] = {  # what makes much of a model, and why the kernels do not compute it
+    SwinBlock: "its norms stand behind attention and MLP, and the kernels' before; its attention has a bias, and the kernel's none",
+}
 PLAIN = {replacement.fast: plain for plain, replacement in FAST.items()}
 
 
@@ -223,7 +230,7 @@ def refusal(module: nn.Module) -> str | None:
     """
     plain = PLAIN.get(type(module), type(module))
     if plain not in FAST:
-        return f"{type(module).__name__} has no fast form"
+        return NO_FORM.get(plain, f"{type(module).__name__} has no fast form")
     replacement = FAST[plain]
     found = {name: child for name, child in module.named_modules() if not _is_called(name, replacement)}
     for name, child in found.items():

@@ -12,7 +12,7 @@ import itertools
 import math
 import operator
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
 from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal
+from .prompts import Prompt, load_prompt
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
 from .windows import Maps, Network, infer
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmsegmentation's, each with and without a horizontal flip
 MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabilities at their own size
+PROMPT_OPTION = "give --prompt FILE (or prompt=)"
 FOCAL_OPTION = "give --focal (or focal=), in pixels"
 READERS = 4  # threads, at most, that decode pictures ahead
 
@@ -72,7 +74,7 @@ class Prediction:
 class Result:
     """One picture of `predict_iter`: either `prediction` and the decoded `image`, uint8 (H, W, 3), or an `error`.
 
-    `focal`: in pixels of the picture, what was given or its file tells.
+    `focal`: in pixels of the picture, what was given or its file tells. `prompt`: the metres (h, w) that were given for it.
     """
 
     source: Any
@@ -80,6 +82,7 @@ class Result:
     prediction: Prediction | None = None
     error: Exception | None = None
     focal: float | None = None
+    prompt: np.ndarray | None = None
 
 
 class Choices(TypedDict, total=False):
@@ -93,6 +96,7 @@ class Choices(TypedDict, total=False):
     stride: int | tuple[int, int] | None
     probability: bool
     focal: float | None
+    prompt: Prompt | Sequence[Prompt] | None
 
 
 class PredictOptions(Choices, total=False):
@@ -112,6 +116,7 @@ class Options:
     stride: tuple[int, int] | None
     probability: bool
     focal: float | None
+    prompts: tuple[Prompt, ...] = ()
 
     @classmethod
     def of(
@@ -126,8 +131,10 @@ class Options:
         stride: int | tuple[int, int] | None = None,
         probability: bool = False,
         focal: float | None = None,
+        prompt: Prompt | Sequence[Prompt] | None = None,
     ) -> Options:
-        """ValueError for scales or a focal length that are not positive, windows that do not fit the model, strides that leave gaps."""
+        """ValueError for scales or a focal length that are not positive or not the model's, windows that do not fit it, strides that leave
+        gaps."""
         chosen = tuple(scales) if scales is not None else TTA_SCALES if tta else (1.0,)
         if not chosen or not all(math.isfinite(scale) and scale > 0 for scale in chosen):
             raise ValueError(f"scales are positive numbers, at least one, not {chosen}")
@@ -139,8 +146,19 @@ class Options:
             raise ValueError(f"focal={focal}: it must be a positive number, the focal length in pixels of the pictures")
         if focal is not None and config.head.focal is None:
             raise ValueError(f"focal={focal}: {config.name} takes no focal length")
+        fixed = config.encoder.fixed_size
+        if fixed and (chosen != (1.0,) or slide or window is not None or stride is not None):
+            size = "x".join(map(str, fixed))
+            raise ValueError(f"{config.name} sees {size} pixels alone: no other scales, and no windows (the mirrored picture, by flip)")
+        if config.decoder.prompt and prompt is None:
+            raise ValueError(f"{config.name} needs a prompt, a sensor's depth: {PROMPT_OPTION}")
+        if prompt is not None and not config.decoder.prompt:
+            raise ValueError(f"{config.name} takes no prompt")
+        if prompt is not None and (slide or window is not None or stride is not None):
+            raise ValueError("a prompt is of the whole picture: it cannot be seen in windows")
         if not slide and window is None and stride is None:
-            return cls(chosen, flips, None, None, probability, focal)
+            prompts = () if prompt is None else tuple(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str) else (prompt,)
+            return cls(chosen, flips, None, None, probability, focal, prompts)
         sides = _pair(min(config.input.size) if window is None else window, "window")
         steps = _pair(tuple(max(side * 2 // 3, 1) for side in sides) if stride is None else stride, "stride")
         if any(side % config.input.multiple for side in sides):
@@ -187,6 +205,8 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
         probability: keep the winning class's probability as well.
         focal: the focal length of all the pictures, in their own pixels, for models whose metres depend on it (`config.head.focal`). By
             default each picture's EXIF data tell it; one without it is a `NoFocalLength`, an ImageError.
+        prompt: a sensor's depth, of models that need one (`config.decoder.prompt`): what `dpt.inference.prompts.load_prompt` takes, metres
+            of any size or a file; of several pictures a list, one for each.
 
     Raises:
         ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
@@ -210,6 +230,8 @@ def predict_iter(
     Pictures are read ahead in threads, at most two batches, so a list of any length needs no more memory.
     """
     chosen = Options.of(model.config, **options)
+    if chosen.prompts and isinstance(images, Sized) and len(images) != len(chosen.prompts):
+        raise ValueError(f"{len(chosen.prompts)} prompts for {len(images)} pictures: give one for each")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is a positive integer, not {batch_size!r}")
     return _results(model, images, batch_size, max_pixels, chosen)
@@ -218,16 +240,22 @@ def predict_iter(
 def _results(
     model: Network, images: Iterable[Picture], batch_size: int, max_pixels: int, options: Options
 ) -> Generator[Result, None, None]:
+    prompts = iter(options.prompts)
     for batch in _batches(images, batch_size, max_pixels, options.focal):
-        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        told = tuple(itertools.islice(prompts, len(batch)))
         for index, result in enumerate(batch):
             if result.image is not None:
                 height, width = result.image.shape[:2]
                 try:
                     if model.config.head.focal is not None and result.focal is None:
                         raise NoFocalLength(f"{model.config.name} needs the focal length, and the picture does not tell it: {FOCAL_OPTION}")
-                    sizes = (network_size(height, width, model.config.input, scale) for scale in options.scales)
-                    groups.setdefault(tuple(sizes), []).append(index)
+                    sizes = [network_size(height, width, model.config.input, scale) for scale in options.scales]
+                    shape: tuple[int, ...] = ()
+                    if options.prompts:
+                        batch[index] = replace(result, prompt=_prompt(told, index))
+                        shape = cast(np.ndarray, batch[index].prompt).shape
+                    groups.setdefault((*sizes, shape), []).append(index)
                 except ImageError as error:
                     batch[index] = Result(result.source, error=type(error)(f"{result.source}: {error}"))
         for indices in groups.values():
@@ -235,6 +263,12 @@ def _results(
             for index, result in zip(indices, done, strict=True):
                 batch[index] = result
         yield from batch
+
+
+def _prompt(told: tuple[Prompt, ...], index: int) -> np.ndarray:
+    if index >= len(told):
+        raise ImageError("there are fewer prompts than pictures: give one for each")
+    return load_prompt(told[index])
 
 
 def _batches(images: Iterable[Picture], batch_size: int, max_pixels: int, focal: float | None) -> Iterator[list[Result]]:
@@ -265,12 +299,11 @@ def _load(source: Picture, max_pixels: int, focal: float | None) -> Result:
 
 def _predict_group(model: Network, loaded: list[Result], options: Options) -> list[Result]:
     """Pictures of equal network sizes in one batch."""
-    images = [cast(np.ndarray, result.image) for result in loaded]
     found: list[Fields] = []
     try:
         with _evaluating(model), torch.inference_mode():
             found = [{} for _ in loaded]
-            for head, views in zip(model.config.heads, _views(model, images, options), strict=True):
+            for head, views in zip(model.config.heads, _views(model, loaded, options), strict=True):
                 for fields, more in zip(found, READERS_OF[head.task](model, head, loaded, views, options), strict=True):
                     fields.update(more)
     except (RuntimeError, MemoryError) as error:
@@ -387,20 +420,24 @@ def _mean_log_probabilities(images: list[np.ndarray], views: Iterator[Tensor], c
     return [(total / number).clamp_min_(torch.finfo(total.dtype).tiny).log_() for total in sums]
 
 
-def _views(model: Network, images: list[np.ndarray], options: Options) -> tuple[Iterator[Tensor], ...]:
+def _views(model: Network, loaded: list[Result], options: Options) -> tuple[Iterator[Tensor], ...]:
     """Of each task, its maps (B, K, h, w), depth with K = 1, one tensor per scale and flip: the scale nearest to 1 first, flips undone, no
     padding. All come from the same passes through the network."""
     tasks = [head.task for head in model.config.heads]
-    passes = itertools.tee(_passes(model, images, options), len(tasks))
+    passes = itertools.tee(_passes(model, loaded, options), len(tasks))
     return tuple(map(operator.itemgetter(task), each) for task, each in zip(tasks, passes, strict=True))
 
 
-def _passes(model: Network, images: list[np.ndarray], options: Options) -> Iterator[Maps]:
-    parameter = next(model.parameters())
+def _passes(model: Network, loaded: list[Result], options: Options) -> Iterator[Maps]:
+    parameter, images = next(model.parameters()), [cast(np.ndarray, result.image) for result in loaded]
+    prompt: Any = None
+    if options.prompts:
+        prompt = torch.from_numpy(np.stack([cast(np.ndarray, result.prompt) for result in loaded])).to(parameter.device)
     for scale in sorted(options.scales, key=lambda scale: abs(math.log(scale))):
         x = torch.cat([resize_and_normalise(image, model.config.input, parameter.device, parameter.dtype, scale) for image in images])
         for flip in options.flips:
-            maps = infer(model, x.flip(-1) if flip else x, options.window, options.stride)
+            seen = (x, prompt) if not flip else (x.flip(-1), None if prompt is None else prompt.flip(-1))
+            maps = infer(model, seen[0], options.window, options.stride, seen[1])
             yield {task: _unflipped(task, y) for task, y in maps.items()} if flip else maps
 
 

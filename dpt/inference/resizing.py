@@ -47,6 +47,8 @@ def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.
             mmsegmentation's keep_ratio.
         longest_side: the longer side becomes max(size), both whole pixels; then each goes to the nearest multiple, of two as near to the
             larger (Depth Anything 3).
+        at_most: the picture's own size, or, where its longer side is above max(size), the scale that makes it that; then down to a multiple
+            (Prompt Depth Anything).
         square: `size` itself, whatever the aspect (transformers' processors).
         none: the picture's own size, whatever `size` is (DINOv2's depth models).
 
@@ -67,6 +69,7 @@ def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.
         "short_side": lambda: (min(config.size) / min(height, width),) * 2,
         "short_and_long_side": lambda: (min(max(config.size) / max(height, width), min(config.size) / min(height, width)),) * 2,
         "longest_side": lambda: (max(config.size) / max(height, width),) * 2,
+        "at_most": lambda: (min(max(config.size) / max(height, width), 1.0),) * 2,
         "square": lambda: scales,
         "none": lambda: (1.0, 1.0),
     }
@@ -85,6 +88,8 @@ def _rounded(side: float, bound: float, config: InputConfig) -> int:
     multiple = config.multiple
     if config.rule == "longest_side":
         return max(math.floor(_whole(side) / multiple + 0.5), 1) * multiple
+    if config.rule == "at_most":
+        return max(int(side // multiple), 1) * multiple
     count = round(side / multiple)
     if config.rule == "upper_bound" and count * multiple > bound:
         count = math.floor(side / multiple)
@@ -121,6 +126,8 @@ def resize_and_normalise(
     for size in _steps(height, width, config, ratio):
         if config.mode == "area_cubic":
             x = taps.area_or_cubic(x, size)
+        elif config.mode == "area":
+            x = taps.averaged(x, size)
         elif config.antialias or config.align_corners:
             x = F.interpolate(x, size=size, mode=config.mode, align_corners=config.align_corners, antialias=config.antialias)
         else:

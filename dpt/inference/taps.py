@@ -73,6 +73,16 @@ def area(source: int, target: int) -> Taps:
     return table[..., 0].long(), table[..., 1].float()
 
 
+def averaged(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Floats (..., H, W) to `size`, no larger: OpenCV's INTER_AREA. A side that grows, of fewer pixels than a patch, is bilinear."""
+    height, width = image.shape[-2:]
+    across, down = (
+        area(source, target) if target <= source else interpolated(source, target, "bilinear")
+        for source, target in ((width, size[1]), (height, size[0]))
+    )
+    return _summed(_summed(image, across, -1), down, -2)
+
+
 def area_or_cubic(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Grey levels 0..255, whole numbers in float32 (..., H, W), to the same at `size`: OpenCV's INTER_CUBIC where a side grows, else its
     INTER_AREA.

@@ -7,7 +7,7 @@ of the whole, and the windows fade into each other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,14 @@ class Network(Protocol):
 Maps = dict[str, Tensor]  # by task, (B, K, h, w); depth with K = 1
 
 
-def infer(model: Network, x: Tensor, window: tuple[int, int] | None, stride: tuple[int, int] | None) -> Maps:
+def infer(model: Network, x: Tensor, window: tuple[int, int] | None, stride: tuple[int, int] | None, prompt: Tensor | None = None) -> Maps:
     """Normalised pictures (B, 3, h, w), not padded -> maps (B, K, h, w) by task, whole (None) or in windows of that size.
 
-    A whole map is as the network gives it, of another size where its head has one of its own.
+    A whole map is as the network gives it, of another size where its head has one of its own. `prompt` (B, h, w): of models that take one;
+    then in no windows.
     """
     if window is None or (x.shape[2] <= window[0] and x.shape[3] <= window[1]):
-        return _forward(model, x)
+        return _forward(model, x, prompt)
     tasks = [head.task for head in model.config.heads]
     whole = _of_size(_forward(model, x)["depth"], x.shape[2:]) if "depth" in tasks else None
     totals: Maps = {}
@@ -73,9 +74,9 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [min(start, last) for start in range(0, last + stride, stride)]
 
 
-def _forward(model: Network, x: Tensor) -> Maps:
-    config = model.config
-    found = model(padded(x, config.input))
+def _forward(model: Network, x: Tensor, prompt: Tensor | None = None) -> Maps:
+    config, whole = model.config, padded(x, model.config.input)
+    found = model(whole) if prompt is None else cast(Any, model)(whole, prompt)
     maps = found if isinstance(found, dict) else {config.head.task: found}
     return {task: _channels(without_padding(y, x, config.input)) for task, y in maps.items()}
 

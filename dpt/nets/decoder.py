@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import DecoderConfig
 from .functional import ACTIVATION, statically_equal
+from .prompt import PromptBranch
 
 
 class ReadoutProject(nn.Module):
@@ -75,7 +76,7 @@ class Reassemble(nn.Module):
 
 
 class ReassembleMap(nn.Module):
-    """What the stem gives is a map already (DPT-Hybrid)."""
+    """What the stem gives is a map already (DPT-Hybrid), and what an encoder of several stages does."""
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         return x
@@ -113,6 +114,8 @@ class FusionBlock(nn.Module):
             self.unit1 = ResidualConvUnit(config)
         self.unit2 = ResidualConvUnit(config)
         self.project = nn.Conv2d(config.features, config.features, 1)
+        if config.prompt:
+            self.prompt = PromptBranch(config.features)
 
     def merge(self, previous: Tensor, skip: Tensor) -> Tensor:
         """prev + unit1(skip), the skip first resized to prev where patches came in odd numbers."""
@@ -120,10 +123,12 @@ class FusionBlock(nn.Module):
             skip = F.interpolate(skip, size=previous.shape[2:], mode="bilinear", align_corners=False)
         return previous + self.unit1(skip)
 
-    def forward(self, previous: Tensor | None, skip: Tensor, size: tuple[int, int] | None) -> Tensor:
-        """`size` (height, width) of the result; None is twice the input's."""
+    def forward(self, previous: Tensor | None, skip: Tensor, size: tuple[int, int] | None, prompt: Tensor | None = None) -> Tensor:
+        """`size` (height, width) of the result; None is twice the input's. `prompt` (B, h, w) in 0..1 is added behind unit2."""
         x = skip if previous is None else self.merge(previous, skip)
         x = self.unit2(x)
+        if prompt is not None:
+            x = x + self.prompt(prompt, (x.shape[2], x.shape[3]))
         size = size or (2 * x.shape[2], 2 * x.shape[3])
         return self.project(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
 
@@ -137,14 +142,14 @@ class Fusion(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(channels, config.features, 3, padding=1, bias=False) for channels in config.neck_channels)
         self.blocks = nn.ModuleList(FusionBlock(config, deepest=level == 3) for level in range(4))
 
-    def forward(self, maps: list[Tensor], deeper: int = 0) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         """With `deeper`, so many of the deeper maps behind it: (B, F, H/4, W/4) for auxiliary heads, and so on; the fourth is the deepest
-        level's before its block."""
+        level's before its block. `prompt`: as `FusionBlock` takes it."""
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x: Any = None
         found = [skips[3]]
         for level in (3, 2, 1, 0):
             size = tuple(skips[level - 1].shape[2:]) if self.match_size and level else None
-            x = self.blocks[level](x, skips[level], size)
+            x = self.blocks[level](x, skips[level], size, prompt)
             found.insert(0, x)
         return tuple(found[: 1 + deeper]) if deeper else x

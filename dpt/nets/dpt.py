@@ -17,11 +17,12 @@ from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoders import ENCODERS
 from .heads import DepthHead, SegmentationHead, head_of
 from .metric_bins import MetricBinsHead
+from .prompt import normalised
 
 
 def _reassemble(encoder: EncoderConfig, decoder: DecoderConfig) -> nn.ModuleList:
     """Of each level, shallow to deep."""
-    stem = len(encoder.stem_hooks)
+    stem = len(encoder.map_widths)
     return nn.ModuleList(ReassembleMap() if level < stem else Reassemble(encoder.embed_dim, level, decoder) for level in range(4))
 
 
@@ -47,7 +48,7 @@ class DPTNetwork(nn.Module):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor) -> Tensor: ...
+        def __call__(self, x: Tensor, prompt: Tensor | None = None) -> Tensor: ...
 
     def __init__(self, config: DPTConfig):
         super().__init__()
@@ -75,9 +76,11 @@ class DPTNetwork(nn.Module):
         tokens = self.encoder(x)
         return [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens] if self.config.decoder.float32 else tokens
 
-    def _fused(self, tokens: list[Tensor], grid: tuple[int, int], deeper: int = 0) -> Tensor | tuple[Tensor, ...]:
+    def _fused(
+        self, tokens: list[Tensor], grid: tuple[int, int], deeper: int = 0, prompt: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
         with self._behind_encoder(tokens[0]):
-            return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper)
+            return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper, prompt)
 
     def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
         """Where the decoder and the head run: without autocast, where they stay in float32."""
@@ -89,7 +92,7 @@ class DPTNetwork(nn.Module):
         """Bring the parameters into a dtype, in place; None leaves them. With `config.decoder.float32` those behind the encoder stay."""
         (self.encoder if self.config.decoder.float32 else self).to(dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+    def forward(self, x: Tensor, prompt: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W), logits (B, K, H, W) or normals (B, 3, H, W), not of
         unit length; of several tasks (`config.further`) a dictionary of these by task, from one pass through the encoder.
 
@@ -97,7 +100,12 @@ class DPTNetwork(nn.Module):
         length where `focal`, else metres; with `config.head.upsample`, or of kind "linear", maps (..., H', W') are of the head's own size.
         H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with
         `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
+
+        With `config.decoder.prompt` a `prompt` (B, h, w) is needed, metres of any size, and no other model takes one: ValueError. The
+        metres are then in the prompt's dtype.
         """
+        if prompt is not None or self.config.decoder.prompt:
+            return self._prompted(x, prompt)
         grid, size, head = self.encoder.grid(x), tuple(x.shape[2:]), cast(Any, self.head)
         tokens = self._tokens(x)
         fused = self._fused(tokens, grid, head.DEEPER)
@@ -106,6 +114,23 @@ class DPTNetwork(nn.Module):
             if not self.config.further:
                 return found
             return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
+
+    def _prompted(self, x: Tensor, prompt: Tensor | None) -> Tensor:
+        """What the head gives, from 0 to 1, between the nearest and the farthest of the prompt."""
+        name = self.config.name
+        if prompt is None:
+            raise ValueError(f"{name} needs prompt=, a sensor's depth in metres (batch, height, width)")
+        if not self.config.decoder.prompt:
+            raise ValueError(f"{name} takes no prompt")
+        if prompt.dim() != 3 or prompt.shape[0] != x.shape[0] or 0 in prompt.shape:
+            raise ValueError(
+                f"prompt of shape {tuple(prompt.shape)}: it must be (batch, height, width), of as many pictures as {x.shape[0]}"
+            )
+        prompt, near, apart = normalised(prompt)
+        fused = self._fused(self._tokens(x), self.encoder.grid(x), prompt=prompt)
+        with self._behind_encoder(x):
+            found: Tensor = self.head(fused, tuple(x.shape[2:]))
+        return near + apart * found.to(apart.dtype)
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""

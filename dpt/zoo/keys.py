@@ -40,6 +40,12 @@ SCRATCH: tuple[Row, ...] = (
     ("fusion.blocks.{i}.project.{p}", "scratch.refinenet{k}.out_conv.{p}"),
     *residual_units("scratch.refinenet{k}.resConfUnit#.", "conv@", "bn@"),
 )
+# isl-org's depth head.
+OUTPUT_CONV: tuple[Row, ...] = (
+    ("head.conv1.{p}", "scratch.output_conv.0.{p}"),
+    ("head.conv2.{p}", "scratch.output_conv.2.{p}"),
+    ("head.conv3.{p}", "scratch.output_conv.4.{p}"),
+)
 # transformers' Dinov2 as a backbone, with the names that its files have.
 DINOV2: tuple[Row, ...] = under(
     "backbone.",

@@ -45,10 +45,11 @@ class Layout:
 
     `format`: what `dpt convert --to` calls it. `markers`: keys that all files of this layout have, and of no other have all. `unused`:
     patterns of keys that the network never reads. `filled`: keys that its own code wants beside what the network reads, with their shapes,
-    "D" being the encoder's width and "F" the decoder's features, and what they are filled with. `differs`: what the family's own code
-    computes otherwise than the named model, fields by section. `masked`: what follows the name of a tensor in that of its mask, by which
-    it is multiplied where the file has one. `final_norm`: what it means that a file holds the encoder's norm. `stated`: of layouts with a
-    config.json. `prefix`: before all keys in its files; reading takes it off, as it does of wrappers.
+    "D" being the encoder's width, "8D" eight times that and "F" the decoder's features, and what they are filled with. `differs`: what
+    the family's own code computes otherwise than the named model, fields by section. `masked`: what follows the name of a tensor in that
+    of its mask, by which it is multiplied where the file has one. `final_norm`: what it means that a file holds the encoder's norm.
+    `stated`: of layouts with a config.json. `prefix`: before all keys in its files; reading takes it off, as it does of wrappers.
+    `wrapper`: under which torch.load finds the tensors.
     """
 
     name: str
@@ -56,12 +57,13 @@ class Layout:
     markers: tuple[str, ...]
     rows: tuple[Row, ...]
     unused: tuple[str, ...] = ()
-    filled: tuple[tuple[str, tuple[int | str, ...], float], ...] = ()
+    filled: tuple[tuple[str, tuple[int | str, ...], float | tuple[float, ...]], ...] = ()
     differs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     masked: str | None = None
     final_norm: str = "every"
     stated: Stated | None = None
     prefix: str = ""
+    wrapper: str = ""
 
     def is_of(self, state: Iterable[str]) -> bool:
         """Whether a state's keys are this layout's."""

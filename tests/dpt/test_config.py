@@ -78,6 +78,11 @@ WRONG = [  # section, field, value, part of the rule
     ("encoder", "stem_depths", [3, 4], "a tuple of 3, each a whole number from 1 to 64"),
     ("encoder", "stem_groups", 0, "a whole number from 1"),
     ("encoder", "stem_eps_on", "mean", "one of deviation, variance"),
+    ("encoder", "stage_depths", [2, 0, 2, 2], "a tuple of 0 to 4, each a whole number from 1 to 64"),
+    ("encoder", "stage_heads", [2, 2, 2, 0], "a tuple of 0 to 4"),
+    ("encoder", "window", -1, "a whole number from 0"),
+    ("encoder", "pretrained_windows", [-1, 0, 0, 0], "a tuple of 0 to 4"),
+    ("encoder", "window_mask", 0, "a number below 0"),
     ("decoder", "neck_channels", [8, 12, 16], "a tuple of 4"),
     ("decoder", "neck_channels", [8, 12, 16, 0], "a tuple of 4"),
     ("decoder", "features", 1, "a whole number from 2"),
@@ -86,6 +91,7 @@ WRONG = [  # section, field, value, part of the rule
     ("decoder", "batch_norm", "yes", "True or False"),
     ("decoder", "match_size", 0, "True or False"),
     ("decoder", "dead_unit", [], "True or False"),
+    ("decoder", "prompt", 1, "True or False"),
     ("decoder", "unit_bias", 0, "True or False, or None"),
     ("decoder", "float32", 1, "True or False"),
     ("decoder", "token_norm", 0, "True or False"),
@@ -323,7 +329,7 @@ def test_stem_maps_and_neck_agree():
     """Blind spot: a file whose parts contradict each other, seen at the first picture."""
     values = dataclasses.asdict(CONFIGS["dpt-tiny-depth"])
     assert config_from(json.loads(json.dumps(values))) == CONFIGS["dpt-tiny-depth"]
-    with pytest.raises(ValueError, match=r"neck_channels=\(47, 96, 96, 128\): level 0 is a map of the stem, which has 48 channels"):
+    with pytest.raises(ValueError, match=r"neck_channels=\(47, 96, 96, 128\): level 0 is a map of the encoder, which has 48 channels"):
         config_from(change(values, "decoder.neck_channels", [47, 96, 96, 128]))
     for field, value, rule in (("patch_size", 14, "for 16"), ("stem", "patch", "no maps to hook"), ("stem_hooks", (2, 1), "increase")):
         with pytest.raises(ValueError, match=rule):

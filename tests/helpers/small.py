@@ -11,7 +11,7 @@ from dpt.zoo import CONFIGS
 def config(name: str = "dpt-large-midas", classes: int = 5, embed_dim: int = 32, **encoder) -> DPTConfig:
     """A named model shrunk to 4 blocks of width 32 and 16 features."""
     full = CONFIGS[name]
-    neck = None if full.encoder.stem_hooks else (8, 12, 16, 16)
+    neck = None if full.encoder.map_widths else (8, 12, 16, 16)
     return shrunk(full, "small", width=embed_dim, features=16, grid=4, neck=neck, classes=classes, **encoder)
 
 

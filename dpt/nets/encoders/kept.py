@@ -9,9 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+Seen = tuple[Tensor, int, Tensor]  # a parameter, its version, and its values or (no CPU) its memory
+
+
+def _seen(parameter: Tensor) -> Seen:
+    values = parameter.detach()
+    return parameter, parameter._version, values.clone() if values.is_cpu else values
+
+
+def _is_as_it_was(seen: Seen, parameter: Tensor) -> bool:
+    before, version, values = seen
+    if before is not parameter or version != parameter._version:
+        return False
+    if (values.dtype, values.device, values.shape) != (parameter.dtype, parameter.device, parameter.shape):
+        return False
+    return torch.equal(values, parameter) if values.is_cpu else values.data_ptr() == parameter.data_ptr()
+
 
 class KeptBySize:
-    """The last `most` tensors made of one parameter, by size, while it is as it was: made again when it is another or has changed.
+    """The last `most` tensors made of one parameter or several, by size, while these are as they were: made again when one is another or
+    has changed.
 
     On a CPU its values are compared, which is quick. On another device, which would have to be waited for, its memory
     and its version are: what is written there through `.data` is not seen, except that a forward that wants gradients forgets what is kept.
@@ -23,7 +40,7 @@ class KeptBySize:
     def __init__(self, most: int = MOST) -> None:
         self.most = most
         self._lock = threading.Lock()
-        self._made_of: tuple[Tensor, int, Tensor] | None = None  # the parameter, its version, and its values or (no CPU) its memory
+        self._made_of: tuple[Seen, ...] | None = None
         self._kept: dict[Hashable, Tensor] = {}
 
     def __reduce__(self) -> tuple[type[KeptBySize], tuple[int]]:
@@ -33,18 +50,19 @@ class KeptBySize:
         with self._lock:
             self._made_of, self._kept = None, {}
 
-    def get(self, size: Hashable, parameter: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    def get(self, size: Hashable, parameters: Tensor | tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
         """What `make()` returns for this size; made anew where a gradient is wanted, and only then one goes through it."""
-        if torch.is_grad_enabled() and parameter.requires_grad:
+        parameters = parameters if isinstance(parameters, tuple) else (parameters,)
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             self.forget()
             return make()
-        if not self._can_keep(parameter):
+        if not all(map(self._can_keep, parameters)):
             return make()
-        stream = torch.cuda.current_stream(parameter.device) if parameter.is_cuda else None  # another one would have to wait for it
+        first = parameters[0]
+        stream = torch.cuda.current_stream(first.device) if first.is_cuda else None  # another one would have to wait for it
         with self._lock, torch.inference_mode(False), torch.no_grad():  # for tensors that can be used in any mode
-            if not self._is_as_it_was(parameter):
-                values = parameter.detach()
-                self._made_of, self._kept = (parameter, parameter._version, values.clone() if values.is_cpu else values), {}
+            if not self._are_as_they_were(parameters):
+                self._made_of, self._kept = tuple(map(_seen, parameters)), {}
             if (size, stream) not in self._kept:
                 made = make()
                 while len(self._kept) >= self.most:
@@ -52,13 +70,9 @@ class KeptBySize:
                 self._kept[size, stream] = made
             return self._kept[size, stream]
 
-    def _is_as_it_was(self, parameter: Tensor) -> bool:
-        if self._made_of is None or self._made_of[0] is not parameter or self._made_of[1] != parameter._version:
-            return False
-        values = self._made_of[2]
-        if (values.dtype, values.device, values.shape) != (parameter.dtype, parameter.device, parameter.shape):
-            return False
-        return torch.equal(values, parameter) if values.is_cpu else values.data_ptr() == parameter.data_ptr()
+    def _are_as_they_were(self, parameters: tuple[Tensor, ...]) -> bool:
+        seen = self._made_of
+        return seen is not None and len(seen) == len(parameters) and all(map(_is_as_it_was, seen, parameters))
 
     @staticmethod
     def _can_keep(parameter: Tensor) -> bool:

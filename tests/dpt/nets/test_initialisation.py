@@ -19,13 +19,14 @@ CASES = {
     "segmentation": ("dpt-large-ade20k", {"layer_scale": True, "final_norm": "every"}),
     "stem": ("dpt-tiny-depth", {}),
     "resnetv2": ("dpt-hybrid-midas", {}),
+    "swinv2": ("midas-3.1-swin2-tiny-256", {"embed_dim": 8, "pos_grid": (16, 16)}),
 }
 LEVELS = torch.linspace(0.05, 0.95, 19)
 
 
 def model_of(case: str) -> DPT:
     name, encoder = CASES[case]
-    return DPT(config(name, pos_grid=(24, 24), **encoder))
+    return DPT(config(name, **{"pos_grid": (24, 24), **encoder}))
 
 
 def quantiles(values: torch.Tensor) -> torch.Tensor:
@@ -44,6 +45,8 @@ def expected(module: nn.Module, name: str, shape: torch.Size) -> torch.Tensor:
         return kind(module.in_channels, module.out_channels, **sides).weight.detach()
     if isinstance(module, LayerScale):
         return torch.ones(shape)
+    if name == "logit_scale":
+        return torch.full(shape, math.log(10))
     if isinstance(module, nn.GroupNorm):
         return nn.GroupNorm(module.num_groups, module.num_channels).state_dict()[name]
     fresh = nn.LayerNorm(module.normalized_shape) if isinstance(module, nn.LayerNorm) else nn.BatchNorm2d(module.num_features)
