@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dpt
 from dpt.config import DPTConfig
 from dpt.kernels.tools import parity
-from dpt.zoo import config_of
+from dpt.zoo import LAYOUTS, CheckpointError, config_of, configs_in
 
 from ..harness import measure, records
 from ..harness.runner import Case, Context, Prepared, Unavailable
@@ -36,7 +38,7 @@ def find(name: str) -> str | None:
 
 def toy(config: DPTConfig) -> DPTConfig:
     """A named model shrunk to four blocks of width 64, with every part it had."""
-    return shrunk(config, "toy", width=64, features=32, grid=3)
+    return shrunk(config, "toy", width=64, features=32, grid=4 if config.encoder.stage_depths else 3)  # stages halve their windows
 
 
 @torch.no_grad()
@@ -56,12 +58,25 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def without_what_files_lack(model: nn.Module, config: DPTConfig) -> nn.Module:
+    """Zeros where the layouts of the model's family have no tensor, such as a bias of keys, which other people's models then have not."""
+    layouts = [layout for layout in LAYOUTS if config in configs_in(layout)]
+    for (key, value), layout in itertools.product(model.state_dict().items(), layouts):
+        with contextlib.suppress(CheckpointError):
+            parts = layout.source(key)
+            for part, chunk in zip(parts, value.chunk(len(parts)), strict=False):
+                if part is None:
+                    chunk.zero_()
+    return model
+
+
 def build(name: str, context: Context) -> nn.Module:
     """The model's float32 master on the context's device, at the toy size if that is what the context wants."""
     config = config_of(name)
     torch.manual_seed(0)
     model = dpt.build(toy(config) if context.toy else config)
-    return randomise(model).to(context.device)
+    return without_what_files_lack(randomise(model), config).to(context.device)
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -77,13 +92,25 @@ def held_bytes(model: nn.Module) -> int:
 
 
 @functools.cache
+def prompt_of(config: DPTConfig, batch: int, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+    """What a model takes beside pictures: a sensor's metres, the same for each, or nothing."""
+    if not config.decoder.prompt:
+        return ()
+    return (torch.linspace(1, 5, 192 * 256, device=device).view(1, 192, 256).expand(batch, -1, -1).contiguous(),)
+
+
+def first_of(found: torch.Tensor | dict[str, torch.Tensor]) -> torch.Tensor:
+    """A model's output; of several tasks the first one's, by which the model is judged."""
+    return next(iter(found.values())) if isinstance(found, dict) else found
+
+
 def count_flops(name: str, size: tuple[int, int], batch: int = 1, backward: bool = False) -> int:
     """The FLOPs of one run of the plain model, counted on the meta device, where nothing is computed."""
     with torch.device("meta"):
         model = dpt.build(name)
         x = torch.empty(batch, 3, *size)
     with FlopCounterMode(display=False) as counter:
-        y = model(x)
+        y = first_of(model(x, *prompt_of(model.config, batch, "meta")))
         if backward:
             y.backward(torch.empty_like(y))
     return counter.get_total_flops()
@@ -123,12 +150,13 @@ class OpenedModel:
         self.master = build(name, context)
         if context.toy:
             side = 4 * self.master.config.encoder.patch_size
-            sizes = Sizes(2, side, side)
+            sizes = Sizes(2, *(self.master.config.encoder.fixed_size or (side, side)))
         self.sizes = sizes
         generator = torch.Generator().manual_seed(1)
         shape = (sizes.batch, 3, sizes.height, sizes.width)
         self.pictures = [torch.randn(shape, generator=generator).to(context.device) for _ in range(INPUTS)]
         self.inputs = [picture.to(dtype) for picture in self.pictures]
+        self.prompt = prompt_of(self.master.config, sizes.batch, context.device)
         self.plain = shared_copy(self.master) if dtype == torch.float32 else copy.deepcopy(self.master).to(dtype)
         self.per_run = float(sizes.batch)
         self.flops = None if context.toy else count_flops(name, (sizes.height, sizes.width)) * sizes.batch
@@ -140,7 +168,8 @@ class OpenedModel:
         if key not in self.context.cache:
             model = (copy.deepcopy(self.master) if wide != torch.float32 else self.master).to(wide)
             with measure.full_precision(), torch.inference_mode():
-                parts = [model(picture[None].to(wide)) for picture in self.pictures[0]]
+                prompt = prompt_of(model.config, 1, self.context.device)
+                parts = [first_of(model(picture[None].to(wide), *prompt)) for picture in self.pictures[0]]
             self.context.cache[key] = torch.cat(parts)
         return [self.context.cache[key]]
 
@@ -159,7 +188,7 @@ def run_of(opened: OpenedModel, model: Callable[[torch.Tensor], torch.Tensor]) -
 
     @torch.inference_mode()
     def run(index: int) -> torch.Tensor:
-        return model(opened.input(index))
+        return first_of(model(opened.input(index), *opened.prompt))
 
     return run
 
@@ -175,12 +204,12 @@ def captured(model: Callable[[torch.Tensor], torch.Tensor], opened: OpenedModel)
         raise Unavailable(NO_GRAPHS)
     with torch.inference_mode():
         static = opened.input(0).clone()
-        on_side_stream(lambda: model(static), device)
+        on_side_stream(lambda: model(static, *opened.prompt), device)
     graph, made = torch.cuda.CUDAGraph(), []
 
     def capture() -> None:
         with torch.inference_mode(), torch.cuda.graph(graph):
-            made.append(model(static))
+            made.append(first_of(model(static, *opened.prompt)))
 
     @torch.inference_mode()
     def run(index: int) -> torch.Tensor:

@@ -44,8 +44,9 @@ class _Output(nn.Module):
         super().__init__()
         self.model, self.name = model, name
 
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self.model(pixel_values=x), self.name)
+    def forward(self, x: Tensor, prompt: Tensor | None = None) -> Tensor:
+        further = {} if prompt is None else {"prompt_depth": prompt[:, None]}
+        return getattr(self.model(pixel_values=x, **further), self.name)
 
 
 def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
@@ -86,18 +87,26 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
     """The layout of transformers' that holds a model, and what config.json says of it, for pictures of one size and but for what is given
     or set otherwise: the resize of the positional embedding, a unit that is never run, the corners of the last resize."""
     config, patches = model.config, side // model.config.encoder.patch_size
-    given = {"pos_grid": (patches, patches), "pos_offset": 0.0, "pos_by_count": False}
-    reasons = []
-    for layout, mode in itertools.product((layout for layout in LAYOUTS if layout.stated and layout.stated.write), ("bilinear", "bicubic")):
-        asked = config.with_("encoder", **given, pos_mode=mode).with_("decoder", dead_unit=True).with_("head", align_corners=True)
+    resized = {"pos_grid": (patches, patches), "pos_offset": 0.0, "pos_by_count": False} if hasattr(model.encoder, "position") else {}
+    reasons, fits = [], []
+    for layout, mode, dead in itertools.product((layout for layout in LAYOUTS if layout.stated), ("bilinear", "bicubic"), (True, False)):
+        given = {**resized, "pos_mode": mode} if resized else {}
+        asked = config.with_("encoder", **given).with_("decoder", dead_unit=dead).with_("head", align_corners=True)
         try:
             for key in model.state_dict():
                 layout.source(key)
-            assert layout.stated is not None and layout.stated.write is not None
-            return layout, layout.stated.write(asked)[0]
         except CheckpointError as error:
             reasons.append(str(error))
-    raise Unavailable(f"transformers has no class with this model's parts: {reasons[-1]}")
+            continue
+        assert layout.stated is not None
+        if layout.stated.write is None:
+            fits.append(f"{layout.name} is read and not written")
+            continue
+        try:
+            return layout, layout.stated.write(asked)[0]
+        except CheckpointError as error:
+            fits.append(str(error))
+    raise Unavailable(f"transformers has no class with this model's parts: {(fits or reasons)[-1]}")
 
 
 class _Logits(nn.Module):

@@ -107,7 +107,8 @@ def _models() -> Iterator[tuple[str, DPTConfig]]:
         yield size, _model(f"distill-any-depth-{size}", size, path, "MIT", input=inputs)
 
 
-MODELS = tuple(config for _, config in _models())
+_KINDS = ("depth-anything-v2", *(f"depth-anything-v2-metric-{data}" for data in _METRIC), "depth-anything-v1", "distill-any-depth")
+MODELS = tuple(sorted((config for _, config in _models()), key=lambda config: _KINDS.index(config.name.rpartition("-")[0])))
 PARAMETERS = {config.name: _SIZES[size].parameters for size, config in _models()}
 
 HEAD = (
