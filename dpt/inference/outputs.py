@@ -78,9 +78,10 @@ def write(
 ) -> list[Path]:
     """Write `result_paths(stem, head, pfm)` and return them; folders are made.
 
-    The PNG is 16-bit inverse or relative depth scaled to 0..65535, or metres times `head.depth_scale` up to 65535, or label indices of 8
-    bits (16 beyond 256 classes), or normals as colours, -1..1 over 0..255, x red, y green and z blue. A loss of power may leave files empty
-    or short, which `is_done` sees: they cost less to make again than to wait for the disk.
+    The PNG is 16-bit inverse or relative depth scaled to 0..65535, or metres times `head.depth_scale` up to 65535, which its text "depth"
+    tells; or label indices of 8 bits (16 beyond 256 classes), or normals as colours, -1..1 over 0..255, x red, y green and z blue. The
+    coloured view of metres has a scale with its ends in metres. A loss of power may leave files empty or short, which `is_done` sees: they
+    cost less to make again than to wait for the disk.
 
     Args:
         image: the picture, uint8 (H, W, 3).
@@ -98,8 +99,10 @@ def write(
     png = Image.fromarray(PIXELS[head.task](found, head))
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("comment", comment.decode("ascii"))
+    if head.task == "depth":
+        chunks.add_text("depth", meaning(head))
     writers: dict[str, Callable[[BinaryIO], object]] = {
-        "_color.jpg": lambda file: _save_view(beside(image, COLOURS[head.task](found, head)), comment, file),
+        "_color.jpg": lambda file: _save_view(beside(image, COLOURS[head.task](found, head), _metres(found, head)), comment, file),
         "_overlay.jpg": lambda file: _save_view(overlay(image, found, head), comment, file),
         ".png": lambda file: png.save(file, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL),
         **{suffix: functools.partial(_write_bytes, content) for suffix, content in maps.items()},
@@ -284,23 +287,37 @@ COLOURS: dict[str, Callable[[np.ndarray, HeadConfig], np.ndarray]] = {  # for pe
 }
 
 
-def beside(image: np.ndarray, colours: np.ndarray) -> Image.Image:
-    """The picture with a coloured map, both uint8 (H, W, 3), to its right."""
-    return Image.fromarray(np.concatenate([image, colours], axis=1))
+def meaning(head: HeadConfig) -> str:
+    """What the numbers of depth in a PNG of 16 bits are."""
+    if head.metric:
+        return f"metres times {head.depth_scale:g}"
+    return "inverse depth: the farthest 0, the nearest 65535" if head.inverse else "relative depth: the nearest 0, the farthest 65535"
 
 
-def depth_scale(height: int) -> Image.Image:
-    """What the colours of depth mean, for beside it: a strip of this height from near to far."""
+def _metres(depth: np.ndarray, head: HeadConfig) -> tuple[str, str] | None:
+    """How near and how far a map of metres goes, for its colours' scale; None of other maps, and where nothing is finite."""
+    finite = depth[np.isfinite(depth)] if head.metric else np.empty(0)
+    return (f"{finite.min():.3g} m", f"{finite.max():.3g} m") if finite.size else None
+
+
+def beside(image: np.ndarray, colours: np.ndarray, ends: tuple[str, str] | None = None) -> Image.Image:
+    """The picture with a coloured map, both uint8 (H, W, 3), to its right; and, with names for its ends, the colours' scale."""
+    parts = [image, colours] if ends is None else [image, colours, np.asarray(depth_scale(len(image), ends))]
+    return Image.fromarray(np.concatenate(parts, axis=1))
+
+
+def depth_scale(height: int, ends: tuple[str, str] = ("near", "far")) -> Image.Image:
+    """What the colours of depth mean, for beside it: a strip of this height from near to far, with names at its ends."""
     canvas = Image.new("RGB", (0, height))
     letter = letter_height(canvas)
     font = ImageFont.load_default(letter)
     gap = letter // 2
-    width = 2 * gap + letter + int(max(font.getlength(text) for text in ("near", "far")))
+    width = 2 * gap + letter + int(max(font.getlength(text) for text in ends))
     canvas = Image.new("RGB", (width + gap, height), "white")
     canvas.paste(Image.fromarray(colored(np.linspace(1, 0, height, dtype=np.float32)[:, None].repeat(letter, 1), inverse=True)), (gap, 0))
     draw = ImageDraw.Draw(canvas)
-    draw.text((2 * gap + letter, gap), "near", fill="black", font=font, anchor="lt")
-    draw.text((2 * gap + letter, height - gap), "far", fill="black", font=font, anchor="lb")
+    draw.text((2 * gap + letter, gap), ends[0], fill="black", font=font, anchor="lt")
+    draw.text((2 * gap + letter, height - gap), ends[1], fill="black", font=font, anchor="lb")
     return canvas
 
 

@@ -93,6 +93,28 @@ def test_depth_png_of_another_scale(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(paths[-1])), [[384, 20480], [1, 65535]])
 
 
+def test_metres_are_told(tmp_path, monkeypatch):
+    """Blind spot: a map of metres that looks like one up to scale and shift; 256ths that a reader takes for millimetres."""
+    said = []
+    monkeypatch.setattr(outputs, "depth_scale", lambda height, ends: said.append(ends) or Image.new("RGB", (10, height)))
+    picture, kitti = np.zeros((*DEPTH.shape, 3), np.uint8), dataclasses.replace(METRIC, depth_scale=256.0)
+    unknown = np.where(DEPTH > 6, np.float32(np.nan), DEPTH)
+    for name, head, depth, told in (
+        ("metres", METRIC, DEPTH, "metres times 1000"),
+        ("kitti", kitti, unknown, "metres times 256"),
+        ("nothing", METRIC, np.full_like(DEPTH, np.nan), "metres times 1000"),
+        ("inverse", RELATIVE, DEPTH, "inverse depth: the farthest 0, the nearest 65535"),
+        ("relative", dataclasses.replace(METRIC, relative=True), DEPTH, "relative depth: the nearest 0, the farthest 65535"),
+    ):
+        view, *_, png = outputs.write(tmp_path / name, picture, Prediction(depth), head)
+        assert Image.open(png).text["depth"] == told
+        assert Image.open(view).width == 2 * 64 + (10 if name in ("metres", "kitti") else 0)
+    assert said == [("3 m", "7 m"), ("3 m", "6 m")]
+    monkeypatch.undo()
+    wide, narrow = (outputs.depth_scale(48, ends).width for ends in (("3.25 m", "77.5 m"), ("near", "far")))
+    assert wide > narrow
+
+
 def test_colors():
     """Blind spot: near and far swapped between inverse depth and metres; a constant map; what is not finite."""
     ramp = np.float32([[1, 2, 3, np.nan]])
