@@ -23,15 +23,16 @@ DATA = Path(__file__).parents[1] / "nets" / "data"
 SIZES = ("small", "base", "large")
 
 
-def narrow(name: str) -> DPTConfig:
+def narrow(name: str, hooks: tuple[int, ...] = (1, 2, 4, 5)) -> DPTConfig:
     """The recorded model's size with what a named one computes."""
-    full = CONFIGS[name].with_("encoder", embed_dim=16, depth=6, num_heads=2, hooks=(1, 2, 4, 5))
+    full = CONFIGS[name].with_("encoder", embed_dim=16, depth=6, num_heads=2, hooks=hooks)
     return full.with_("decoder", neck_channels=(8, 12, 16, 20), features=10)
 
 
 RECORDED = {
     "depth_anything_v2": narrow("depth-anything-v2-large"),
     "depth_anything_v2_metric": narrow("depth-anything-v2-metric-vkitti-large"),
+    "depth_anything_v1": narrow("depth-anything-v1-large", hooks=(2, 3, 4, 5)),
 }
 
 
