@@ -282,7 +282,7 @@ def _transformers(routed: bool) -> Layout:
             *BACKBONE,
             *NECK,
             *under("metric_head.", *_named(_metric(routed), "conv1", "conv2"), *router),
-            ("head.{p}", "relative_head.{p}"),
+            *((f"head.conv{layer}.{{p}}", f"relative_head.conv{layer}.{{p}}") for layer in (1, 2, 3)),
         ),
         unused=(BACKBONE_UNUSED,),
         differs={"encoder": {"norm_eps": 1e-12}, "decoder": {"match_size": False}, "head": {"upsample": 2}, "input": {"flip": False}},

@@ -13,7 +13,7 @@ import dpt
 from dpt import exchange
 from dpt.checkpoints import CheckpointError
 from dpt.commands.main import main
-from dpt.zoo import CONFIGS, LAYOUTS, depth_anything, isl, mmsegmentation
+from dpt.zoo import CONFIGS, LAYOUTS, depth_anything, isl, midas, mmsegmentation, zoedepth
 
 transformers = pytest.importorskip("transformers")
 DATA = Path(__file__).parent / "nets" / "data"
@@ -42,6 +42,9 @@ CASES = [
     ("depth-anything-v2-small", depth_anything.ORIGINAL),
     ("depth-anything-v2-metric-vkitti-base", depth_anything.ORIGINAL),
     ("depth-anything-v1-small", depth_anything.ORIGINAL),
+    ("midas-3.1-beit-base-384", midas.ORIGINAL),
+    ("zoedepth-k", zoedepth.ORIGINAL),
+    ("zoedepth-nk", zoedepth.ORIGINAL_ROUTED),
 ]
 
 
