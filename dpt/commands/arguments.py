@@ -127,14 +127,16 @@ def _reading(parser: Parser) -> None:
 
 
 def predict(parser: Parser) -> None:
-    """Depth and label maps of pictures, at each picture's own size.
+    """Depth, label and normal maps of pictures, at each picture's own size.
 
     For a picture a.jpg the folder of --out gets, by each model's task,
       a_MODEL.png          16-bit depth: inverse or relative depth spread over 0..65535, or millimetres (for more
-                           than 65 m 256ths of a metre, as KITTI has it); or 8-bit class indices
-      a_MODEL.npy, .pfm    depth as float32, .pfm on request
-      a_MODEL_color.jpg    the picture with the coloured depth beside it
+                           than 65 m 256ths of a metre, as KITTI has it); or 8-bit class indices; or
+                           normals as colours, x red, y green, z blue, -1..1 spread over 0..255
+      a_MODEL.npy, .pfm    depth or normals as float32, .pfm of depth on request
+      a_MODEL_color.jpg    the picture with the coloured depth or normals beside it
       a_MODEL_overlay.jpg  the picture tinted by class, with a legend of the classes present
+    Of a model of several tasks each has its name behind MODEL: a_MODEL_depth.png, a_MODEL_normals.png and so on.
     Pictures of the same name get longer names instead of overwriting each other. A picture whose files are there, made from
     the same content by the same model with the same options, is skipped; with other options it is done again; files that were
     made from another picture, or by something else, are only replaced with --overwrite. Names too long for a file are cut, and
@@ -162,7 +164,9 @@ def predict(parser: Parser) -> None:
     parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
     parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
     _focal(parser)
-    what = "a sensor's depth of the one picture, for models that need it: .npy, in metres, or a PNG of 16 bits, in millimetres"
+    what = (
+        "a sensor's depth of the one picture, for models that need it: .npy, in metres, or a PNG of 16 bits, in millimetres (default: none)"
+    )
     parser.add_argument("--prompt", type=Path, metavar="FILE", help=what)
     parser.add_argument("--pfm", action="store_true", help="write depth as .pfm too")
     parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")

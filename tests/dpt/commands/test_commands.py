@@ -143,7 +143,8 @@ def test_both_models_by_default(weights, photos, tmp_path, monkeypatch, capsys):
     weights themselves are tested elsewhere."""
     asked = []
 
-    def build(name, weights, device, dtype, fast, files=weights):
+    def build(name, weights, device, dtype, fast, accept_license, files=weights):
+        assert not accept_license
         asked.append((name, weights, device.type, dtype, fast))
         return dpt.load(files[name])
 
