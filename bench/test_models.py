@@ -13,6 +13,7 @@ ROWS = (
     models.ModelRow("depth-anything-v2-small", 518, (1, 4, 16), 2.5),
     models.ModelRow("depth-anything-v2-base", 518, (1, 4, 16), 2.6),
     models.ModelRow("depth-anything-v2-large", 518, (1, 4, 16), 2.7),
+    models.ModelRow("depth-anything-3-mono-large", 504, (1, 4), 2.8),
 )
 
 

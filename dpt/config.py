@@ -93,11 +93,16 @@ class Checked:
         return ()
 
 
-ENCODERS = ("vit", "dinov3", "swinv2")
+ENCODERS = ("vit", "dinov3", "beit", "swinv2")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu")
 TASKS = ("depth", "segmentation", "normals")
 BIN_SPACINGS = ("linear", "mixed_log")
 _NOT_IN = {  # by an encoder's kind, the fields of what it has not: they stay at their defaults
+    "beit": (
+        *("stem", "stem_hooks", "final_norm", "final_norm_eps", "pos_mode", "pos_offset", "pos_by_count", "pos_antialias"),
+        *("attention", "registers"),
+    ),
+    "dinov3": ("stem", "stem_hooks"),
     "swinv2": (
         *("stem", "stem_hooks", "final_norm", "final_norm_eps", "layer_scale", "pos_mode", "pos_offset", "pos_by_count", "pos_antialias"),
         *("attention", "registers", "mlp", "qkv_bias"),
@@ -117,7 +122,7 @@ class EncoderConfig(Checked):
     patch_size: int = 16
     stem: str = "patch"  # the patch embedding: one convolution; "convolutions": four, each halving (Xiao et al. 2021); or "resnetv2"
     stem_hooks: tuple[int, ...] = ()  # 0-based convolutions or stages of the stem whose maps go to the decoder before the tokens
-    pos_grid: tuple[int, int] = (24, 24)  # rows and columns of patches the positional embedding is stored for
+    pos_grid: tuple[int, int] = (24, 24)  # rows and columns of patches the positional embedding, or BEiT's table, is stored for
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
     final_norm: str = (
@@ -217,9 +222,8 @@ class EncoderConfig(Checked):
         grouped = self.stem == "resnetv2" and self.stem_width % self.stem_groups != 0
         yield grouped, f"stem_width={self.stem_width}: it must be a multiple of stem_groups={self.stem_groups}"
         size, rotary = self.embed_dim // self.num_heads, self.kind == "dinov3"
-        wrong = f"embed_dim={self.embed_dim}: heads of {size} channels cannot be rotated, that takes a multiple of 4"
-        yield rotary and size % 4 != 0, wrong
-        yield rotary and self.stem != "patch", f'stem={self.stem!r}: kind="dinov3" has patches alone'
+        unturned = rotary and size % 4 != 0
+        yield unturned, f"embed_dim={self.embed_dim}: heads of {size} channels cannot be rotated, that takes a multiple of 4"
         for name in _NOT_IN.get(self.kind, ()):
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             yield value != default, f"{name}={value!r}: it must be {default!r} with kind={self.kind!r}, which has nothing of that"
@@ -311,6 +315,11 @@ class HeadConfig(Checked):
     kind: str = "convolutions"  # the paper's, or "linear": a 3x3 convolution and a linear layer, at the fused map's own size (TIPSv2)
     between: str = "relu"  # "linear": what stands between its two layers, "relu" or "none"
     upsample: int | None = None  # depth: the fused map by this factor (DINOv2's: 16 pixels a patch of 14); None: to the input's size
+    attractors: tuple[int, ...] = ()  # depth: by how many points each level moves the bins, deep to shallow: ZoeDepth's head
+    bin_centres: str = "softplus"  # with attractors: of any depth, or "normed", which stay within `bin_range`
+    bin_width: int = 128  # with attractors: channels of the levels' embeddings
+    temperature: tuple[float, float] = (0.0212, 50.0)  # with attractors: the bounds of what the bins' weights are divided by
+    domains: tuple[str, ...] = ()  # with attractors: names of those between which a router chooses, each with bins of its own
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "task": _one_of(*TASKS),
@@ -338,6 +347,11 @@ class HeadConfig(Checked):
         "kind": _one_of("convolutions", "linear"),
         "between": _one_of("relu", "none"),
         "upsample": _or_none(_whole(1, 16)),
+        "attractors": _tuple(_whole(1, MAX_WIDTH), 0, 4),
+        "bin_centres": _one_of("softplus", "normed"),
+        "bin_width": _whole(2, MAX_WIDTH),
+        "temperature": _tuple(_POSITIVE, 2),
+        "domains": _tuple(_NAME, 0, 16),
     }
 
     @property
@@ -354,11 +368,19 @@ class HeadConfig(Checked):
         yield self.task == "normals" and convolutions, "task='normals': only kind=\"linear\" gives them"
         for name in ("relative", "sky", "focal"):
             value = getattr(self, name)
-            yield bool(value) and (segmentation or self.inverse), f"{name}={value}: only depth that is not inverse has it"
+            yield bool(value) and (self.task != "depth" or self.inverse), f"{name}={value}: only depth that is not inverse has it"
+        yield self.sky and not convolutions, 'sky=True: only kind="convolutions" has that branch'
         yield self.relative and self.focal is not None, f"focal={self.focal}: it makes metres, and relative=True says there are none"
+        for name in ("bin_range", "temperature"):
+            low, high = getattr(self, name)
+            yield low >= high, f"{name}={(low, high)}: the first must be below the second"
+        levels = len(self.attractors)
+        yield levels not in (0, 4), f"attractors={self.attractors}: they must be of four levels, or none"
+        yield levels > 0 and self.bins < 2, f"attractors={self.attractors}: they move at least two bins, not {self.bins}"
+        yield levels > 0 and (segmentation or self.project), f"attractors={self.attractors}: only depth, without project, has them"
+        single = len(set(self.domains)) < max(2, len(self.domains))
+        yield bool(self.domains) and (not levels or single), f"domains={self.domains}: two different ones at least, with attractors"
         yield self.bounds is not None and self.bounds[0] >= self.bounds[1], f"bounds={self.bounds}: the first must be below the second"
-        near, far = self.bin_range
-        yield near >= far, f"bin_range={self.bin_range}: the first must be below the second"
         yield self.bins == 1, "bins=1: a mean is of two at least"
         yield self.bins > 0 and self.task != "depth", f"bins={self.bins}: only depth is a mean of bins"
 
@@ -380,6 +402,9 @@ class InputConfig(Checked):
     output_mode: str = "bicubic"  # of the resize on the way out
     output_align_corners: bool = False
     grey_levels: bool = False  # the resize on the way in ends in whole ones from 0 to 255, of pictures of 8 bits (transformers)
+    align_corners: bool = False  # of the resize on the way in (ZoeDepth)
+    border: float = 0.0  # reflect the picture beyond its edges before that resize, by this times the root of half a side (ZoeDepth: 3)
+    flip: bool = False  # predict the mirrored picture, too, and average (ZoeDepth)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "mean": _tuple(_FINITE, 3),
@@ -395,10 +420,15 @@ class InputConfig(Checked):
         "output_mode": _RESIZE,
         "output_align_corners": _TRUTH,
         "grey_levels": _TRUTH,
+        "align_corners": _TRUTH,
+        "border": _number("from 0 to 64", lambda value: 0 <= value <= 64),
+        "flip": _TRUTH,
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         yield self.antialias and self.mode.startswith("area"), f"antialias=True: mode={self.mode} averages by itself"
+        resized = self.antialias or self.mode.startswith("area")
+        yield self.align_corners and resized, "align_corners=True: a resize that averages has no such form"
 
 
 OPEN_LICENCES = ("Apache-2.0", "MIT", "BSD-3-Clause")
@@ -442,7 +472,11 @@ class DPTConfig(Checked):
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
         tasks = [head.task for head in self.heads]
+        float32 = {self.decoder.float32, *(task.decoder.float32 for task in self.further)}
+        yield len(float32) > 1, "further: float32 is of all decoders, or of none"
         yield len(set(tasks)) < len(tasks), f"further: the tasks are {', '.join(tasks)}, of which each must be another"
+        border, others = self.input.border, [task for task in tasks if task != "depth"]
+        yield border > 0 and bool(others), f"input.border={border}: it is cut off depth maps alone, not off {' and '.join(others)}"
 
     @property
     def heads(self) -> tuple[HeadConfig, ...]:

@@ -34,7 +34,7 @@ SIZES = {
         *("stem_width", "stem_depths", "stem_groups"),
     },
     "decoder": {"neck_channels", "features"},
-    "head": {"classes", "palette", "hidden", "max_depth", "dropout", "auxiliary", "depth_scale"},
+    "head": {"classes", "palette", "hidden", "max_depth", "dropout", "auxiliary", "depth_scale", "bins", "bin_width"},
 }
 
 

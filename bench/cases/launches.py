@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 import dpt
 from dpt.config import DPTConfig
@@ -124,14 +125,17 @@ def run(model: torch.nn.Module, how: Run, size: tuple[int, int], batch: int) -> 
         x = torch.empty(batch, 3, *size, dtype=how.dtype).to(memory_format=torch.channels_last)
         with autocast:
             prompt = (torch.empty(batch, 192, 256),) if config.decoder.prompt else ()
-            outputs = model.forward_auxiliary(x) if how.backward and config.head.auxiliary else (model(x, *prompt),)
+            found = model.forward_auxiliary(x) if how.backward and config.head.auxiliary else model(x, *prompt)
         if how.backward:
-            torch.autograd.backward([output.float().sum() for output in outputs])
-        elif config.head.task == "segmentation":
-            picture = (size[0] + 37, size[1] + 51)
-            averaged = outputs[0][0].float().contiguous()  # over scales or windows
-            for logits, probability in itertools.product((outputs[0][0], averaged), (False, True)):
-                decided_labels(model.head, logits, picture, config.input, probability)
+            torch.autograd.backward([output.float().sum() for output in pytree.tree_leaves(found)])
+            return
+        for task, maps in (found if isinstance(found, dict) else {config.head.task: found}).items():
+            if task == "segmentation":
+                picture = (size[0] + 37, size[1] + 51)
+                averaged = maps[0].float().contiguous()  # over scales or windows
+                head = model.head if task == config.head.task else model.further[task].head
+                for logits, probability in itertools.product((maps[0], averaged), (False, True)):
+                    decided_labels(head, logits, picture, config.input, probability)
 
 
 def inputs(config: DPTConfig, batches: tuple[int, ...]) -> list[tuple[int, tuple[int, int]]]:

@@ -88,12 +88,12 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
     config, patches = model.config, side // model.config.encoder.patch_size
     given = {"pos_grid": (patches, patches), "pos_offset": 0.0, "pos_by_count": False}
     reasons = []
-    for layout, mode in itertools.product((layout for layout in LAYOUTS if layout.stated), ("bilinear", "bicubic")):
+    for layout, mode in itertools.product((layout for layout in LAYOUTS if layout.stated and layout.stated.write), ("bilinear", "bicubic")):
         asked = config.with_("encoder", **given, pos_mode=mode).with_("decoder", dead_unit=True).with_("head", align_corners=True)
         try:
             for key in model.state_dict():
                 layout.source(key)
-            assert layout.stated is not None
+            assert layout.stated is not None and layout.stated.write is not None
             return layout, layout.stated.write(asked)[0]
         except CheckpointError as error:
             reasons.append(str(error))

@@ -153,10 +153,9 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
     some = next(iter(state.values()))
     sides = {"D": width, "8D": 8 * width, "F": len(state["fusion.convs.0.weight"])}
     for name, shape, number in layout.filled:
-        if name not in found:
-            size = [sides[side] if isinstance(side, str) else side for side in shape]
-            values = torch.tensor(number, dtype=some.dtype)
-            found[name] = values.reshape(size) if values.dim() else values.expand(size).clone()
+        size = [sides[side] if isinstance(side, str) else side for side in shape]
+        values = torch.tensor(number, dtype=some.dtype)
+        found[name] = values.reshape(size) if values.dim() else values.expand(size).clone()
     return found
 
 

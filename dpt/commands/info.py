@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config import DPTConfig
+from ..config import DPTConfig, HeadConfig
 from ..system.endings import printable
 from ..zoo import CONFIGS, PARAMETERS, models
 
@@ -28,12 +28,15 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(config: DPTConfig, parameters: int) -> str:
     """One line: name, task, what it predicts, parameters in millions, input size, weights."""
-    head = config.head
-    depth = "metres" if head.metric else "inverse depth" if head.inverse else "relative depth"
-    what = f"{len(head.classes)} classes" if head.task == "segmentation" else depth
+    tasks, what = (", ".join(texts) for texts in zip(*((head.task, _predicted(head)) for head in config.heads), strict=True))
     size = "x".join(map(str, config.input.size))
     source = f"weights {' and '.join(config.addresses) or config.source} ({config.licence})"
-    return f"{config.name:{_WIDTH}} {head.task:13} {what:14} {parameters / 1e6:6.1f} M  input {size:9} {source}"
+    return f"{config.name:{_WIDTH}} {tasks:13} {what:14} {parameters / 1e6:6.1f} M  input {size:9} {source}"
+
+
+def _predicted(head: HeadConfig) -> str:
+    depth = "metres" if head.metric else "inverse depth" if head.inverse else "relative depth"
+    return {"depth": depth, "segmentation": f"{len(head.classes)} classes", "normals": "unit vectors"}[head.task]
 
 
 _WIDTH = max(map(len, CONFIGS))

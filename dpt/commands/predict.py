@@ -95,9 +95,11 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
     for path, stem in stems.items():
         if path in tally.unreadable:
             continue
-        stem = stem.with_name(outputs.result_name(stem.name, config.name))
-        paths = outputs.result_paths(stem, config.head, args.pfm)
-        obstacle = None if args.overwrite else _obstacle(path, paths, made_with)
+        stem = stem.with_name(outputs.result_name(stem.name, config.name, outputs.separate_tasks(config)))
+        sets = [outputs.result_paths(outputs.stem_of(stem, head, config), head, args.pfm) for head in config.heads]
+        obstacles = [None] if args.overwrite else [_obstacle(path, paths, made_with) for paths in sets]
+        # what a file of somebody's is in the way of is told first; done is what is so for all tasks
+        obstacle = next((found for found in obstacles if found not in (None, DONE)), None if None in obstacles else DONE)
         if obstacle == DONE:
             tally.skipped += 1
         elif obstacle:
@@ -110,7 +112,9 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
     def write(result: Result) -> None:
         if result.image is not None and result.prediction is not None:
             record = {"source": _identity(result.source), **made_with}
-            outputs.write(jobs[result.source], result.image, result.prediction, config.head, pfm=args.pfm, record=record)
+            for head in config.heads:
+                stem = outputs.stem_of(jobs[result.source], head, config)
+                outputs.write(stem, result.image, result.prediction, head, pfm=args.pfm, record=record)
 
     done, start, watch = tally.done, time.perf_counter(), Stopwatch(model)
     results = predict_iter(model, jobs, batch_size=args.batch_size, max_pixels=args.max_pixels or MAX_PIXELS, **_options(args))

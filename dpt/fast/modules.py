@@ -21,12 +21,13 @@ from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_resi
 from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
-from ..nets.bins import depth_of_bins
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
+from ..nets.encoders.beit import BEiTBlock
 from ..nets.encoders.rotary import rotated
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
-from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, finished
+from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, depth_from, finished, own_size
+from ..nets.metric_bins import MetricBinsHead
 from ..nets.prompt import PromptBranch
 from ..nets.sky import SkyBranch, with_far_sky
 
@@ -36,6 +37,24 @@ def _gamma(module: nn.Module) -> Tensor | None:
     return module.gamma if isinstance(module, LayerScale) else None
 
 
+def _qkv(block: Block, x: Tensor) -> Tensor:
+    """A block up to its packed queries, keys and values."""
+    norm, qkv = block.norm1, block.attn.qkv
+    return layernorm_linear(x, norm.weight, norm.bias, qkv.weight, qkv.bias, norm.eps)
+
+
+def _after_attention(block: Block, mixed: Tensor, x: Tensor) -> Tensor:
+    """A block behind its attention; `mixed` is what that gave, before its projection."""
+    attn, norm, mlp = block.attn, block.norm2, block.mlp
+    x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(block.ls1))
+    if isinstance(mlp, SwiGLU):
+        w12, w3 = mlp.w12, mlp.w3
+        gate, value = layernorm_linear(x, norm.weight, norm.bias, w12.weight, w12.bias, norm.eps).chunk(2, dim=-1)
+        return linear_residual(F.silu(gate) * value, w3.weight, w3.bias, x, _gamma(block.ls2))
+    fc1, fc2 = mlp.fc1, mlp.fc2
+    return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(block.ls2))
+
+
 class FastBlock(Block):
     """`Block` in five launches: LN + qkv, attention, projection + residual, LN + fc1 + GELU, fc2 + residual.
 
@@ -43,19 +62,18 @@ class FastBlock(Block):
     """
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        attn, mlp = self.attn, self.mlp
-        qkv = layernorm_linear(x, self.norm1.weight, self.norm1.bias, attn.qkv.weight, attn.qkv.bias, self.norm1.eps)
+        qkv = _qkv(self, x)
         if rotation is not None:
-            qkv = rotated(qkv, attn.num_heads, rotation)
-        mixed = attention(qkv, attn.num_heads)
-        x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(self.ls1))
-        norm = self.norm2
-        if isinstance(mlp, SwiGLU):
-            w12, w3 = mlp.w12, mlp.w3
-            gate, value = layernorm_linear(x, norm.weight, norm.bias, w12.weight, w12.bias, norm.eps).chunk(2, dim=-1)
-            return linear_residual(F.silu(gate) * value, w3.weight, w3.bias, x, _gamma(self.ls2))
-        fc1, fc2 = mlp.fc1, mlp.fc2
-        return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(self.ls2))
+            qkv = rotated(qkv, self.attn.num_heads, rotation)
+        return _after_attention(self, attention(qkv, self.attn.num_heads), x)
+
+
+class FastBEiTBlock(BEiTBlock):
+    """`BEiTBlock` as `FastBlock`, but with PyTorch's attention: the kernel's has no bias."""
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        attn: Any = self.attn
+        return _after_attention(self, attn.mixed(_qkv(self, x), grid), x)
 
 
 class FastReassemble(Reassemble):
@@ -114,19 +132,21 @@ class FastFusion(Fusion):
     The upsampled map of the three deeper levels is never written: the next level's first unit gathers it where it adds it.
     """
 
-    def forward(self, maps: list[Tensor], deeper: bool = False, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         blocks: Any = self.blocks  # each a FusionBlock, as below
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x, size = skips[3], None
+        found = [skips[3]]
         for level in (3, 2, 1):
             x = self._level(level, x, skips[level], size, prompt)
             size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
             x = conv1x1(x, blocks[level].project.weight, blocks[level].project.bias)
-        below: Any = upsample_bilinear(x, size, True) if deeper else None
+            if deeper >= level:  # somebody else reads the upsampled map
+                found.insert(0, upsample_bilinear(x, size, True))
         x = self._level(0, x, skips[0], size, prompt)
         project = blocks[0].project
         x = conv1x1_upsample(x, project.weight, project.bias, (2 * x.shape[2], 2 * x.shape[3]), True)
-        return (x, below) if deeper else x
+        return (x, *found[:deeper]) if deeper else x
 
     def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None, prompt: Tensor | None) -> Tensor:
         """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
@@ -156,22 +176,26 @@ def _last_convolutions(module: DepthHead | SkyBranch) -> tuple[Tensor, Any, Tens
 class FastDepthHead(DepthHead):
     """`DepthHead` in three launches, or with `project` four: its first convolution; the weights of the resize; resize, convolutions and
     activation. The last two come again for the sky. What follows the activation is PyTorch's, and an activation that the kernel has not.
-    With bins the resize and the two convolutions are three more, and no map between them is spared.
+    With bins the resize and the two convolutions are three launches, and the maps between them are written.
     """
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if isinstance(self.project, nn.Conv2d):
             x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
-        known, size = self.activation in ACTIVATIONS, self.own_size(x, size)
-        if self.config.bins:
-            x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
-            return finished(depth_of_bins(conv1x1(x, self.conv3.weight, self.conv3.bias), self.config), self.config)
-        depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
-        depth = finished(depth if known else ACTIVATION[self.activation](depth, self.max_depth), self.config)
+        size = own_size(x, size, self.config)
+        depth = finished(self._depth(x, size), self.config)
         if not isinstance(self.sky, SkyBranch):
             return depth
         return with_far_sky(depth, depth_head(x, *_last_convolutions(self.sky), size, "relu"))
+
+    def _depth(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.config.bins:
+            x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
+            return depth_from(conv1x1(x, self.conv3.weight, self.conv3.bias), self.config)
+        known = self.activation in ACTIVATIONS
+        depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
+        return depth if known else ACTIVATION[self.activation](depth, self.max_depth)
 
 
 def fused_labels(
@@ -182,6 +206,15 @@ def fused_labels(
         return None
     found = upsample_argmax(logits[None], size, align_corners, probability)
     return (found[0][0], found[1][0]) if probability else (found[0], None)
+
+
+class FastMetricBinsHead(MetricBinsHead):
+    """`MetricBinsHead` with the convolutions and the resize that its depth head begins with as kernels; the bins are PyTorch's."""
+
+    def forward(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+        x = conv_norm_relu(maps[0], self.conv1.weight, self.conv1.bias, relu=False)
+        x = conv_norm_relu(upsample_bilinear(x, own_size(x, size, self.config), True), self.conv2.weight, self.conv2.bias)
+        return self.metres(x, maps)
 
 
 class FastSegmentationHead(SegmentationHead):

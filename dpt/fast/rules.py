@@ -13,16 +13,20 @@ from torch.nn.utils import parametrize
 from ..kernels import launch
 from ..kernels.depth_head import HIDDEN_CHANNELS
 from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
+from ..nets.encoders.beit import BEiTAttention, BEiTBlock
 from ..nets.encoders.swinv2 import SwinBlock
 from ..nets.encoders.vit import MLP, Attention, Block, LayerScale, SwiGLU
 from ..nets.heads import DepthHead, LinearHead, SegmentationHead
+from ..nets.metric_bins import MetricBinsHead
 from ..nets.prompt import PromptBranch
 from ..nets.sky import SkyBranch
 from .modules import (
+    FastBEiTBlock,
     FastBlock,
     FastDepthHead,
     FastFusion,
     FastLinearHead,
+    FastMetricBinsHead,
     FastPromptBranch,
     FastReassemble,
     FastResidualConvUnit,
@@ -126,24 +130,27 @@ class Replacement:
     note: Callable[[nn.Module], str | None] = field(default=lambda module: None)
 
 
+BLOCK: dict[str, Check] = {
+    "norm1": layer_norm,
+    "attn": is_a(Attention),
+    "attn.qkv": LINEAR,
+    "attn.proj": LINEAR,
+    "ls1": LAYER_SCALE,
+    "norm2": layer_norm,
+    "mlp": either(has({"activation": "gelu"}, MLP), is_a(SwiGLU)),
+    "mlp.fc1": LINEAR,
+    "mlp.fc2": LINEAR,
+    "mlp.w12": LINEAR,
+    "mlp.w3": LINEAR,
+    "ls2": LAYER_SCALE,
+}
 FAST: dict[type[nn.Module], Replacement] = {
-    Block: Replacement(
-        FastBlock,
-        reads={
-            "norm1": layer_norm,
-            "attn": is_a(Attention),
-            "attn.qkv": LINEAR,
-            "attn.proj": LINEAR,
-            "ls1": LAYER_SCALE,
-            "norm2": layer_norm,
-            "mlp": either(has({"activation": "gelu"}, MLP), is_a(SwiGLU)),
-            "mlp.fc1": LINEAR,
-            "mlp.fc2": LINEAR,
-            "mlp.w12": LINEAR,
-            "mlp.w3": LINEAR,
-            "ls2": LAYER_SCALE,
-        },
-        rule=head_size,
+    Block: Replacement(FastBlock, reads=BLOCK, rule=head_size),
+    BEiTBlock: Replacement(
+        FastBEiTBlock,
+        reads={**BLOCK, "attn": is_a(BEiTAttention)},
+        calls=("attn.position",),
+        note=lambda module: "all but its attention, which is PyTorch's: the kernel's has no bias",
     ),
     Reassemble: Replacement(
         FastReassemble,
@@ -189,6 +196,12 @@ FAST: dict[type[nn.Module], Replacement] = {
             "sky.conv3": convolution(1),
         },
         rule=depth_head_is_known,
+    ),
+    MetricBinsHead: Replacement(
+        FastMetricBinsHead,
+        reads={"conv1": convolution(3), "conv2": convolution(3)},
+        calls=("conv3", "bottleneck", "seed_projector", "projectors", "domains", "router"),
+        note=lambda module: "its first two convolutions and the resize between them; the bins are PyTorch's",
     ),
     SegmentationHead: Replacement(
         FastSegmentationHead,

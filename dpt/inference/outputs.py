@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from ..config import HeadConfig
+from ..config import DPTConfig, HeadConfig
 from ..system.disk import open_regular, write_whole
 from .prediction import Prediction
 
@@ -28,7 +29,11 @@ RECORD = b"dpt {"  # what the comment with the record begins with: its JSON from
 RECORD_SIZE = 1 << 16  # bytes, the most that a JPEG's comment holds
 MAX_PARTS = 100  # of a PNG or JPEG that are looked through for the comment, which is the second or third
 NAME_BYTES = 255  # the longest name of a file on common file systems
-SUFFIXES = {"depth": ("_color.jpg", ".npy", ".pfm", ".png"), "segmentation": ("_overlay.jpg", ".png")}  # in the order they are written
+SUFFIXES = {  # by task, in the order they are written
+    "depth": ("_color.jpg", ".npy", ".pfm", ".png"),
+    "segmentation": ("_overlay.jpg", ".png"),
+    "normals": ("_color.jpg", ".npy", ".png"),
+}
 COLOR_MAP = "inferno"
 PNG_LEVEL = 3  # of zlib: 16-bit depth in half of the time of 6, Pillow's own, and a fifth larger
 STRIP_PIXELS = 1 << 16  # of depth that are worked on at once
@@ -36,14 +41,25 @@ MAX_VIEW_SIDE = 16384  # of the pictures for people; JPEG ends at 65535
 _UNKNOWN = (128, 128, 128)  # colour of depths that are not finite
 
 
-def result_name(picture: str, model: str) -> str:
-    """`picture_model`, the name of a picture's results before their suffixes. Where a file system has no such long names, the picture's
-    part is cut, at a letter, and a hash of the whole put behind it."""
-    name, room = f"{picture}_{model}", NAME_BYTES - max(len(suffix) for suffixes in SUFFIXES.values() for suffix in suffixes)
+def result_name(picture: str, model: str, tasks: Sequence[str] = ()) -> str:
+    """`picture_model`, the name of a picture's results before their suffixes, or before `stem_of` several tasks. Where a file system has no
+    such long names, the picture's part is cut, at a letter, and a hash of the whole put behind it."""
+    names = ["", *(f"_{task}" for task in tasks)]
+    name, room = f"{picture}_{model}", NAME_BYTES - max(map(len, names)) - max(map(len, itertools.chain(*SUFFIXES.values())))
     if len(os.fsencode(name)) <= room:
         return name
     end = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}_{_cut(model, room // 2)}"
     return _cut(picture, room - len(os.fsencode(end))) + end
+
+
+def separate_tasks(config: DPTConfig) -> list[str]:
+    """The tasks whose names stand in those of their files: all of several, none of one."""
+    return [head.task for head in config.heads] if config.further else []
+
+
+def stem_of(stem: Path, head: HeadConfig, config: DPTConfig) -> Path:
+    """The stem of one task's files: the picture's, or, of a model with several tasks, that with the task behind it."""
+    return stem.with_name(f"{stem.name}_{head.task}") if head.task in separate_tasks(config) else stem
 
 
 def _cut(name: str, size: int) -> str:
@@ -53,7 +69,7 @@ def _cut(name: str, size: int) -> str:
 
 def result_paths(stem: Path, head: HeadConfig, pfm: bool = False) -> list[Path]:
     """The files of one picture, in the order they are written: depth `_color.jpg`, `.npy`, `.pfm` on request, `.png`;
-    segmentation `_overlay.jpg`, `.png`."""
+    segmentation `_overlay.jpg`, `.png`; normals `_color.jpg`, `.npy`, `.png`."""
     return [stem.with_name(stem.name + suffix) for suffix in SUFFIXES[head.task] if pfm or suffix != ".pfm"]
 
 
@@ -63,8 +79,8 @@ def write(
     """Write `result_paths(stem, head, pfm)` and return them; folders are made.
 
     The PNG is 16-bit inverse or relative depth scaled to 0..65535, or metres times `head.depth_scale` up to 65535, or label indices of 8
-    bits (16 beyond 256 classes). A loss of power may leave files empty or short, which `is_done` sees: they cost less to make
-    again than to wait for the disk.
+    bits (16 beyond 256 classes), or normals as colours, -1..1 over 0..255, x red, y green and z blue. A loss of power may leave files empty
+    or short, which `is_done` sees: they cost less to make again than to wait for the disk.
 
     Args:
         image: the picture, uint8 (H, W, 3).
@@ -73,21 +89,19 @@ def write(
     Raises:
         OSError: what could not be written and why.
     """
-    depth: Any = prediction.depth  # of the two one is None, by the head's task
-    labels: Any = prediction.labels
+    found: Any = {"depth": prediction.depth, "segmentation": prediction.labels, "normals": prediction.normals}[head.task]
     paths = result_paths(stem, head, pfm)
     names = {path: path.name[len(stem.name) :] for path in paths}
-    maps = {suffix: MAPS[suffix](depth) for suffix in names.values() if suffix in MAPS}
+    maps = {suffix: MAPS[suffix](found) for suffix in names.values() if suffix in MAPS}
     sums = {suffix: [len(content), zlib.crc32(content)] for suffix, content in maps.items()}
     comment = RECORD[:-1] + json.dumps({**(record or {}), "files": sums}, sort_keys=True).encode("ascii")
-    bits = np.uint8 if labels is not None and labels.dtype == np.uint8 else np.uint16
-    png = depth_to_uint16(depth, not head.metric, head.depth_scale) if labels is None else labels.astype(bits)
+    png = Image.fromarray(PIXELS[head.task](found, head))
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("comment", comment.decode("ascii"))
     writers: dict[str, Callable[[BinaryIO], object]] = {
-        "_color.jpg": lambda file: _save_view(side_by_side(image, depth, head.inverse), comment, file),
-        "_overlay.jpg": lambda file: _save_view(overlay(image, labels, head), comment, file),
-        ".png": lambda file: Image.fromarray(png).save(file, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL),
+        "_color.jpg": lambda file: _save_view(beside(image, COLOURS[head.task](found, head)), comment, file),
+        "_overlay.jpg": lambda file: _save_view(overlay(image, found, head), comment, file),
+        ".png": lambda file: png.save(file, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL),
         **{suffix: functools.partial(_write_bytes, content) for suffix, content in maps.items()},
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -222,10 +236,10 @@ def _spread(depth: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         yield rows, (values - low) / (high - low if high > low else 1)
 
 
-def npy_bytes(depth: np.ndarray) -> bytes:
+def npy_bytes(values: np.ndarray) -> bytes:
     """What `numpy.save` writes."""
     file = io.BytesIO()
-    np.save(file, depth)
+    np.save(file, values)
     return file.getvalue()
 
 
@@ -235,7 +249,20 @@ def pfm_bytes(depth: np.ndarray) -> bytes:
     return f"Pf\n{width} {height}\n-1.0\n".encode("ascii") + depth[::-1].astype("<f4").tobytes()
 
 
-MAPS = {".npy": npy_bytes, ".pfm": pfm_bytes}  # the files of depth itself, which carry no record
+MAPS = {".npy": npy_bytes, ".pfm": pfm_bytes}  # the files of depth and normals themselves, which carry no record
+
+
+def normals_to_uint8(normals: np.ndarray) -> np.ndarray:
+    """Unit vectors (H, W, 3) as the colours of a PNG: -1..1 spread over 0..255; grey where they are not finite."""
+    colours = np.nan_to_num((normals.astype(np.float32) + 1) / 2, nan=0.5, posinf=0.5, neginf=0.5).clip(0, 1)
+    return cast(np.ndarray, np.rint(colours * 255).astype(np.uint8))
+
+
+PIXELS: dict[str, Callable[[np.ndarray, HeadConfig], np.ndarray]] = {  # of the PNG, by task
+    "depth": lambda depth, head: depth_to_uint16(depth, not head.metric, head.depth_scale),
+    "segmentation": lambda labels, head: labels.astype(np.uint8 if labels.dtype == np.uint8 else np.uint16),
+    "normals": lambda normals, head: normals_to_uint8(normals),
+}
 
 
 def colored(depth: np.ndarray, inverse: bool) -> np.ndarray:
@@ -251,9 +278,15 @@ def colored(depth: np.ndarray, inverse: bool) -> np.ndarray:
     return result
 
 
-def side_by_side(image: np.ndarray, depth: np.ndarray, inverse: bool) -> Image.Image:
-    """The picture with the coloured depth to its right."""
-    return Image.fromarray(np.concatenate([image, colored(depth, inverse)], axis=1))
+COLOURS: dict[str, Callable[[np.ndarray, HeadConfig], np.ndarray]] = {  # for people, by task: uint8 (H, W, 3)
+    "depth": lambda depth, head: colored(depth, head.inverse),
+    "normals": lambda normals, head: normals_to_uint8(normals),
+}
+
+
+def beside(image: np.ndarray, colours: np.ndarray) -> Image.Image:
+    """The picture with a coloured map, both uint8 (H, W, 3), to its right."""
+    return Image.fromarray(np.concatenate([image, colours], axis=1))
 
 
 def depth_scale(height: int) -> Image.Image:

@@ -49,7 +49,7 @@ class Prediction:
     """What a model says of one picture; of `depth`, `labels` and `normals` those are None that are none of its tasks.
 
     Attributes:
-        depth: float32 (H, W): metres where the head's `metric`; else inverse depth up to scale and shift where its `inverse`, or depth up
+        depth: float32 (H, W): metres where the head is `metric`; else inverse depth up to scale and shift where its `inverse`, or depth up
             to both.
         labels: (H, W), index into the head's `classes`; uint8, or int16 beyond 256 classes.
         probability: float32 (H, W), the softmax of the winning class, if asked for.
@@ -138,7 +138,7 @@ class Options:
         chosen = tuple(scales) if scales is not None else TTA_SCALES if tta else (1.0,)
         if not chosen or not all(math.isfinite(scale) and scale > 0 for scale in chosen):
             raise ValueError(f"scales are positive numbers, at least one, not {chosen}")
-        flips = (False, True) if (tta if flip is None else flip) else (False,)
+        flips = (False, True) if (tta or config.input.flip if flip is None else flip) else (False,)
         tasks = [head.task for head in config.heads]
         if probability and "segmentation" not in tasks:
             raise ValueError(f"probability is of the winning class; {config.name} predicts {' and '.join(tasks)}")
@@ -196,7 +196,8 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
         batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
         max_pixels: a file whose picture has more is refused; of memory, several times as many bytes are needed.
         tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
-        scales, flip: either of them chosen freely; network sizes are multiplied by the scales.
+        scales, flip: either of them chosen freely; network sizes are multiplied by the scales. By default pictures are flipped too where
+            `config.input.flip` says so.
         slide: run in overlapping windows of the resized picture, and merge the overlaps (depth runs on the whole, too); implied by
             `window` and `stride`, in pixels of the network's input, an integer or (height, width). A window is by default
             the network's size and a stride two thirds of it (512 and 341 for dpt-base-ade20k); the last window of a
@@ -298,11 +299,10 @@ def _load(source: Picture, max_pixels: int, focal: float | None) -> Result:
 
 def _predict_group(model: Network, loaded: list[Result], options: Options) -> list[Result]:
     """Pictures of equal network sizes in one batch."""
-    images = [cast(np.ndarray, result.image) for result in loaded]
     found: list[Fields] = []
     try:
         with _evaluating(model), torch.inference_mode():
-            found = [{} for _ in images]
+            found = [{} for _ in loaded]
             for head, views in zip(model.config.heads, _views(model, loaded, options), strict=True):
                 for fields, more in zip(found, READERS_OF[head.task](model, head, loaded, views, options), strict=True):
                     fields.update(more)
@@ -344,7 +344,8 @@ Fields = dict[str, np.ndarray | None]  # of a Prediction
 
 
 def _depths(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
-    config, images = model.config.input, _images(loaded)
+    config = model.config.input
+    images = [cast(np.ndarray, result.image) for result in loaded]
     first: list[Tensor] = []
     sums: list[Tensor] = []
     for number, maps in enumerate(views, 1):
@@ -368,20 +369,15 @@ def _focal_in_network(result: Result, size: Sequence[int]) -> float:
 
 
 def _normals(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
-    images = _images(loaded)
-    sums: list[Any] = [0] * len(images)
+    sums: list[Any] = [0] * len(loaded)
     for maps in views:
-        for index, (y, image) in enumerate(zip(F.normalize(maps.float(), dim=1), images, strict=True)):
-            sums[index] = sums[index] + postprocess(y, y.shape[1:], image.shape[:2], model.config.input)
+        for index, (y, result) in enumerate(zip(F.normalize(maps.float(), dim=1), loaded, strict=True)):
+            sums[index] = sums[index] + postprocess(y, y.shape[1:], cast(np.ndarray, result.image).shape[:2], model.config.input)
     return [{"normals": F.normalize(total, dim=0).permute(1, 2, 0).cpu().numpy()} for total in sums]
 
 
-def _images(loaded: list[Result]) -> list[np.ndarray]:
-    return [cast(np.ndarray, result.image) for result in loaded]
-
-
 def _labels(model: Network, head: HeadConfig, loaded: list[Result], views: Iterator[Tensor], options: Options) -> list[Fields]:
-    config, images = model.config.input, _images(loaded)
+    config, images = model.config.input, [cast(np.ndarray, result.image) for result in loaded]
     module = model.head if head is model.config.head else cast(Any, model).further[head.task].head
     if len(options.scales) * len(options.flips) == 1:
         logits: Iterable[Tensor] = next(views)
@@ -433,7 +429,7 @@ def _views(model: Network, loaded: list[Result], options: Options) -> tuple[Iter
 
 
 def _passes(model: Network, loaded: list[Result], options: Options) -> Iterator[Maps]:
-    parameter, images = next(model.parameters()), _images(loaded)
+    parameter, images = next(model.parameters()), [cast(np.ndarray, result.image) for result in loaded]
     prompt: Any = None
     if options.prompts:
         prompt = torch.from_numpy(np.stack([cast(np.ndarray, result.prompt) for result in loaded])).to(parameter.device)

@@ -1,10 +1,10 @@
 """Pictures to the network's input and maps back to the picture's size: the resize, normalisation and padding of each upstream.
 
-The resizes are `torch.nn.functional.interpolate`, which without antialiasing is what OpenCV's INTER_CUBIC and
-INTER_LINEAR compute on floats, so they can run on the model's device. Floats are what MiDaS and Depth Anything resize,
-unclipped. mmsegmentation resizes 8-bit pictures, in OpenCV's fixed point; floats come nearer to its result (0.32 of a
-grey level r.m.s., 0.76 at most, measured on a blurred random picture) than floats rounded to 8 bits (0.36 and 1).
-Depth Anything 3 resizes 8 bits, and twice: `taps.area_or_cubic`.
+On the way in, without antialiasing and aligned corners, it is OpenCV's INTER_CUBIC or INTER_LINEAR of floats (`taps.resized`),
+which runs on the model's device; all others are `torch.nn.functional.interpolate`. Floats are what MiDaS and Depth Anything
+resize, unclipped. mmsegmentation resizes 8-bit pictures, in OpenCV's fixed point; floats come nearer to its result (0.32 of a
+grey level r.m.s., 0.76 at most, measured on a blurred random picture) than floats rounded to 8 bits (0.36 and 1). Depth
+Anything 3 resizes 8 bits, and twice: `taps.area_or_cubic`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,17 @@ STRIP_ELEMENTS = 1 << 24  # float32 logits at the picture's size that are held a
 MAX_ASPECT = 32  # the network's longer side over the nominal one: beyond it memory runs out before anything is seen
 
 
+def _border(side: int, config: InputConfig) -> int:
+    """By how many pixels a picture is reflected beyond either end of a side: at most to its other end."""
+    return min(int(math.sqrt(side / 2) * config.border), side - 1)
+
+
+def _bordered(height: int, width: int, config: InputConfig) -> tuple[int, int]:
+    return height + 2 * _border(height, config), width + 2 * _border(width, config)
+
+
 def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.0) -> tuple[int, int]:
-    """Height and width that a picture is resized to, before any padding.
+    """Height and width that a picture, with its border, is resized to, before any padding.
 
     The rules, of which each side's scale is `config.size` over the picture's:
         minimal: the scale nearest to 1 for both sides, to the nearest multiple (isl-org DPT, MiDaS).
@@ -51,6 +60,7 @@ def network_size(height: int, width: int, config: InputConfig, ratio: float = 1.
     """
     if height < 1 or width < 1:
         raise ImageError(f"zero-sized, {width}x{height} pixels")
+    height, width = _bordered(height, width, config)
     scales = config.size[0] / height, config.size[1] / width
     rules = {
         "minimal": lambda: (scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0],) * 2,
@@ -95,6 +105,7 @@ def _whole(side: float) -> int:
 def _steps(height: int, width: int, config: InputConfig, ratio: float) -> list[tuple[int, int]]:
     """The sizes of the resizes, one after the other; the last is `network_size`."""
     last = network_size(height, width, config, ratio)
+    height, width = _bordered(height, width, config)
     if config.grey_levels:
         return [(height, last[1]), last]  # Pillow goes along the rows first
     if config.rule != "longest_side":
@@ -109,13 +120,18 @@ def resize_and_normalise(
     """uint8 (H, W, 3) -> (1, 3, h, w) of `network_size`, not padded; computed in float32, returned in `dtype`."""
     height, width = image.shape[:2]
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+    y_border, x_border = (_border(side, config) for side in (height, width))
+    if y_border or x_border:
+        x = F.pad(x, (x_border, x_border, y_border, y_border), mode="reflect")
     for size in _steps(height, width, config, ratio):
         if config.mode == "area_cubic":
             x = taps.area_or_cubic(x, size)
         elif config.mode == "area":
             x = taps.averaged(x, size)
+        elif config.antialias or config.align_corners:
+            x = F.interpolate(x, size=size, mode=config.mode, align_corners=config.align_corners, antialias=config.antialias)
         else:
-            x = F.interpolate(x, size=size, mode=config.mode, align_corners=False, antialias=config.antialias)
+            x = taps.resized(x, size, config.mode)
         x = x.round().clamp(0, 255) if config.grey_levels else x
     mean, std = (x.new_tensor(values).mul_(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return ((x - mean) / std).to(dtype)
@@ -152,11 +168,12 @@ def preprocess(
 
 
 def postprocess(output: Tensor, content: tuple[int, int], size: tuple[int, int], config: InputConfig) -> Tensor:
-    """A model's output (..., h', w') -> float32 (..., H, W) at the picture's `size`, the padding beyond `content` cut off."""
+    """A model's output (..., h', w') -> float32 (..., H, W) at the picture's `size`, padding beyond `content` and border cut off."""
     output = output[..., : content[0], : content[1]].float()
     maps = output.reshape(1, -1, *content)
-    maps = F.interpolate(maps, size=size, mode=config.output_mode, align_corners=config.output_align_corners)
-    return maps.reshape(*output.shape[:-2], *size)
+    top, left = (_border(side, config) for side in size)
+    maps = F.interpolate(maps, size=_bordered(*size, config), mode=config.output_mode, align_corners=config.output_align_corners)
+    return maps[..., top : top + size[0], left : left + size[1]].reshape(*output.shape[:-2], *size)
 
 
 def labels_from_logits(

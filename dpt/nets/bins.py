@@ -27,10 +27,11 @@ SPACING: dict[str, Callable[[float, float, int, torch.device], Tensor]] = {"line
 
 
 def depth_of_bins(x: Tensor, config: HeadConfig) -> Tensor:
-    """(B, bins, H, W) -> depth (B, H, W), float32: the mean of the bins' depths, each weighing relu(x) + `config.bin_floor`.
+    """(B, bins, H, W) -> depth (B, H, W): the mean of the bins' depths, each weighing relu(x) + `config.bin_floor`.
 
-    In float32 whatever the dtype of x: the smallest floor, 1e-8, is nothing in half precision.
+    In float32 at least, and so is the result: the smallest floor, 1e-8, is nothing in half precision. No product of matrices, which
+    autocast would take in half precision.
     """
     depths = SPACING[config.bin_spacing](*config.bin_range, config.bins, x.device)
-    weights = x.float().relu() + config.bin_floor
-    return torch.einsum("bkhw,k->bhw", weights, depths) / weights.sum(1)
+    weights = x.to(torch.promote_types(x.dtype, torch.float32)).relu() + config.bin_floor
+    return (weights * depths[:, None, None]).sum(1) / weights.sum(1)

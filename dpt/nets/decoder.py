@@ -142,12 +142,14 @@ class Fusion(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(channels, config.features, 3, padding=1, bias=False) for channels in config.neck_channels)
         self.blocks = nn.ModuleList(FusionBlock(config, deepest=level == 3) for level in range(4))
 
-    def forward(self, maps: list[Tensor], deeper: bool = False, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """If `deeper`, also the map one level deeper (B, F, H/4, W/4), which auxiliary heads read. `prompt`: as `FusionBlock` takes it."""
+    def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+        """With `deeper`, so many of the deeper maps behind it: (B, F, H/4, W/4) for auxiliary heads, and so on; the fourth is the deepest
+        level's before its block. `prompt`: as `FusionBlock` takes it."""
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x: Any = None
-        below: Any = None
+        found = [skips[3]]
         for level in (3, 2, 1, 0):
             size = tuple(skips[level - 1].shape[2:]) if self.match_size and level else None
-            x, below = self.blocks[level](x, skips[level], size, prompt), x
-        return (x, below) if deeper else x
+            x = self.blocks[level](x, skips[level], size, prompt)
+            found.insert(0, x)
+        return tuple(found[: 1 + deeper]) if deeper else x

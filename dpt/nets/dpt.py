@@ -16,6 +16,7 @@ from ..config import DecoderConfig, DPTConfig, EncoderConfig, TaskConfig
 from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoders import ENCODERS
 from .heads import DepthHead, SegmentationHead, head_of
+from .metric_bins import MetricBinsHead
 from .prompt import normalised
 
 
@@ -57,25 +58,28 @@ class DPTNetwork(nn.Module):
             self.encoder = ENCODERS[encoder.kind](encoder)
             self.reassemble = _reassemble(encoder, decoder)
             self.fusion = Fusion(decoder)
-            self.head = head_of(decoder.features, config.head)
+            self.head = (MetricBinsHead if config.head.attractors else head_of)(decoder.features, config.head)
             if config.head.auxiliary:
                 self.auxiliary_head = SegmentationHead(decoder.features, config.head)
             if config.further:
                 self.further = nn.ModuleDict({task.head.task: FurtherTask(encoder, task) for task in config.further})
         _initialise(self)
-        if isinstance(self.head, DepthHead):
+        if isinstance(self.head, DepthHead | MetricBinsHead):
             nn.init.ones_(self.get_parameter("head.conv3.bias"))  # a last ReLU that starts below zero gets no gradient and never leaves it
 
-    def features(self, x: Tensor, deeper: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); if `deeper`, also the one a level deeper (B, F, H/4, W/4)."""
-        return self._fused(self.encoder(x), self.encoder.grid(x), deeper)
+    def features(self, x: Tensor, deeper: int = 0) -> Tensor | tuple[Tensor, ...]:
+        """Picture (B, 3, H, W) -> the fused map (B, F, H/2, W/2); with `deeper`, so many deeper ones behind it, as `Fusion` says."""
+        return self._fused(self._tokens(x), self.encoder.grid(x), deeper)
+
+    def _tokens(self, x: Tensor) -> list[Tensor]:
+        """The encoder's, in the decoder's dtype."""
+        tokens = self.encoder(x)
+        return [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens] if self.config.decoder.float32 else tokens
 
     def _fused(
-        self, tokens: list[Tensor], grid: tuple[int, int], deeper: bool = False, prompt: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self, tokens: list[Tensor], grid: tuple[int, int], deeper: int = 0, prompt: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
         with self._behind_encoder(tokens[0]):
-            if self.config.decoder.float32:
-                tokens = [t.to(self.get_parameter("fusion.convs.0.weight").dtype) for t in tokens]
             return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper, prompt)
 
     def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
@@ -102,14 +106,14 @@ class DPTNetwork(nn.Module):
         """
         if prompt is not None or self.config.decoder.prompt:
             return self._prompted(x, prompt)
-        grid, size = self.encoder.grid(x), tuple(x.shape[2:])
-        tokens = self.encoder(x)
-        fused = self._fused(tokens, grid)
+        grid, size, head = self.encoder.grid(x), tuple(x.shape[2:]), cast(Any, self.head)
+        tokens = self._tokens(x)
+        fused = self._fused(tokens, grid, head.DEEPER)
         with self._behind_encoder(x):
-            found = self.head(fused, size)
-        if not self.config.further:
-            return found
-        return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
+            found = head(fused, size)
+            if not self.config.further:
+                return found
+            return {self.config.head.task: found, **{name: task(tokens, grid, size) for name, task in self.further.items()}}
 
     def _prompted(self, x: Tensor, prompt: Tensor | None) -> Tensor:
         """What the head gives, from 0 to 1, between the nearest and the farthest of the prompt."""
@@ -123,7 +127,7 @@ class DPTNetwork(nn.Module):
                 f"prompt of shape {tuple(prompt.shape)}: it must be (batch, height, width), of as many pictures as {x.shape[0]}"
             )
         prompt, near, apart = normalised(prompt)
-        fused = self._fused(self.encoder(x), self.encoder.grid(x), prompt=prompt)
+        fused = self._fused(self._tokens(x), self.encoder.grid(x), prompt=prompt)
         with self._behind_encoder(x):
             found: Tensor = self.head(fused, tuple(x.shape[2:]))
         return near + apart * found.to(apart.dtype)
@@ -131,7 +135,7 @@ class DPTNetwork(nn.Module):
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and with it the auxiliary head's logits (B, K, H, W), for training."""
         size = tuple(x.shape[2:])
-        fused, deeper = self.features(x, deeper=True)
+        fused, deeper = self.features(x, deeper=1)
         return self.head(fused, size), self.auxiliary_head(deeper, size)
 
 

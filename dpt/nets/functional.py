@@ -19,6 +19,11 @@ def statically_equal(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
 
 
+def single(x: Tensor) -> Tensor:
+    """In float32, or as it is if it is more exact."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),

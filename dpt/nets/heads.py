@@ -1,4 +1,7 @@
-"""The heads: the fused map, at half the picture's resolution, to depth or to class logits (Ranftl et al. 2021, section 3.3)."""
+"""The heads: the fused map, at half the picture's resolution, to depth or to class logits (Ranftl et al. 2021, section 3.3).
+
+A head reads so many deeper maps beside it as its `DEEPER` says.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,25 @@ def finished(depth: Tensor, config: HeadConfig) -> Tensor:
     return depth if config.bounds is None else depth.clamp(*config.bounds)
 
 
+def depth_from(x: Tensor, config: HeadConfig) -> Tensor:
+    """What the last layer gives, (B, bins or 1, H, W) -> depth (B, H, W)."""
+    return depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
+
+
+def own_size(x: Tensor, size: tuple[int, int], config: HeadConfig) -> tuple[int, int]:
+    """The height and width of the map that is made of a fused map x: the network's input's, `size`, or a multiple of x's."""
+    factor = config.upsample
+    return size if factor is None else (factor * x.shape[2], factor * x.shape[3])
+
+
 class DepthHead(nn.Module):
     """(B, F, H/2, W/2) -> depth (B, H, W): conv3x3, upsampling, conv3x3, ReLU, 1x1, and `config.activation`, by default a ReLU.
 
     With `config.project` a conv3x3 and ReLU come first; with `config.bins` depth is their mean; with `config.sky` a second branch behind
     the upsampling finds the sky. `config.upsample` gives a map of its own size, and not the input's.
     """
+
+    DEEPER = 0
 
     def __init__(self, features: int, config: HeadConfig):
         super().__init__()
@@ -48,24 +64,18 @@ class DepthHead(nn.Module):
         self.conv3 = nn.Conv2d(config.hidden, config.bins or 1, 1)
         self.sky = SkyBranch(features // 2, config.hidden) if config.sky else nn.Identity()
 
-    def own_size(self, x: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-        """The map's height and width: the network's input's, `size`, or a multiple of the fused map's."""
-        factor = self.config.upsample
-        return size if factor is None else (factor * x.shape[2], factor * x.shape[3])
-
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.config.project:
             x = F.relu(self.project(x))
-        x = F.interpolate(self.conv1(x), size=self.own_size(x, size), mode="bilinear", align_corners=self.align_corners)
-        depth = self.conv3(F.relu(self.conv2(x)))
-        if self.config.bins:
-            return finished(depth_of_bins(depth, self.config), self.config)
-        depth = finished(ACTIVATION[self.activation](depth.squeeze(1), self.max_depth), self.config)
+        x = F.interpolate(self.conv1(x), size=own_size(x, size, self.config), mode="bilinear", align_corners=self.align_corners)
+        depth = finished(depth_from(self.conv3(F.relu(self.conv2(x))), self.config), self.config)
         return with_far_sky(depth, self.sky(x)) if self.config.sky else depth
 
 
 class SegmentationHead(nn.Module):
     """(B, F, H/2, W/2) -> logits (B, K, H, W): conv3x3, batch norm, ReLU, dropout, 1x1, upsampling."""
+
+    DEEPER = 0
 
     def __init__(self, features: int, config: HeadConfig):
         super().__init__()
@@ -87,6 +97,8 @@ class LinearHead(nn.Module):
     """(B, F, h, w) -> depth (B, h, w), logits (B, K, h, w) or normals (B, 3, h, w) of any length, as `config.task` says: conv3x3, a ReLU or
     nothing, and a linear layer. Maps keep the fused map's size; who uses them resizes them once."""
 
+    DEEPER = 0
+
     def __init__(self, features: int, config: HeadConfig):
         super().__init__()
         self.config = config
@@ -101,10 +113,7 @@ class LinearHead(nn.Module):
     def read(self, x: Tensor) -> Tensor:
         """What the linear layer reads (B, F, h, w) -> the head's result."""
         config, x = self.config, self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if config.task != "depth":
-            return x
-        depth = depth_of_bins(x, config) if config.bins else ACTIVATION[config.activation](x.squeeze(1), config.max_depth)
-        return finished(depth, config)
+        return finished(depth_from(x, config), config) if config.task == "depth" else x
 
 
 HEADS: dict[str, dict[str, Callable[[int, HeadConfig], nn.Module]]] = {

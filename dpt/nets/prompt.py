@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def normalised(prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Metres (B, h, w) -> these from 0, a picture's nearest, to 1, its farthest; the nearest; and how far apart they are, each (B, 1, 1).
+    """Metres (B, h, w) -> the same from 0, a picture's nearest, to 1, its farthest; the nearest; how far they are apart; (B, 1, 1) each.
 
     A prompt of one distance is 0 everywhere, where the published code divides by zero.
     """

@@ -67,6 +67,9 @@ class Training:
             accelerate(self.model)  # after the memory format, for the kernels read transposed convolutions in another
         self.config = self.model.config
         head = self.config.head
+        if self.config.further:
+            tasks = ", ".join(each.task for each in self.config.heads)
+            raise ValueError(f"{recipe.model} cannot be trained: its tasks are {tasks}, and a training has one")
         if head.relative or head.focal is not None:
             raise ValueError(f"{recipe.model} cannot be trained: there are losses for inverse depth and for metres without a focal length")
         patch = self.config.encoder.patch_size

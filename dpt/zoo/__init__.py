@@ -17,11 +17,13 @@ from . import (
     dinov2_depthers,
     dinov3,
     isl,
+    midas,
     midas_swin2,
     mmsegmentation,
     prompt_depth_anything,
     tipsv2,
     transformers_dpt,
+    zoedepth,
 )
 from .layout import CheckpointError, Layout
 
@@ -30,13 +32,15 @@ __all__ = ["CONFIGS", "FAMILIES", "LAYOUTS", "PARAMETERS", "CheckpointError", "L
 FAMILIES = (
     mmsegmentation,
     isl,
+    midas,
+    midas_swin2,
+    zoedepth,
     prompt_depth_anything,
     depth_anything,
     depth_anything_3,
     dinov2_depthers,
     dinov3,
     tipsv2,
-    midas_swin2,
     transformers_dpt,
     carried,
 )

@@ -35,6 +35,7 @@ from .stated import (
 )
 
 _LICENCE = "DINOv3 License"
+_FILES = "https://dl.fbaipublicfiles.com/dinov3/"  # gives them to those to whom Meta has sent the whole address
 _NEAREST, _SCALE = (
     0.001,
     8,
@@ -71,8 +72,6 @@ MODELS = (
             size=(416, 416),
             rule="none",
             pad="centre",
-            antialias=True,
-            grey_levels=True,
             output_mode="bilinear",
             output_align_corners=True,
         ),
@@ -109,6 +108,10 @@ MODELS = (
             grey_levels=True,
             output_mode="bilinear",
         ),
+        source=(
+            f"{_FILES}dinov3_vit7b16/dinov3_vit7b16_pretrain_lvd1689m-a955f4ea.pth",
+            f"{_FILES}dinov3_vit7b16/dinov3_vit7b16_synthmix_dpt_head-02040be1.pth",
+        ),
         licence=_LICENCE,
     ),
 )
@@ -134,12 +137,15 @@ _DECODER = (
 )
 
 
-def _original(name: str, backbone: str, head: str) -> Layout:
-    """The original code's, with these prefixes: none in its two files, backbone and head."""
+def _original(name: str, form: str, backbone: str, head: str) -> Layout:
+    """The original code's, with these prefixes: none in its two files, backbone and head.
+
+    What its backbone holds beside what is read, and its code asks for, is kept of a file in the same form: it is not made anew.
+    """
     escaped = backbone.replace(".", r"\.")
     return Layout(
         name=name,
-        format="dinov3",
+        format=form,
         markers=(f"{backbone}storage_tokens", f"{head}conv_depth.head.0.weight"),
         rows=(*under(backbone, *_ENCODER), *under(head, *_DECODER)),
         unused=(rf"{escaped}(mask_token|rope_embed\.periods|blocks\.\d+\.attn\.qkv\.bias_mask|local_cls_norm\..*)",),
@@ -148,8 +154,8 @@ def _original(name: str, backbone: str, head: str) -> Layout:
     )
 
 
-ORIGINAL = _original("DINOv3's backbone and head", "", "")
-WHOLE = _original("DINOv3's depther", "encoder.backbone.", "decoder.")
+ORIGINAL = _original("DINOv3's backbone and head", "dinov3-parts", "", "")
+WHOLE = _original("DINOv3's depther", "dinov3", "encoder.backbone.", "decoder.")
 
 DINOV3: Table = {  # of transformers' DINOv3ViTConfig
     "model_type": (None, "'dinov3_vit'", fixed("dinov3_vit")),

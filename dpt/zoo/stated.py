@@ -238,11 +238,12 @@ PROCESSOR: Table = {  # transformers' DPTImageProcessor
 }
 
 
-def processed(processor: Document | None, default_side: int, patch: int, output_mode: str) -> InputConfig:
+def processed(processor: Document | None, default_side: int, patch: int, output_mode: str, table: Table = PROCESSOR) -> InputConfig:
     """What DPTImageProcessor does: an antialiased resize of 8 bits, then scale, mean and standard deviation, or these alone and padding on
-    all sides; without a file, its defaults at the model's own size. Maps are resized back as its post-processing does, in `output_mode`."""
+    all sides; without a file, its defaults at the model's own size. Maps are resized back as its post-processing does, in `output_mode`.
+    `table`: of another class with these fields."""
     processor = processor or Document("preprocessor_config.json", {"size": default_side})
-    values = processor.obeyed(PROCESSOR)
+    values = processor.obeyed(table)
     size = height_width(values["size"])
     if values["do_resize"]:
         rule, multiple, pad = _resized(processor, values, size, patch)

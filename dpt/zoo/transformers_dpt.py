@@ -195,7 +195,7 @@ def written_dpt(config: DPTConfig, known: Iterable[str] = (), **head_computes: t
 def write(config: DPTConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """`Stated.write` of a DPT with its own ViT."""
     check_writable(config, {"encoder": {"stem": ("patch",)}})
-    return {**written_dpt(config), **written_vit(config)}, written_processor(config.input)
+    return {**written_vit(config), **written_dpt(config)}, written_processor(config.input)
 
 
 def written_vit(config: DPTConfig) -> dict[str, Any]:

@@ -126,6 +126,17 @@ WRONG = [  # section, field, value, part of the rule
     ("head", "bin_spacing", "log", "one of linear, mixed_log"),
     ("head", "bin_floor", 0.0, "a number above 0"),
     ("head", "upsample", 0, "a whole number from 1 to 16, or None"),
+    ("head", "bins", 1.0, "a whole number from 0"),
+    ("head", "bin_range", [1.0, 1.0], "the first must be below the second"),
+    ("head", "bin_range", [0.0, 1.0], "each a number above 0"),
+    ("head", "attractors", [16, 8, 4], "of four levels, or none"),
+    ("head", "attractors", [16, 8, 4, 0], "each a whole number from 1"),
+    ("head", "attractors", [16, 8, 4, 1], "they move at least two bins, not 0"),
+    ("head", "bin_centres", "uniform", "one of softplus, normed"),
+    ("head", "bin_width", 1, "a whole number from 2"),
+    ("head", "temperature", [50.0, 0.02], "the first must be below the second"),
+    ("head", "domains", ["indoors"], "two different ones at least"),
+    ("head", "domains", ["in/doors", "outdoors"], "a name without slashes"),
     ("input", "mean", [0.5, 0.5], "a tuple of 3"),
     ("input", "std", [0.5, 0.5, 0.0], "a number above 0"),
     ("input", "size", [0, 384], "a whole number from 1"),
@@ -137,6 +148,9 @@ WRONG = [  # section, field, value, part of the rule
     ("input", "output_mode", "area", "one of bilinear, bicubic"),
     ("input", "output_align_corners", 0, "True or False"),
     ("input", "grey_levels", 8, "True or False"),
+    ("input", "align_corners", 1, "True or False"),
+    ("input", "border", -1.0, "a number from 0 to 64"),
+    ("input", "flip", "yes", "True or False"),
 ]
 
 
@@ -290,6 +304,25 @@ def test_nothing_is_built_for_what_the_file_does_not_hold(saved, where, value, m
     with pytest.raises(CheckpointError, match=message):
         dpt.load(path)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "changes", "message"),
+    [
+        ("midas-3.1-beit-base-384", "encoder", {"final_norm": "every"}, "final_norm='every': it must be 'none' with kind='beit'"),
+        ("midas-3.1-beit-base-384", "encoder", {"registers": 4}, "registers=4: it must be 0 with kind='beit'"),
+        ("midas-3.1-beit-base-384", "encoder", {"attention": "xformers"}, "attention='xformers': it must be 'sdpa' with kind='beit'"),
+        ("zoedepth-nk", "head", {"attractors": ()}, "domains=('nyu', 'kitti'): two different ones at least, with attractors"),
+        ("zoedepth-nk", "head", {"domains": ("nyu", "nyu")}, "domains=('nyu', 'nyu'): two different ones at least"),
+        ("zoedepth-n", "head", {"project": True}, "attractors=(16, 8, 4, 1): only depth, without project, has them"),
+        ("zoedepth-n", "input", {"antialias": True}, "align_corners=True: a resize that averages has no such form"),
+        ("dpt-base-ade20k", "input", {"border": 3.0}, "input.border=3.0: it is cut off depth maps alone, not off segmentation"),
+    ],
+)
+def test_fields_that_contradict_each_other(name, section, changes, message):
+    """Blind spot: a field that is accepted, and of which this model has nothing."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CONFIGS[name].with_(section, **changes)
 
 
 def test_stem_maps_and_neck_agree():

@@ -107,8 +107,9 @@ def sampled(values: Tensor | numpy.ndarray, stride: int, name: str) -> dict[str,
 def difference(arrays: Arrays, name: str, values: Tensor | numpy.ndarray) -> numpy.ndarray:
     """|values - recorded| over the largest recorded value, at each recorded pixel; ValueError if the map has another shape."""
     array = numpy.asarray(values.detach() if isinstance(values, Tensor) else values, numpy.float64)
-    if array.shape != tuple(arrays[f"{name}.shape"]):
-        raise ValueError(f"{name}: a map of {array.shape}, where one of {tuple(arrays[f'{name}.shape'])} was recorded")
+    shape = tuple(arrays[f"{name}.shape"].tolist())
+    if array.shape != shape:
+        raise ValueError(f"{name}: a map of {array.shape}, where one of {shape} was recorded")
     recorded = arrays[f"{name}.values"].astype(numpy.float64)
     there = array[..., arrays[f"{name}.rows"][:, None], arrays[f"{name}.columns"]]
     return numpy.abs(there - recorded) / numpy.abs(recorded).max()

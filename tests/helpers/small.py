@@ -82,12 +82,6 @@ def depth_anything_3() -> DPT:
     return model
 
 
-def binned() -> DPT:
-    """A small model with what DINOv3's depth models have and the named ones have not: rotated attention, registers, bins."""
-    full = config("dpt-large-midas", kind="dinov3", final_norm="every", layer_scale=True, registers=4, embed_dim=64, num_heads=2)
-    return randomise(DPT(full.with_("head", bins=256, hidden=24, bin_range=(0.008, 96.0), bin_spacing="mixed_log", bin_floor=1e-8)))
-
-
 def small(name: str = "dpt-large-midas", seed: int = 0, **changes) -> DPT:
     return randomise(DPT(config(name, **changes)), seed)
 

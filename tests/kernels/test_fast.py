@@ -1,6 +1,7 @@
 """The whole model on the kernels, against the plain one in float64 and in the same dtype."""
 
 import copy
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -52,17 +53,29 @@ def test_forward(name, dtype, device, path):
         assert_parity(fast(x), *in_both(lambda dtype: in_dtype(plain, dtype)(x.to(dtype or x.dtype))))
 
 
+def one_task(name: str) -> torch.nn.Module:
+    """A small model with the first of its tasks."""
+    model = wide(name)
+    first = dpt.model.DPT(dataclasses.replace(model.config, further=()))
+    first.load_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith("further.")})
+    return first.eval()
+
+
 STYLES = {
     "mmsegmentation": (lambda: wide("dpt-base-ade20k"), (48, 32)),
     "isl-org": (lambda: wide("dpt-large-midas"), (32, 48)),  # with a unit that never runs
     "isl-org segmentation": (lambda: wide("dpt-large-ade20k"), (32, 32)),
     "Depth Anything": (depth_anything, (3 * 14, 5 * 14)),
+    "DINOv2": (lambda: wide("dpt-dinov2-giant-kitti"), (3 * 14, 2 * 14)),
+    "DINOv3": (lambda: wide("dinov3-7b-depth"), (32, 16)),  # rotated, gated, registers, a norm of tokens, bins
+    "TIPSv2": (lambda: one_task("tipsv2-base"), (2 * 14, 3 * 14)),  # a readout that the kernel has not, a linear head
 }
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_forward_of_each_style(style, dtype, device, path):
-    """Blind spot: an option of the layouts we load, on the kernels: batch norm, sizes matched to the next level, LayerScale, a sigmoid."""
+    """Blind spot: an option of the layouts we load, on the kernels: batch norm, sizes matched to the next level, LayerScale, a sigmoid,
+    SwiGLU, units without bias, a map of the head's own size."""
     make, size = STYLES[style]
     plain = make().to(device, dtype)
     x = torch.randn(1, 3, *size).to(device, dtype)

@@ -86,9 +86,9 @@ def test_an_encoder_is_one_file_and_its_name(package):
         package,
         "nets/encoders/averages.py",
         ENCODER,
-        ("config.py", 'ENCODERS = ("vit",)', 'ENCODERS = ("vit", "averages")'),
+        ("config.py", 'ENCODERS = ("vit", ', 'ENCODERS = ("averages", "vit", '),
         ("nets/encoders/__init__.py", "from .vit import ViT", "from .averages import Averages\nfrom .vit import ViT"),
-        ("nets/encoders/__init__.py", '{"vit": ViT}', '{"vit": ViT, "averages": Averages}'),
+        ("nets/encoders/__init__.py", '{"vit": ViT, ', '{"averages": Averages, "vit": ViT, '),
     )
     code = """
 import numpy as np, torch, dpt
@@ -113,8 +113,8 @@ def test_a_family_is_one_file_and_its_name(package):
         package,
         "zoo/made_up.py",
         FAMILY,
-        ("zoo/__init__.py", "from . import carried,", "from . import made_up, carried,"),
-        ("zoo/__init__.py", "transformers_dpt, carried)", "transformers_dpt, carried, made_up)"),
+        ("zoo/__init__.py", "from . import (\n", "from . import (\n    made_up,\n"),
+        ("zoo/__init__.py", "    carried,\n)", "    carried,\n    made_up,\n)"),
     )
     code = """
 import torch, dpt

@@ -74,7 +74,7 @@ dpt.load(3)
 dpt.load("mine.safetensors", dtype="float16")
 dpt.save(nn.Linear(3, 3), "mine.safetensors")
 dpt.save(model, None)
-dpt.models("dpt-tiny-depth")
+dpt.models(3)
 dpt.accelerate("dpt-tiny-depth")
 dpt.accelerate(nn.Sequential(model)).predict("scene.png").depth.mean()
 dpt.fast_report(model)[0].speed

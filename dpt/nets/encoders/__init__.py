@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .beit import BEiT
 from .dinov3 import DINOv3
 from .swinv2 import SwinV2
 from .vit import ViT
 
-ENCODERS: dict[str, type[Any]] = {"vit": ViT, "dinov3": DINOv3, "swinv2": SwinV2}
+ENCODERS: dict[str, type[Any]] = {"vit": ViT, "dinov3": DINOv3, "beit": BEiT, "swinv2": SwinV2}

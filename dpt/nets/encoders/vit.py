@@ -17,11 +17,11 @@ from .resnetv2 import ResNetV2
 from .rotary import rotated
 
 
-def sdpa(qkv: Tensor, num_heads: int) -> Tensor:
-    """Attention by PyTorch: packed qkv (B, N, 3*H*D) -> (B, N, H*D)."""
+def sdpa(qkv: Tensor, num_heads: int, bias: Tensor | None = None) -> Tensor:
+    """Attention by PyTorch: packed qkv (B, N, 3*H*D) -> (B, N, H*D); `bias` (1, H, N, N), query by key, is added before the softmax."""
     batch, tokens, width = qkv.shape
     q, k, v = qkv.view(batch, tokens, 3, num_heads, width // (3 * num_heads)).permute(2, 0, 3, 1, 4)  # each (B, H, N, D)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
+    return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
 def xformers_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -112,11 +112,13 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x)))."""
 
+    ATTENTION: type[Attention] = Attention
+
     def __init__(self, config: EncoderConfig):
         super().__init__()
         dim = config.embed_dim
         self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
-        self.attn = Attention(config)
+        self.attn = self.ATTENTION(config)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
         hidden = int(config.mlp_ratio * dim)
@@ -157,6 +159,18 @@ STEMS: dict[str, Callable[[EncoderConfig], nn.Module]] = {
 }
 
 
+def grid_of(x: Tensor, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches of a picture (B, 3, H, W); ValueError if it is not whole patches."""
+    if x.dim() != 4 or x.shape[1] != 3:
+        raise ValueError(f"input of shape {tuple(x.shape)}: it must be (batch, 3, height, width)")
+    height, width = x.shape[2:]
+    if height < patch or width < patch or height % patch or width % patch:
+        raise ValueError(
+            f"input of {height}x{width} (height x width): both must be multiples of the patch size {patch}, at least one patch"
+        )
+    return height // patch, width // patch
+
+
 class HookedTransformer(nn.Module):
     """What Vision Transformers share: patches, class token, registers, and blocks after four of which the tokens are read."""
 
@@ -180,16 +194,7 @@ class HookedTransformer(nn.Module):
             nn.init.normal_(parameter, std=0.02, generator=generator)
 
     def grid(self, x: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches of a picture (B, 3, H, W); ValueError if it is not whole patches."""
-        patch = self.config.patch_size
-        if x.dim() != 4 or x.shape[1] != 3:
-            raise ValueError(f"input of shape {tuple(x.shape)}: it must be (batch, 3, height, width)")
-        height, width = x.shape[2:]
-        if height < patch or width < patch or height % patch or width % patch:
-            raise ValueError(
-                f"input of {height}x{width} (height x width): both must be multiples of the patch size {patch}, at least one patch"
-            )
-        return height // patch, width // patch
+        return grid_of(x, self.config.patch_size)
 
     def with_registers(self, x: Tensor) -> Tensor:
         """Tokens (B, 1 + h*w, D) with the registers behind the class token."""

@@ -3,10 +3,12 @@
 import json
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recording import difference, network_input, picture
 from safetensors.torch import load_file
 from small import config, randomise, small, upstream
 
@@ -15,11 +17,12 @@ from dpt import exchange
 from dpt.checkpoints import CheckpointError, layout_of
 from dpt.commands.main import main
 from dpt.config import config_from
-from dpt.inference.resizing import preprocess
+from dpt.inference.resizing import padded, postprocess, preprocess
 from dpt.model import DPT
 from dpt.zoo import CONFIGS, dinov2_depthers
 
 transformers = pytest.importorskip("transformers")
+DATA = Path(__file__).parents[1] / "nets" / "data"
 NYU, GIANT = "dpt-dinov2-small-nyu", "dpt-dinov2-giant-kitti"
 ORIGINALS = (dinov2_depthers.ORIGINAL, dinov2_depthers.WHOLE)
 
@@ -128,6 +131,44 @@ def test_semantics_are_as_published(size, hooks, data, farthest):
     assert farthest * found.head.depth_scale < 65536 and not found.head.inverse and found.licence == "Apache-2.0"
     name = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{size[0]}14/dinov2_vit{size[0]}14"
     assert found.source == (f"{name}_pretrain.pth", f"{name}_{data}_dpt_head.pth")
+
+
+RECORDED = {"dinov2_depther": ("small", {}), "dinov2_depther_giant": ("giant", {"depth": 5, "hooks": (0, 1, 3, 4)})}
+
+
+def recorded(name: str, data: str) -> tuple[DPT, dict]:
+    """The narrow model whose maps its own code has recorded (nets/oracles/README.md), of its two files, and these maps."""
+    size, changes = RECORDED[name]
+    narrow = CONFIGS[f"dpt-dinov2-{size}-{data}"].with_("encoder", embed_dim=16, num_heads=2, pos_grid=(8, 8), **changes)
+    narrow = narrow.with_("decoder", neck_channels=(2, 4, 8, 16), features=10)
+    return dpt.load([DATA / f"{name}.pth", DATA / f"{name}_head.pth"], narrow), np.load(DATA / f"{name}.npz")
+
+
+@pytest.mark.parametrize("data", ["nyu", "kitti"])
+@pytest.mark.parametrize("case", ["square", "wide", "tall", "padded"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_equal_to_its_own_code(name, case, data):
+    """Blind spot: any part of the arithmetic that transformers leaves out or does otherwise: the positional embedding by scale, the least
+    and the greatest depth, and the padded map squeezed into the unpadded picture."""
+    model, arrays = recorded(name, data)
+    x = network_input(tuple(arrays[f"{case}.input"]))
+    with torch.inference_mode():
+        y = model(padded(x, model.config.input))
+    found = postprocess(y, y.shape[1:], x.shape[2:], model.config.input)
+    assert difference(arrays, f"{case}.{data}", found).max() < 2e-5
+    assert (found.max() > 10) == (data == "kitti") and found.min() == 0.001  # both ends are reached
+
+
+@pytest.mark.parametrize("data", ["nyu", "kitti"])
+@pytest.mark.parametrize("case", ["small_picture", "large_picture"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_equal_to_its_own_code_from_the_picture_to_the_map(name, case, data):
+    """Blind spot: statistics of the wrong range, a picture resized, zeros on the wrong side, a map resized in two steps."""
+    model, arrays = recorded(name, data)
+    image = picture(*arrays[f"{case}.picture"])
+    x, _ = preprocess(image, model.config.input)
+    assert difference(arrays, f"{case}.tensor", x).max() < 1e-6
+    assert difference(arrays, f"{case}.{data}", model.predict(image).depth).max() < 2e-5
 
 
 def transformers_model(swiglu: bool) -> torch.nn.Module:

@@ -81,7 +81,7 @@ def test_pictures_become_isl_orgs_maps(depth_maps, name, which):
     """Blind spot: the network's size, the resize to it or back, the order of resizing and the reciprocal. To a level of 16 bits."""
     model, picture = dpt.load(DATA / "dpt_hybrid.pt", narrow(name)), picture_of(depth_maps, which)
     tensor, _ = preprocess(picture, model.config.input)
-    assert recording.difference(depth_maps, f"{which}.tensor", tensor).max() < 1e-4
+    assert recording.difference(depth_maps, f"{which}.tensor", tensor).max() < 4e-6  # PyTorch's own resize: 9e-5
     found = recording.difference(depth_maps, f"{which}.map", model.predict(picture).depth)
     assert (found <= 1 / 65535).mean() >= 0.999
 
@@ -140,8 +140,8 @@ def test_what_each_named_model_is():
     assert [config.input.size for config in (midas, kitti, nyu)] == [(384, 384), (352, 1216), (480, 640)]
     assert [config.head.inverse for config in (midas, kitti, nyu)] == [True, False, False] and midas.head.reciprocal is None
     assert [config.head.depth_scale for config in (kitti, nyu)] == [256, 1000]
-    for full in (midas, kitti, nyu, CONFIGS["dpt-hybrid-ade20k"]):
-        assert (full.encoder.stem_hooks, full.encoder.hooks, full.input.multiple) == ((0, 1), (8, 11), 32)
+    for made in (midas, kitti, nyu, CONFIGS["dpt-hybrid-ade20k"]):
+        assert (made.encoder.stem_hooks, made.encoder.hooks, made.input.multiple) == ((0, 1), (8, 11), 32)
     assert {config.licence for config in (midas, kitti, nyu, CONFIGS["dpt-hybrid-ade20k"])} == {"MIT"}
 
 

@@ -4,15 +4,17 @@ import copy
 
 import pytest
 import torch
-from small import binned
+from small import wide
 
 import dpt
 
 
+@pytest.mark.parametrize("name", ["chmv2", "dinov3-7b-depth"])
 @pytest.mark.parametrize("size", [(64, 96), (48, 80), (16, 16)])
-def test_the_same_algebra_on_a_cpu(size):
-    """Blind spot: queries and keys that are not rotated, or registers that are; bins of the first channel alone."""
-    plain = binned()
+def test_the_same_algebra_on_a_cpu(name, size):
+    """Blind spot: queries and keys that are not rotated, or registers that are; bins of the first channel alone; a norm of tokens left
+    out."""
+    plain = wide(name)
     quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
     x = torch.randn(2, 3, *size)
     with torch.inference_mode():
@@ -23,7 +25,7 @@ def test_the_same_algebra_on_a_cpu(size):
 
 def test_gradients_are_the_plain_ones():
     """Blind spot: a gradient that stops at the rotation, or at the bins."""
-    plain = binned()
+    plain = wide("chmv2")
     quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
     x = torch.randn(1, 3, 48, 64)
     for model in (plain, quick):

@@ -5,23 +5,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small import config, randomise
+from small import small, wide
 
 import dpt
 from dpt.fast import modules
-from dpt.model import DPT
 from dpt.zoo import CONFIGS
-
-
-def three_tasks(name: str = "tipsv2-base", **encoder) -> DPT:
-    return randomise(DPT(config(name, **{"embed_dim": 64, "num_heads": 2, **encoder})))
 
 
 @pytest.mark.parametrize("name", ["tipsv2-base", "tipsv2-giant"])
 @pytest.mark.parametrize("size", [(56, 84), (42, 70), (14, 14)])
 def test_the_same_algebra_on_a_cpu(name, size):
     """Blind spot: a tanh's GELU taken for the exact one; a ReLU before normals; a task whose modules stay plain."""
-    plain = three_tasks(name)
+    plain = wide(name)
     quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
     x = torch.rand(2, 3, *size)
     with torch.inference_mode():
@@ -39,7 +34,7 @@ def test_the_same_algebra_on_a_cpu(name, size):
 def test_predictions_are_the_plain_ones():
     """Blind spot: labels of a head that is not the model's first."""
     picture = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
-    plain = three_tasks()
+    plain = wide("tipsv2-base")
     quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
     ours, theirs = (model.predict(picture, probability=True) for model in (quick, plain))
     assert (ours.labels == theirs.labels).mean() > 0.999 and np.abs(ours.probability - theirs.probability).max() < 1e-3
@@ -50,7 +45,7 @@ def test_heads_of_72_channels_stay_plain():
     """Blind spot: an error from inside the attention kernel at the first picture of the SO400m."""
     full = CONFIGS["tipsv2-so400m"].encoder
     assert full.embed_dim // full.num_heads == 72
-    model = three_tasks(embed_dim=144)
+    model = small("tipsv2-base", embed_dim=144)
     with pytest.raises(
         ValueError, match=r"encoder\.blocks\.0 cannot run fused: heads of 72 channels: the attention kernel takes multiples"
     ):

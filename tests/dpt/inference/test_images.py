@@ -317,6 +317,28 @@ def test_what_is_cut_off_is_in_proportion():
         assert y.shape == (1, 40 * scale, 50 * scale)
 
 
+@pytest.mark.parametrize(("height", "width"), [(50, 70), (3, 9), (1, 1), (2, 400)])
+def test_the_border_is_reflected_and_cut_off(height, width):
+    """Blind spot: a border of the network's pixels, one as wide as it is high, pictures too small to be reflected so far."""
+    border = [min(int(3 * np.sqrt(side / 2)), side - 1) for side in (height, width)]
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    padded = np.pad(image, ((border[0],) * 2, (border[1],) * 2, (0, 0)), mode="reflect")
+    with_border, plain = _config(multiple=1, border=3.0, size=(600, 600)), _config(multiple=1, size=(600, 600))
+    assert network_size(height, width, with_border) == network_size(*padded.shape[:2], plain)
+    x, content = preprocess(image, with_border)
+    assert torch.equal(x, preprocess(padded, plain)[0])
+    expected = postprocess(x[0], content, padded.shape[:2], plain)[:, border[0] :, border[1] :][:, :height, :width]
+    assert torch.equal(postprocess(x[0], content, (height, width), with_border), expected)
+
+
+def test_corners_of_the_resize_on_the_way_in():
+    """Blind spot: the field passed over. With the corners in their places the outermost pixels stay as they are."""
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    config = _config(size=(64, 64), rule="square", mode="bilinear", align_corners=True, multiple=1)
+    x, _ = preprocess(image, config)
+    np.testing.assert_allclose(x[0, :, ::63, ::63].permute(1, 2, 0), image[::4, ::6] / 127.5 - 1, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_postprocess(mode, align_corners):

@@ -310,6 +310,33 @@ def test_sliding_depth(inverse):
     assert next(number) == 4  # the whole picture and three windows
 
 
+def _finer(x):
+    """A map of two pixels for each of the picture's, a side."""
+    return F.interpolate(x.mean(1, keepdim=True), scale_factor=2)[:, 0]
+
+
+def test_a_map_of_its_own_size():
+    """Blind spot: a map cut, or resized twice, where padding around the picture belongs to it and the head has a size of its own; the
+    mirrored picture padded as the other was; windows whose maps have another size than they."""
+    model = Stub(_config("depth", inverse=False, rule="none", pad="centre", multiple=14), _finer)
+    picture = _noise(20, 37)
+    found = predicting.predict(model, picture).depth
+    x, _ = resizing.preprocess(picture, model.config.input)
+    assert model.inputs[0].shape == x.shape == (1, 3, 28, 42) and torch.equal(model.inputs[0], x)
+    wanted = F.interpolate(_finer(x)[None], size=(20, 37), mode="bilinear")[0, 0]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    flipped = predicting.predict(model, picture, flip=True).depth
+    mirrored = F.pad((x[..., 4:24, 2:39]).flip(3), (2, 3, 4, 4))
+    assert torch.equal(model.inputs[2], mirrored)
+    wanted = (wanted + F.interpolate(_finer(mirrored).flip(2)[None], size=(20, 37), mode="bilinear")[0, 0]) / 2
+    np.testing.assert_allclose(flipped, wanted, atol=1e-6)
+    whole = _noise(28, 70)
+    model.inputs.clear()
+    sliding = predicting.predict(model, whole, window=28, stride=14).depth
+    assert [tuple(x.shape[2:]) for x in model.inputs] == [(28, 70)] + [(28, 28)] * 4
+    np.testing.assert_allclose(sliding, (whole.mean(2) / 127.5 - 1), atol=1e-5)
+
+
 def test_windows_of_depth_fade():
     """Blind spot: a window that stops where it is not yet nothing. By hand: at its edges half a step, in its middle all; and a constant
     stays one."""

@@ -1,8 +1,9 @@
-"""OpenCV's resizes of 8 bits, to the grey level."""
+"""OpenCV's resizes: of 8 bits, to the grey level, and of floats."""
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dpt.inference import taps
 
@@ -50,3 +51,17 @@ def test_area_is_the_exact_average(source, target):
     wanted = (upto[1:] - upto[:-1]) * target / source
     torch.testing.assert_close((row[index] * weight.double()).sum(1), wanted, rtol=0, atol=4 * taps.LEAST_EDGE)
     torch.testing.assert_close(weight.sum(1), torch.ones(target), rtol=0, atol=2 * taps.LEAST_EDGE)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(9, 31), (23, 17), (12, 40), (1, 1)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_floats_are_interpolated(mode, size, order):
+    """Blind spot: rows and columns, channels or pictures exchanged, another filter, borders. That the places are OpenCV's shows in
+    DPT-Hybrid's recorded tensors."""
+    image = (255 * torch.rand(2, 3, 12, 40)).contiguous(memory_format=order)
+    wanted = F.interpolate(image.double(), size=size, mode=mode, align_corners=False).float()
+    found = taps.resized(image, size, mode)
+    assert found.shape == wanted.shape and found.is_contiguous()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-3)
+    assert size != (12, 40) or torch.equal(found, image)

@@ -55,3 +55,12 @@ def test_half_precision_keeps_the_floor():
     config = head(bins=8, bin_range=(1.0, 9.0), bin_floor=1e-8)
     depth = depth_of_bins(-torch.ones(1, 8, 2, 2).half(), config)
     torch.testing.assert_close(depth, torch.full((1, 2, 2), 5.0))
+
+
+def test_autocast_leaves_the_mean_in_float32():
+    """Blind spot: a product that autocast takes in half precision, of weights that are float32."""
+    config, x = head(bins=256, bin_range=(0.008, 96.0), bin_spacing="mixed_log", bin_floor=1e-8), logits(256)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = depth_of_bins(x, config)
+    assert torch.equal(found, depth_of_bins(x, config)) and found.dtype == torch.float32
+    assert depth_of_bins(x.double(), config).dtype == torch.float64

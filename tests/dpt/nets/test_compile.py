@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from small import binned, depth_anything, depth_anything_3, wide
+from small import depth_anything, depth_anything_3, randomise, wide
 
 import dpt
 from dpt.model import DPT
@@ -93,6 +93,11 @@ def test_a_model_and_its_wrapper_are_told_apart():
     assert inspect.signature(DPT.predict).parameters.keys() == {"self", "images", "options"} and "compiled" in DPT.predict.__doc__
 
 
+def metric_bins(name: str) -> DPT:
+    """With few attractors, each of which is a part of the graph."""
+    return randomise(DPT(wide(name).config.with_("head", attractors=(2, 1, 1, 1))))
+
+
 MODELS = {
     "bilinear": lambda: wide("dpt-large-midas"),
     "by count": lambda: wide("dpt-base-ade20k"),
@@ -101,7 +106,11 @@ MODELS = {
     "offset": depth_anything,
     "own size": lambda: wide("dpt-dinov2-giant-kitti"),
     "sky": depth_anything_3,
-    "rotated": binned,
+    "rotated": lambda: wide("chmv2"),
+    "three tasks": lambda: wide("tipsv2-base"),
+    "beit": lambda: wide("midas-3.1-beit-base-384"),
+    "bins": lambda: metric_bins("zoedepth-k"),
+    "router": lambda: metric_bins("zoedepth-nk"),
 }
 STORED = (4, 4)  # rows and columns of patches of the small models' own size
 # Sides in patches: the own size, even and odd ones, and (2, 8), of as many patches as the own size has: not resized by count.
@@ -114,8 +123,9 @@ def pictures(model: DPT, sides: tuple[int, int], batch: int) -> torch.Tensor:
 
 def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
     x = pictures(model, sides, batch)
-    ours, theirs = program(x), model(x)
-    return ours.shape == theirs.shape and (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
+    ours, theirs = (found if isinstance(found, dict) else {"": found} for found in (program(x), model(x)))
+    same = (ours[task].shape == maps.shape and (ours[task] - maps).abs().max() <= 2e-5 * maps.abs().max() for task, maps in theirs.items())
+    return ours.keys() == theirs.keys() and all(same)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +143,12 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("sky", True, (6, 4)),
         ("rotated", False, STORED),
         ("rotated", True, (5, 3)),
+        ("three tasks", False, STORED),
+        ("three tasks", True, (5, 3)),
+        ("beit", False, STORED),
+        ("beit", True, (5, 3)),
+        ("bins", True, STORED),
+        ("router", False, (6, 4)),
     ],
 )
 def test_one_exported_program_for_all_sizes(kind, fast, example):
@@ -175,6 +191,9 @@ def test_by_count_in_a_program():
         ("sky", True, True),
         ("rotated", False, None),
         ("rotated", True, True),
+        ("three tasks", True, True),
+        ("beit", False, True),
+        ("router", True, True),
     ],
 )
 def test_compiled_over_sizes(kind, fast, dynamic):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from small import binned, config
+from small import config, wide
 
 from dpt.nets.encoders.dinov3 import DINOv3
 from dpt.nets.encoders.rotary import rotated, rotation
@@ -53,7 +53,7 @@ def test_angles_are_float32_in_every_dtype():
 
 def test_what_is_kept():
     """Blind spot: a table in the state dict, one size's for another's, or one that grows with the sizes of pictures."""
-    encoder = binned().encoder
+    encoder = wide("chmv2").encoder
     with torch.no_grad():
         one, other = encoder.rotation((3, 5)), encoder.rotation((5, 3))
         assert encoder.rotation((3, 5)) is one and not torch.equal(one, other) and not one.requires_grad
@@ -67,7 +67,7 @@ def test_what_is_kept():
 
 def test_a_step_of_training_and_predicting():
     """Blind spot: a table made in inference mode, which a backward refuses; a gradient that does not come through the rotation."""
-    model = binned()
+    model = wide("chmv2")
     x = torch.randn(1, 3, 48, 80)
     with torch.inference_mode():
         expected = model(x)

@@ -56,7 +56,8 @@ def expected(module: nn.Module, name: str, shape: torch.Size) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_each_kind_of_parameter_has_its_distribution(case):
     """Blind spot: another spread, another shape of it, a bias that is not zero. The quantiles of all tensors of a kind together, each in
-    units of the expected one's largest value, against those that PyTorch draws; their error is 1 / sqrt(numbers)."""
+    units of the expected one's largest value, against those that PyTorch draws; the outermost quantiles' difference has a deviation
+    of 3 / sqrt(numbers), of which four are allowed."""
     ours, theirs = {}, {}
     for where, module in model_of(case).named_modules():
         tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -74,7 +75,7 @@ def test_each_kind_of_parameter_has_its_distribution(case):
     assert {kind for kind, _ in ours} >= {nn.Linear, nn.Conv2d}
     for kind, found in ours.items():
         found, wanted = torch.cat(found), torch.cat(theirs[kind])
-        bound = 8 / math.sqrt(found.numel())
+        bound = 12 / math.sqrt(found.numel())
         assert (quantiles(found) - quantiles(wanted)).abs().max() < bound, kind
         largest = wanted.abs().max()
         assert len(found) < 10_000 or 0.8 * largest < found.abs().max() < 1.25 * largest, kind

@@ -34,9 +34,13 @@ def test_every_named_model_has_its_published_shape(name):
         model = DPT(CONFIGS[name])
         size = 2 * model.config.encoder.patch_size
         y = model.eval()(torch.empty(2, 3, size, 3 * size))
-    head = model.config.head
-    side = size if head.upsample is None else 2 * 8 * head.upsample  # the fused map has eight pixels a patch
-    assert y.shape == ((2, side, 3 * side) if head.task == "depth" else (2, len(head.classes), size, 3 * size))
+    maps = y if isinstance(y, dict) else {model.config.head.task: y}
+    assert list(maps) == [head.task for head in model.config.heads]
+    for head in model.config.heads:
+        factor = 1 if head.kind == "linear" else head.upsample
+        side = size if factor is None else 2 * 8 * factor  # the fused map has eight pixels a patch
+        channels = {"depth": (), "segmentation": (len(head.classes),), "normals": (3,)}[head.task]
+        assert maps[head.task].shape == (2, *channels, side, 3 * side)
 
 
 def test_parameter_counts():

@@ -79,6 +79,28 @@ def make_narrow() -> types.ModuleType:
     return models
 
 
+def scriptable_keys(checkout: Path, depth: nn.Module) -> list[str]:
+    """A line "theirs ours" for each key of the branch dpt_scriptable, whose model gives the same map with the tensors so named."""
+    recording.import_from(checkout, "dpt")
+    from dpt import blocks, models, vit
+
+    scratch = blocks._make_scratch
+    blocks._make_scratch = lambda in_shape, *arguments, **options: scratch(NECK, *arguments, **options)
+    blocks._make_pretrained_vitb_rn50_384 = lambda pretrained, use_readout, **_: vit.BackboneWrapper(
+        narrow_vit("", pretrained), features=NECK, hooks=HOOKS, vit_features=WIDTH, hybrid_backbone=True, use_readout=use_readout
+    )
+    scriptable = models.DPTDepthModel(backbone="vitb_rn50_384", features=10).eval()
+    ours, order = depth.state_dict(), {"pretrained.model": 0, "pretrained.act_postprocess": 2, "pretrained.readout_oper": 1}
+    # In theirs all readouts stand before all reassembling layers.
+    keys = sorted(ours, key=lambda key: 1 if ".project." in key else next((n for start, n in order.items() if key.startswith(start)), 3))
+    theirs = list(scriptable.state_dict())
+    scriptable.load_state_dict({name: ours[key] for name, key in zip(theirs, keys, strict=True)})
+    x = recording.network_input(INPUTS["wide"])
+    with torch.no_grad():
+        assert torch.equal(scriptable(x), depth(x))
+    return [f"{name} {key}" for name, key in zip(theirs, keys, strict=True)]
+
+
 def prepare(width: int, height: int) -> Callable[[numpy.ndarray], torch.Tensor]:
     """The preparation that run_monodepth.py and run_segmentation.py make from the package's parts, RGB uint8 -> (1, 3, H, W)."""
     import cv2
@@ -154,6 +176,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write dpt_hybrid and dpt_hybrid_ade20k, each .pt and .npz, to FOLDER.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sensitivity", action="store_true", help="print instead which tensors matter least")
+    parser.add_argument(
+        "--scriptable", type=Path, metavar="CHECKOUT", help="write dpt_hybrid_scriptable.txt, from the branch dpt_scriptable"
+    )
     arguments = parser.parse_args()
 
     recording.let_torchvision_import()
@@ -167,6 +192,10 @@ def main() -> None:
     if arguments.sensitivity:
         recording.Oracle(depth, lambda x: {"output": depth(x)}, lambda picture: {}, INPUTS, {}).print_least_visible()
         segmentation_oracle(classes).print_least_visible(24)
+        return
+    if arguments.scriptable:
+        lines = scriptable_keys(arguments.scriptable, depth)
+        (arguments.folder / "dpt_hybrid_scriptable.txt").write_text("\n".join(lines) + "\n")
         return
     torch.save(recording.stored_weights(depth.state_dict()), arguments.folder / "dpt_hybrid.pt")
     recording.write(arguments.folder / "dpt_hybrid.npz", depth_arrays(depth))
