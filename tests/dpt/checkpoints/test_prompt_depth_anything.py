@@ -3,12 +3,13 @@
 import copy
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recording import picture
+from recording import difference, network_input, picture
 from small import config, randomise, small, upstream
 
 import dpt
@@ -16,7 +17,7 @@ from dpt import exchange, factory
 from dpt.checkpoints import CheckpointError, layout_of
 from dpt.checkpoints.conversion import reverted
 from dpt.commands import main
-from dpt.config import IMAGENET_MEAN
+from dpt.config import IMAGENET_MEAN, DPTConfig
 from dpt.inference.images import ImageError
 from dpt.inference.prompts import load_prompt
 from dpt.inference.resizing import network_size, postprocess, preprocess
@@ -24,6 +25,7 @@ from dpt.model import DPT
 from dpt.zoo import CONFIGS, prompt_depth_anything
 
 transformers = pytest.importorskip("transformers")
+DATA = Path(__file__).parents[1] / "nets" / "data"
 NAMES = ("prompt-depth-anything-small", "prompt-depth-anything-small-transparent", "prompt-depth-anything-large")
 
 
@@ -321,3 +323,43 @@ def test_what_the_family_publishes():
         assert full.encoder == v2.encoder and full.decoder == v2.with_("decoder", prompt=True).decoder
         assert full.source.endswith(f"/prompt-depth-anything-{file}/resolve/main/model.ckpt") and full.licence == "Apache-2.0"
         assert full.head.metric and full.head.max_depth == 1
+
+
+def narrow() -> DPTConfig:
+    """The recorded model's size with what the large one computes."""
+    full = CONFIGS[NAMES[2]].with_("encoder", embed_dim=16, depth=6, num_heads=2, hooks=(1, 2, 4, 5))
+    return full.with_("decoder", neck_channels=(8, 12, 16, 20), features=10)
+
+
+def recorded_prompt(batch: int) -> torch.Tensor:
+    """The oracle's, (B, 12, 16)."""
+    values = np.random.RandomState(2).randint(32, 256, (batch, 12, 16))
+    return torch.from_numpy(values).float() / 64 * torch.arange(1, batch + 1).view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["square", "wide", "tall", "stored"])
+def test_equal_to_the_original_code(name):
+    """Blind spot: the embedding resized by size and not by scale, the prompt's branch, its scale, the dead unit run."""
+    arrays = np.load(DATA / "prompt_depth_anything.npz")
+    model = dpt.load(DATA / "prompt_depth_anything.ckpt", narrow())
+    batch, height, width = arrays[f"{name}.input"]
+    with torch.inference_mode():
+        found = model(network_input((batch, height, width)), recorded_prompt(batch))
+    assert difference(arrays, f"{name}.output", found).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["small_picture", "large_picture"])
+def test_equal_to_the_original_from_the_picture_to_the_map(name):
+    """Blind spot: a small picture made larger, another average of a large one, mean and deviation. The original's map is of the tensor's
+    size, and so is the small picture."""
+    arrays = np.load(DATA / "prompt_depth_anything.npz")
+    model, image = dpt.load(DATA / "prompt_depth_anything.ckpt", narrow()), picture(*arrays[f"{name}.picture"])
+    tensor, _ = preprocess(image, model.config.input)
+    assert difference(arrays, f"{name}.tensor", tensor).max() < 1e-4
+    with torch.inference_mode():
+        found = model(tensor, recorded_prompt(1))[0]
+    assert (difference(arrays, f"{name}.map", found) <= 1 / 65535).mean() >= 0.999
+    depth = model.predict(image, prompt=recorded_prompt(1)[0]).depth
+    if name == "small_picture":
+        np.testing.assert_allclose(depth, found, rtol=1e-5)
+    assert depth.shape == image.shape[:2]
