@@ -20,7 +20,7 @@ from small import config, randomise
 import dpt
 from dpt.commands import main, running
 from dpt.system.endings import CommandError
-from dpt.zoo import CONFIGS
+from dpt.zoo import CONFIGS, PARAMETERS
 
 ROOT = Path(__file__).parents[3]
 DEPTH = replace(config("dpt-tiny-depth", embed_dim=64, num_heads=2).with_("input", size=(32, 32)), name="dpt-tiny-depth")
@@ -187,14 +187,18 @@ def test_the_device_is_found(monkeypatch):
 )
 def test_the_carried_models_know_scenes(options, who, small, data, weights, tmp_path, monkeypatch, capsys):
     """Blind spot: a user who takes the carried models for models of photographs; the same said for each picture, or of others."""
-    monkeypatch.setattr(running.factory, "build", lambda name, weights, files=weights, **how: dpt.load(files, **how))
+    monkeypatch.setattr(running.factory, "build", lambda name, weights, accept_license, files=weights, **how: dpt.load(files, **how))
     argv = ["predict", str(data / "images"), "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert main.main([*argv, *(weights if option == "WEIGHTS" else option for option in options), "--overwrite"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "photographs" in line]
     assert len(said) == (who is not None)
     if who:
         assert said[0].startswith(f"dpt predict: {who} rendered scenes, not photographs; ") and "dpt info" in said[0]
-        assert all((f"--model {name}" in said[0]) == (not config.carried) for name, config in CONFIGS.items())
+        offered = [CONFIGS[name] for name in re.findall(r"--model (\S+)", said[0])]  # of each task the smallest that anybody may use
+        assert [config.head.task for config in offered] == ["depth", "segmentation"]
+        assert not any(config.carried or config.restricted for config in offered)
+        others = [name for name, config in CONFIGS.items() if not config.carried and not config.restricted and config.head.task == "depth"]
+        assert PARAMETERS[offered[0].name] == min(PARAMETERS[name] for name in others)
 
 
 def test_a_file_is_told_apart(weights, capsys):
