@@ -130,6 +130,10 @@ def _original(name: str, prefix: str) -> Layout:
         rows=(*under(prefix, *VIT), *under("depth_head.", *HEAD)),
         unused=(rf"{prefix}mask_token".replace(".", r"\."),),
         filled=((f"{prefix}mask_token", (1, "D"), 0.0),),
+        differs={
+            "encoder": {"pos_offset": 0.1},
+            "input": {"antialias": False, "grey_levels": False, "output_mode": "bilinear"},
+        },
     )
 
 

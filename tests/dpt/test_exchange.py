@@ -103,6 +103,8 @@ def test_transformers_runs_depth_anything(tmp_path, name):
     with torch.inference_mode():
         expected = theirs.eval()(x).predicted_depth
         assert (ours(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    back = exchange.convert(tmp_path / "hf", tmp_path / "back.pth", "depth-anything")
+    assert any("encoder.pos_offset=0.1, transformers' Depth Anything 0.0" in note for note in back)
     exchange.convert(tmp_path / "hf", tmp_path / "b.safetensors", "dpt")
     exchange.convert(tmp_path / "b.safetensors", tmp_path / "hf2", "hf")
     assert same(load_file(tmp_path / "hf" / "model.safetensors"), load_file(tmp_path / "hf2" / "model.safetensors"))
