@@ -165,10 +165,16 @@ def calls(config: DPTConfig, runs: Iterable[Run], on: Iterable[tuple[int, tuple[
 
 # Fields that decide nothing about launches: numbers that they are given, and what PyTorch computes, before, between and behind them.
 NO_LAUNCH = {
-    "encoder": ("norm_eps", "final_norm_eps", "pos_grid", "pos_mode", "pos_offset", "pos_by_count", "pos_antialias"),
+    "encoder": (
+        *("norm_eps", "final_norm_eps", "pos_grid", "pos_mode", "pos_offset", "pos_by_count", "pos_antialias", "rope_theta"),
+        *("stem_eps_on", "stem_depths"),
+    ),
     "decoder": ("dead_unit",),
-    "head": ("classes", "palette", "max_depth", "inverse", "dropout", "offset", "reciprocal", "bounds", "depth_scale", "relative", "focal"),
-    "input": ("mean", "std", "rule", "pad", "mode", "antialias", "grey_levels"),
+    "head": (
+        *("classes", "palette", "max_depth", "inverse", "dropout", "offset", "reciprocal", "bounds", "depth_scale", "relative", "focal"),
+        *("bin_range", "bin_spacing", "bin_floor", "bin_centres", "temperature"),
+    ),
+    "input": ("mean", "std", "rule", "pad", "mode", "antialias", "grey_levels", "align_corners", "border", "flip"),
 }
 LABELS = ("output_mode", "output_align_corners")  # of the input's fields, those that decide how labels are
 

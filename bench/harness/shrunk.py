@@ -17,7 +17,8 @@ def shortened(config: DPTConfig) -> DPTConfig:
         depths = tuple(min(depth, STAGE_BLOCKS) for depth in config.encoder.stage_depths)
         return config.with_("encoder", depth=sum(depths), stage_depths=depths, hooks=tuple(itertools.accumulate(depths, initial=-1))[1:])
     hooks = tuple(range(BLOCKS))[len(config.encoder.stem_hooks) :]  # the stem gives the other maps
-    return config.with_("encoder", depth=BLOCKS, hooks=hooks)
+    stem = {"stem_depths": (1, 1, 1)} if config.encoder.stem == "resnetv2" else {}
+    return config.with_("encoder", depth=BLOCKS, hooks=hooks, **stem)
 
 
 def shrunk(
