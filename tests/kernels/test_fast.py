@@ -7,14 +7,15 @@ from collections import Counter
 import pytest
 import torch
 from both_passes import in_both
-from small import depth_anything, depth_anything_3, wide
+from small import depth_anything, depth_anything_3, randomise, small, wide
 
 import dpt
-from dpt.fast.modules import FastDepthHead
+from dpt.fast.modules import FastDepthHead, FastPromptBranch
 from dpt.inference.prediction import decided_labels
 from dpt.inference.resizing import labels_from_logits
 from dpt.kernels import launch
 from dpt.kernels.tools.parity import assert_parity
+from dpt.nets.prompt import PromptBranch
 from dpt.nets.sky import SKY
 from dpt.zoo import CONFIGS
 
@@ -69,6 +70,7 @@ STYLES = {
     "DINOv2": (lambda: wide("dpt-dinov2-giant-kitti"), (3 * 14, 2 * 14)),
     "DINOv3": (lambda: wide("dinov3-7b-depth"), (32, 16)),  # rotated, gated, registers, a norm of tokens, bins
     "TIPSv2": (lambda: one_task("tipsv2-base"), (2 * 14, 3 * 14)),  # a readout that the kernel has not, a linear head
+    "Swin V2": (lambda: small("midas-3.1-swin2-tiny-256"), (64, 64)),  # maps of stages, and plain blocks
 }
 
 
@@ -82,6 +84,16 @@ def test_forward_of_each_style(style, dtype, device, path):
     with torch.inference_mode():
         fast = dpt.accelerate(copy.deepcopy(plain), strict=True)(x)
         assert_parity(fast, *in_both(lambda dtype: in_dtype(plain, dtype)(x.to(dtype or x.dtype))))
+
+
+def test_the_prompt_branch(dtype, device, path):
+    """Blind spot: a ReLU too many, or one too few, behind the convolutions that are kernels; the prompt's one channel."""
+    branch = randomise(PromptBranch(16)).to(device, dtype)
+    fast = copy.deepcopy(branch)
+    fast.__class__ = FastPromptBranch
+    prompt, size = torch.rand(2, 5, 7, device=device), (10, 12)
+    with torch.inference_mode():
+        assert_parity(fast(prompt, size), *in_both(lambda dtype: in_dtype(branch, dtype)(prompt.to(dtype or prompt.dtype), size)))
 
 
 def test_the_sky_branch(device, exact_path):
