@@ -16,13 +16,14 @@ from ...parts.norms import LayerNorm, Statistics
 from .. import variants
 from ..workload import BACKWARD, Inputs, Workload, by_autograd, combinations
 
-COMPILED = (  # see variants.COMPILED_ROWS: ViT-B, -S and rows that no 16-byte copy fits
+COMPILED = (  # see variants.COMPILED_ROWS: ViT-B, -S, rows that no 16-byte copy fits, and the widest, ViT-7B
     ("bfloat16", 768, 2304, ("none", "gelu", "gelu saved", "weight gradient", "norm gradient")),
     ("float16", 384, 1536, ("gelu saved", "weight gradient", "norm gradient")),
     ("float32", 384, 1536, ("none", "gelu saved", "weight gradient", "norm gradient")),
     ("tf32", 384, 1536, ("none", "gelu saved", "weight gradient")),
     ("bfloat16", 50, 150, ("gelu saved", "weight gradient", "norm gradient")),
     ("float32", 50, 150, ("gelu saved",)),
+    ("float32", 4096, 12288, ("none",)),
 )
 
 

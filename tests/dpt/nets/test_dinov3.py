@@ -80,7 +80,7 @@ def test_a_step_of_training_and_predicting():
     ("changes", "message"),
     [
         ({"embed_dim": 36, "num_heads": 6}, "heads of 6 channels cannot be rotated, that takes a multiple of 4"),
-        ({"stem": "convolutions"}, "stem='convolutions': kind=\"dinov3\" has patches alone"),
+        ({"stem": "convolutions"}, "stem='convolutions': it must be 'patch' with kind='dinov3'"),
     ],
 )
 def test_what_cannot_be_rotated_is_told(changes, message):

@@ -33,14 +33,16 @@ def test_every_named_model_has_its_published_shape(name):
     with torch.device("meta"):
         model = DPT(CONFIGS[name])
         size = 2 * model.config.encoder.patch_size
-        y = model.eval()(torch.empty(2, 3, size, 3 * size))
+        sides = model.config.encoder.fixed_size or (size, 3 * size)
+        prompt = (torch.empty(2, 6, 8),) if model.config.decoder.prompt else ()
+        y = model.eval()(torch.empty(2, 3, *sides), *prompt)
     maps = y if isinstance(y, dict) else {model.config.head.task: y}
     assert list(maps) == [head.task for head in model.config.heads]
     for head in model.config.heads:
         factor = 1 if head.kind == "linear" else head.upsample
-        side = size if factor is None else 2 * 8 * factor  # the fused map has eight pixels a patch
+        side, wide = sides if factor is None else (2 * 8 * factor, 6 * 8 * factor)  # the fused map has eight pixels a patch
         channels = {"depth": (), "segmentation": (len(head.classes),), "normals": (3,)}[head.task]
-        assert maps[head.task].shape == (2, *channels, side, 3 * side)
+        assert maps[head.task].shape == (2, *channels, side, wide)
 
 
 def test_parameter_counts():
