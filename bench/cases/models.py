@@ -65,7 +65,7 @@ def without_what_files_lack(model: nn.Module, config: DPTConfig) -> nn.Module:
     for (key, value), layout in itertools.product(model.state_dict().items(), layouts):
         with contextlib.suppress(CheckpointError):
             parts = layout.source(key)
-            for part, chunk in zip(parts, value.chunk(len(parts)), strict=False):
+            for part, chunk in zip(parts, value.chunk(len(parts)) if None in parts else (), strict=False):
                 if part is None:
                     chunk.zero_()
     return model

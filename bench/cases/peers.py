@@ -93,8 +93,9 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
         given = {**resized, "pos_mode": mode} if resized else {}
         asked = config.with_("encoder", **given).with_("decoder", dead_unit=dead).with_("head", align_corners=True)
         try:
-            for key in model.state_dict():
-                layout.source(key)
+            keys = {name for key in model.state_dict() for name in layout.source(key) if name is not None}
+            if not layout.is_of(keys):
+                raise CheckpointError(f"{layout.name} holds {', '.join(sorted(set(layout.markers) - keys))}")
         except CheckpointError as error:
             reasons.append(str(error))
             continue

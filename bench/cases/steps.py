@@ -136,7 +136,7 @@ class _InDtype:
     """An opened case's inputs in another dtype and memory format."""
 
     def __init__(self, opened: OpenedSteps, dtype: torch.dtype, channels_last: bool):
-        self.context = opened.context
+        self.context, self.prompt = opened.context, opened.prompt
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.inputs = [picture.to(dtype, memory_format=layout) for picture in opened.pictures]
 

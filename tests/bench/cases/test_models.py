@@ -59,7 +59,7 @@ def test_a_graph_is_captured_before_it_is_replayed(toy, monkeypatch, recorded):
     monkeypatch.setattr(torch.cuda, "graph", fake_capture)
     monkeypatch.setattr(models, "on_side_stream", lambda call, device: call())
     toy.device = types.SimpleNamespace(type="cuda")
-    opened = types.SimpleNamespace(context=toy, input=lambda index: torch.full((2,), float(index)))
+    opened = types.SimpleNamespace(prompt=(), context=toy, input=lambda index: torch.full((2,), float(index)))
     prepared = models.captured(lambda x: x, opened)
     if recorded:
         prepared.recorded()
