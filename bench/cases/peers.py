@@ -94,10 +94,11 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
         asked = config.with_("encoder", **given).with_("decoder", dead_unit=dead).with_("head", align_corners=True)
         try:
             keys = {name for key in model.state_dict() for name in layout.source(key) if name is not None}
-            if not layout.is_of(keys):
-                raise CheckpointError(f"{layout.name} holds {', '.join(sorted(set(layout.markers) - keys))}")
         except CheckpointError as error:
             reasons.append(str(error))
+            continue
+        if not layout.is_of(keys):
+            fits.append(f"{layout.name} holds {', '.join(sorted(set(layout.markers) - keys))}")
             continue
         assert layout.stated is not None
         if layout.stated.write is None:
