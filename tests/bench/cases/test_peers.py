@@ -18,7 +18,7 @@ def test_transformers_runs_our_weights(toy):
             assert (theirs(x) - model(x)).abs().max() <= 1e-5 * model(x).abs().max()
     with pytest.raises(runner.Unavailable, match="square"):
         peers.transformers_model(model, (64, 96))
-    with pytest.raises(runner.Unavailable, match="no class with this model's parts: transformers.* holds .*patch_embeddings"):
+    with pytest.raises(runner.Unavailable, match="no class with this model's parts: transformers.* holds "):
         peers.transformers_model(models.build("dpt-tiny-depth", toy), (64, 64))
 
 
