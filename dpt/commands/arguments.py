@@ -257,6 +257,7 @@ def train(parser: Parser) -> None:
     parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype (default: the recipe's, or none)")
     what = "named model or checkpoint that gives the encoder, and a decoder and head like ours (default: the recipe's, or none)"
     parser.add_argument("--start-from", metavar="FILE", help=what)
+    _licence(parser)
     _device(parser)
     _fast(parser)
     what = "processes that read pictures; with 0 the training itself reads (default: %(default)s)"

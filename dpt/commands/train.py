@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
     device, recipe = running.device_of(args.device), replace(Recipe.of(args.model), **changes)
     head, reading = config_of(recipe.model).head, running.reading(args)
     train, validation = (FolderDataset(args.data / split, head, **reading) for split in ("train", "val"))
-    training = Training(recipe, train, validation, args.out, device, args.workers, running.is_fast(args.fast, device))
+    fast = running.is_fast(args.fast, device)
+    training = Training(recipe, train, validation, args.out, device, args.workers, fast, args.accept_license)
     if args.verbose:
         running.report(training.model)
     print(json.dumps(training.run()))

@@ -39,8 +39,8 @@ class Training:
     """A training run in a folder: `checkpoint.pt` (all that resuming needs), `log.json`, `curve.png`, `model.safetensors`.
 
     `recipe.start_from` gives the encoder; where both models' decoders have the same configuration, Reassemble and Fusion too; and where the
-    heads' configurations are the same as well, the head. `fast` (`dpt.accelerate`) and the device decide nothing but rounding: a run may go
-    on with others.
+    heads' configurations are the same as well, the head; `accept_license` is `dpt.build`'s, for its weights. `fast` (`dpt.accelerate`) and
+    the device decide nothing but rounding: a run may go on with others.
 
     Raises:
         ValueError: the folder holds a run of another recipe, a checkpoint.pt that is none, or a folder where a file is to be; the crop
@@ -56,6 +56,7 @@ class Training:
         device: str | torch.device = "cpu",
         workers: int = 1,
         fast: bool = False,
+        accept_license: bool = False,
     ):
         self.recipe, self.train, self.validation = recipe, train, validation
         self.directory, self.device, self.workers = Path(directory), torch.device(device), workers
@@ -70,6 +71,8 @@ class Training:
         if self.config.further:
             tasks = ", ".join(each.task for each in self.config.heads)
             raise ValueError(f"{recipe.model} cannot be trained: its tasks are {tasks}, and a training has one")
+        if self.config.decoder.prompt:
+            raise ValueError(f"{recipe.model} cannot be trained: it needs a sensor's depth beside each picture, which data sets have not")
         if head.relative or head.focal is not None:
             raise ValueError(f"{recipe.model} cannot be trained: there are losses for inverse depth and for metres without a focal length")
         patch = self.config.encoder.patch_size
@@ -83,7 +86,7 @@ class Training:
                 raise ValueError(f"{data.root} was read for the head {data.head}: it must be {recipe.model}'s, {self.config.head}")
             data.check()
         if recipe.start_from is not None:
-            self._take_over(_model_at(recipe.start_from))
+            self._take_over(_model_at(recipe.start_from, accept_license))
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.step, self.seconds = 0, 0.0
@@ -273,17 +276,17 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices and convolutions only: not on norms, biases, the cls token or the positional embedding."""
+    """Weight decay on matrices and convolutions only: not on norms, biases, the cls token, registers or the positional embedding."""
     decay: list[nn.Parameter] = []
     none: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (none if parameter.dim() < 2 or name.endswith(("cls_token", "pos_embed")) else decay).append(parameter)
+        (none if parameter.dim() < 2 or name.endswith(("cls_token", "registers", "pos_embed")) else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": none, "weight_decay": 0.0}]
 
 
-def _model_at(start: str) -> DPT:
+def _model_at(start: str, accept_license: bool) -> DPT:
     """The model of a name, with its pretrained weights, or of a checkpoint file."""
-    return build(start, weights="pretrained") if start in models() else load(start)
+    return build(start, weights="pretrained", accept_license=accept_license) if start in models() else load(start)
 
 
 def draw_curve(log: list[dict[str, float]], path: Path, title: str) -> None:

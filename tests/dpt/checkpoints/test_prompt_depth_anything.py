@@ -363,3 +363,12 @@ def test_equal_to_the_original_from_the_picture_to_the_map(name):
     if name == "small_picture":
         np.testing.assert_allclose(depth, found, rtol=1e-5)
     assert depth.shape == image.shape[:2]
+
+
+def test_training_is_refused(tmp_path):
+    """Blind spot: a training that reads all its data first, and then has no prompt."""
+    from dpt.training.recipes import Recipe
+    from dpt.training.runs import Training
+
+    with pytest.raises(ValueError, match="prompt-depth-anything-small cannot be trained: it needs a sensor's depth"):
+        Training(Recipe.of("prompt-depth-anything-small"), None, None, tmp_path, "meta")

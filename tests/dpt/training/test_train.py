@@ -21,6 +21,7 @@ from PIL import Image
 from small import randomise
 
 import dpt
+from dpt.commands.main import parser_of
 from dpt.data.datasets import Augmentation, Crops, FolderDataset, augment
 from dpt.training.recipes import RECIPES, Recipe
 from dpt.training.runs import Training, normalised_inverse
@@ -454,6 +455,22 @@ def test_start_from_takes_over_what_fits(data, tmp_path, source, parts):
         return all(key in given and torch.equal(taken[key], given[key]) for key in taken if key.startswith(part))
 
     assert {part for part in ("encoder", "fusion", "head") if fits(part)} == parts
+
+
+def test_a_licence_before_weights_to_start_from(data, tmp_path, monkeypatch):
+    """Blind spot: a training that says which option is missing, and has none."""
+    source = dpt.build("dpt-tiny-depth")
+    dpt.save(source, tmp_path / "first.safetensors")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    restricted = replace(CONFIGS["dpt-tiny-depth"], source=(tmp_path / "first.safetensors").as_uri(), licence="CC-BY-NC-4.0")
+    monkeypatch.setitem(CONFIGS, "restricted", restricted)
+    with pytest.raises(ValueError, match="CC-BY-NC-4.0.*--accept-license"):
+        training(data, tmp_path / "second", model="dpt-tiny-depth", start_from="restricted")
+    chosen = recipe(model="dpt-tiny-depth", start_from="restricted")
+    sets = (dataset(data, split, "depth") for split in ("train", "val"))
+    second = Training(chosen, *sets, tmp_path / "second", workers=0, accept_license=True).model
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in source.state_dict().items())
+    assert "--accept-license" in {option for action in parser_of("train")._actions for option in action.option_strings}
 
 
 def test_the_first_steps_see_coarse_pictures(data, tmp_path):
