@@ -115,6 +115,7 @@ TUNED_SHAPES = (
     ("half", 1, 32, 296),
     ("half", 1, 20, 96),
     *(("tf32", 1, 256, side) for side in (32, 128)),
+    ("tf32", 1, 32, 296),
     ("float32", 1, 256, 64),
 )
 # A map of so few pixels is one wave of large tiles, or two: an entry of its own is proposed.

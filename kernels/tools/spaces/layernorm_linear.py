@@ -98,14 +98,16 @@ def _norm_gradient_ref(grad, x, norm_weight, skip, **_) -> tuple[torch.Tensor, t
 
 
 def tuning_space() -> Iterator[Workload]:
-    """qkv and fc1 of ViT-B at 512 pixels, -L at 384 and -S at 518, one picture and many; and the gradients of training with two."""
+    """qkv and fc1 of ViT-B at 512 pixels, -L at 384 and -S at 518, one picture and many; in float32 the widest, -7B, at 768; and the
+    gradients of training with two."""
     small = {"rows": 19, "depth": 24, "columns": 40}
     for kind, options in variants.tuned_variants():
         candidates = {"layernorm_linear": variants.linear_candidates(kind, prologue=True)}
         half = kind == "bfloat16"
         shapes = ((1025, 768, 2304, False), (577, 1024, 4096, True), (1370, 384, 1152, False))
         shapes += ((16400, 768, 2304, False), (9232, 1024, 4096, True))
-        for shape in shapes if half else shapes[:1]:
+        widest = ((2309, 4096, 12288, False),) if kind == "float32" else ()
+        for shape in shapes if half else shapes[:1] + widest:
             few = {"rows_max": variants.FEW_ROWS} if half and shape[0] <= variants.FEW_ROWS else {}
             yield Workload(
                 "layernorm linear", products.linear, _linear_arguments, _linear_ref, candidates,
