@@ -18,7 +18,6 @@ ROWS = (
     models.ModelRow("dpt-dinov2-small-nyu", 490, (1,), 3.1),
     models.ModelRow("midas-3.1-beit-large-512", 512, (1,), 3.2),
     models.ModelRow("midas-3.1-swin2-base-384", 384, (1,), 3.3),
-    models.ModelRow("zoedepth-n", 384, (1,), 3.4),
     models.ModelRow("chmv2", 416, (1,), 3.5),
     models.ModelRow("tipsv2-base", 448, (1,), 3.6),
     models.ModelRow("prompt-depth-anything-small", 518, (1,), 3.7),

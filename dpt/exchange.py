@@ -69,7 +69,7 @@ def convert(source: checkpoints.Source, target: str | Path, to: str, name: str |
         tensors = {chosen.prefix + key: value for key, value in tensors.items()}
         notes = [
             f"{chosen.name} computes {field}={theirs!r}, {layout.name} {ours_!r}"
-            for field, ours_, theirs in _differences(config, _run_by(chosen, files, config))
+            for field, ours_, theirs in differences(config, run_by(chosen, files, config))
         ]
     _write(target, tensors, config, chosen, files)
     return notes
@@ -178,7 +178,7 @@ def _check_computed(config: DPTConfig, layout: Layout) -> None:
             raise CheckpointError(f"its code computes {section}.{field.name}={' or '.join(map(repr, values)) or 'nothing'}, not {value!r}")
 
 
-def _run_by(layout: Layout, files: tuple[dict[str, Any], dict[str, Any]] | None, config: DPTConfig) -> DPTConfig:
+def run_by(layout: Layout, files: tuple[dict[str, Any], dict[str, Any]] | None, config: DPTConfig) -> DPTConfig:
     """The model as the layout's own code runs it."""
     if layout.stated is None or files is None:
         return layout.as_run(config)
@@ -186,7 +186,7 @@ def _run_by(layout: Layout, files: tuple[dict[str, Any], dict[str, Any]] | None,
     return layout.stated.read(Document(MODEL_FILE, model), Document(INPUT_FILE, processor), config.name)
 
 
-def _differences(config: DPTConfig, other: DPTConfig) -> Iterator[tuple[str, Any, Any]]:
+def differences(config: DPTConfig, other: DPTConfig) -> Iterator[tuple[str, Any, Any]]:
     """Of each field, but for names and colours of classes, whose values are not the same: its name, ours and theirs."""
     for section in (*SIZES, "input"):
         ours, theirs = getattr(config, section), getattr(other, section)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpt import DPT, CheckpointError, checkpoints
+from dpt import DPT, CheckpointError, checkpoints, exchange
 from dpt.checkpoints import Layout
 from dpt.zoo import LAYOUTS, mmsegmentation
 
@@ -57,6 +57,8 @@ def transformers_model(model: DPT, size: tuple[int, int]) -> nn.Module:
     installed("transformers")
     if size[0] != size[1]:
         raise Unavailable(f"transformers' DPT takes square pictures only, this is {size[0]}x{size[1]}")
+    if model.config.further:
+        raise Unavailable("of several tasks the gate judges one, and nobody else's times are told by that")
     import transformers
 
     layout, fields = _as_transformers_has_it(model, size[0])
@@ -105,9 +107,18 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
             fits.append(f"{layout.name} is read and not written")
             continue
         try:
-            return layout, layout.stated.write(asked)[0]
+            files = layout.stated.write(asked)
         except CheckpointError as error:
             fits.append(str(error))
+            continue
+        others = [
+            f"{name}={theirs!r} for {ours!r}"
+            for name, ours, theirs in exchange.differences(asked, exchange.run_by(layout, files, asked))
+            if not name.startswith("input.")
+        ]
+        if not others:
+            return layout, files[0]
+        fits.append(f"{layout.name} computes {', '.join(others)}")
     raise Unavailable(f"transformers has no class with this model's parts: {(fits or reasons)[-1]}")
 
 

@@ -62,11 +62,11 @@ def models(gpu: stub.Stub, families: Sequence[str]) -> None:
     for family in families:
         seen = gpu.use(family)
         again(seen, launches.named_calls())
-        for config, how in itertools.product(CONFIGS.values(), OTHER_RUNS):
+        for config, how in itertools.product(launches.launching(CONFIGS.values()), OTHER_RUNS):
             short, patch = shortened(config), config.encoder.patch_size
             model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
             with Hollow():
-                launches.run(model, how, (5 * patch, 13 * patch), 3)
+                launches.run(model, how, config.encoder.fixed_size or (5 * patch, 13 * patch), 3)
 
 
 def sizes(gpu: stub.Stub, families: Sequence[str]) -> None:
