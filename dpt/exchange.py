@@ -60,9 +60,10 @@ def convert(source: checkpoints.Source, target: str | Path, to: str, name: str |
     config = config_in(checkpoint, layout, name)
     state, rest = _contents(checkpoint, layout, config)
     chosen, files = _chosen(config, state, to)
-    ours, notes = chosen is carried.LAYOUT, []
-    if ours:
-        tensors = dict(state) | {f"{UNUSED}{layout.format}.{key}": value for key, value in rest.items()}
+    notes: list[str] = []
+    if chosen is carried.LAYOUT:
+        before = "" if layout is chosen else f"{UNUSED}{layout.format}."
+        tensors = dict(state) | {before + key: value for key, value in rest.items()}
     else:
         kept = rest if layout.format == to else _kept(rest, to)
         tensors = checkpoints.reverted(state, chosen, config.encoder.embed_dim) | kept

@@ -48,7 +48,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "layout"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "layout"), CASES, ids=lambda value: getattr(value, "name", value))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_there_and_back(tmp_path, name, layout, dtype):
     """Blind spot: a tensor that is lost, cast, or comes back in another's place; what the network never reads, which strict code wants."""
@@ -57,6 +57,8 @@ def test_there_and_back(tmp_path, name, layout, dtype):
     assert exchange.convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "dpt", config(name)) == []
     loaded = dpt.load(tmp_path / "b.safetensors")
     assert loaded.config == layout.as_run(loaded.config)
+    exchange.convert(tmp_path / "b.safetensors", tmp_path / "e.safetensors", "dpt")  # ours stays as it is
+    assert same(load_file(tmp_path / "e.safetensors"), load_file(tmp_path / "b.safetensors"))
     exchange.convert(tmp_path / "b.safetensors", tmp_path / "c.pth", layout.format)
     back = torch.load(tmp_path / "c.pth", weights_only=True)
     assert same(back.get("state_dict", back), state)
