@@ -48,7 +48,9 @@ setup(
     ],
     extras_require={
         "xformers": ["xformers"],
-        "train": ["pybullet", "torchmetrics"],
+        "train": ["albumentations", "tensorboard"],
+        "render": ["pybullet"],
+        "ray": ["ray"],
         "hf": ["transformers"],
         "heic": ["pillow-heif"],
         "test": [
@@ -58,6 +60,9 @@ setup(
             "pytest-xdist",
             "transformers",
             "torchmetrics",
+            "albumentations",
+            "tensorboard",
+            "ray",
             "pybullet",
             "pillow-heif",
             "ruff",

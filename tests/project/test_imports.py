@@ -17,6 +17,7 @@ DPT = {
     "nets": "config",
     "checkpoints": "config system zoo",
     "evaluation.alignment": "",
+    "distributed": "system",
     "inference": "config system evaluation.alignment",
     "model": "nets inference",
     "fast": "nets kernels",
