@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, ClassVar
+
+from .rules import FINITE, NAME, POSITIVE, TEXT, TRUTH, Checked, Rule, instance_of, number, one_of, or_none, tuple_of, whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,76 +21,12 @@ def numbered_classes(count: int) -> tuple[str, ...]:
     return tuple(f"class {index}" for index in range(count))
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a field must be, in words and as a test."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-def _whole(low: int, high: int) -> Rule:
-    return Rule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
-
-
-def _number(words: str, holds: Callable[[float], bool]) -> Rule:
-    return Rule(f"a number {words}", lambda value: type(value) in (int, float) and math.isfinite(value) and holds(value))
-
-
-def _one_of(*names: str) -> Rule:
-    return Rule(f"one of {', '.join(names)}", lambda value: type(value) is str and value in names)
-
-
-def _or_none(rule: Rule) -> Rule:
-    return Rule(f"{rule.words}, or None", lambda value: value is None or rule.holds(value))
-
-
-def _instance(kind: type) -> Rule:
-    return Rule(f"a {kind.__name__}", lambda value: isinstance(value, kind))
-
-
-def _tuple(rule: Rule, low: int, high: int | None = None) -> Rule:
-    high = low if high is None else high
-    count = f"{low}" if low == high else f"{low} to {high}"
-    return Rule(
-        f"a tuple of {count}, each {rule.words}",
-        lambda value: type(value) is tuple and low <= len(value) <= high and all(map(rule.holds, value)),
-    )
-
-
-_TRUTH = Rule("True or False", lambda value: type(value) is bool)
-_NAME = Rule("a name without slashes", lambda value: type(value) is str and value != "" and not set(value) & set("/\\\0"))
-_TEXT = Rule("text", lambda value: type(value) is str)
-_POSITIVE = _number("above 0", lambda value: value > 0)
-_FINITE = _number("", lambda value: True)
-_WIDTH, _BLOCK, _SIDE = _whole(1, MAX_WIDTH), _whole(0, MAX_DEPTH - 1), _whole(1, MAX_SIDE)
-_RESIZE = _one_of("bilinear", "bicubic")
+_WIDTH, _BLOCK, _SIDE = whole(1, MAX_WIDTH), whole(0, MAX_DEPTH - 1), whole(1, MAX_SIDE)
+_RESIZE = one_of("bilinear", "bicubic")
 
 
 def _increasing(values: tuple[int, ...]) -> bool:
     return list(values) == sorted(set(values))
-
-
-class Checked:
-    """A dataclass whose fields are held to `RULES` as it is made, and then, together, to `_conflicts`.
-
-    ValueError names the field, its value and the rule.
-    """
-
-    RULES: ClassVar[Mapping[str, Rule]]
-
-    def __post_init__(self) -> None:
-        for name, rule in self.RULES.items():
-            value = getattr(self, name)
-            if not rule.holds(value):
-                raise ValueError(f"{type(self).__name__}.{name}={reprlib.repr(value)}: it must be {rule.words}")
-        for wrong, message in self._conflicts():
-            if wrong:
-                raise ValueError(f"{type(self).__name__}.{message}")
-
-    def _conflicts(self) -> Iterable[tuple[bool, str]]:
-        """Whether fields that are right by themselves contradict each other, and what to say then."""
-        return ()
 
 
 ENCODERS = ("vit", "dinov3", "beit", "swinv2")
@@ -153,38 +89,38 @@ class EncoderConfig(Checked):
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "embed_dim": _WIDTH,
-        "depth": _whole(1, MAX_DEPTH),
+        "depth": whole(1, MAX_DEPTH),
         "num_heads": _WIDTH,
-        "hooks": _tuple(_BLOCK, 0, 4),
+        "hooks": tuple_of(_BLOCK, 0, 4),
         "patch_size": _SIDE,
-        "stem": _one_of("patch", "convolutions", "resnetv2"),
-        "stem_hooks": _tuple(_whole(0, 3), 0, 4),
-        "pos_grid": _tuple(_SIDE, 2),
-        "mlp_ratio": _number("above 0, at most 64", lambda value: 0 < value <= 64),
-        "norm_eps": _POSITIVE,
-        "final_norm": _one_of("none", "every", "last"),
-        "layer_scale": _TRUTH,
+        "stem": one_of("patch", "convolutions", "resnetv2"),
+        "stem_hooks": tuple_of(whole(0, 3), 0, 4),
+        "pos_grid": tuple_of(_SIDE, 2),
+        "mlp_ratio": number("above 0, at most 64", lambda value: 0 < value <= 64),
+        "norm_eps": POSITIVE,
+        "final_norm": one_of("none", "every", "last"),
+        "layer_scale": TRUTH,
         "pos_mode": _RESIZE,
-        "pos_offset": _number("from 0 to 1", lambda value: 0 <= value <= 1),
-        "pos_by_count": _TRUTH,
-        "attention": _one_of("sdpa", "xformers"),
-        "activation": _one_of(*ACTIVATIONS),
-        "kind": _one_of(*ENCODERS),
-        "final_norm_eps": _or_none(_POSITIVE),
-        "registers": _whole(0, MAX_DEPTH),
-        "pos_antialias": _TRUTH,
-        "mlp": _one_of("mlp", "swiglu"),
+        "pos_offset": number("from 0 to 1", lambda value: 0 <= value <= 1),
+        "pos_by_count": TRUTH,
+        "attention": one_of("sdpa", "xformers"),
+        "activation": one_of(*ACTIVATIONS),
+        "kind": one_of(*ENCODERS),
+        "final_norm_eps": or_none(POSITIVE),
+        "registers": whole(0, MAX_DEPTH),
+        "pos_antialias": TRUTH,
+        "mlp": one_of("mlp", "swiglu"),
         "stem_width": _WIDTH,
-        "stem_depths": _tuple(_whole(1, 64), 3),
+        "stem_depths": tuple_of(whole(1, 64), 3),
         "stem_groups": _WIDTH,
-        "stem_eps_on": _one_of("deviation", "variance"),
-        "qkv_bias": _TRUTH,
-        "rope_theta": _number("above 1", lambda value: value > 1),
-        "stage_depths": _tuple(_whole(1, 64), 0, 4),
-        "stage_heads": _tuple(_WIDTH, 0, 4),
-        "window": _whole(0, MAX_SIDE),
-        "pretrained_windows": _tuple(_whole(0, MAX_SIDE), 0, 4),
-        "window_mask": _number("below 0", lambda value: value < 0),
+        "stem_eps_on": one_of("deviation", "variance"),
+        "qkv_bias": TRUTH,
+        "rope_theta": number("above 1", lambda value: value > 1),
+        "stage_depths": tuple_of(whole(1, 64), 0, 4),
+        "stage_heads": tuple_of(_WIDTH, 0, 4),
+        "window": whole(0, MAX_SIDE),
+        "pretrained_windows": tuple_of(whole(0, MAX_SIDE), 0, 4),
+        "window_mask": number("below 0", lambda value: value < 0),
     }
 
     @property
@@ -272,17 +208,17 @@ class DecoderConfig(Checked):
     token_norm: bool = False  # a batch norm of the tokens' maps, before their projections (DINOv3's 7B)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "neck_channels": _tuple(_WIDTH, 4),
-        "features": _whole(2, MAX_WIDTH),
-        "readout": _one_of("project", "ignore", "add"),
-        "readout_activation": _one_of(*ACTIVATIONS),
-        "batch_norm": _TRUTH,
-        "match_size": _TRUTH,
-        "dead_unit": _TRUTH,
-        "prompt": _TRUTH,
-        "unit_bias": _or_none(_TRUTH),
-        "float32": _TRUTH,
-        "token_norm": _TRUTH,
+        "neck_channels": tuple_of(_WIDTH, 4),
+        "features": whole(2, MAX_WIDTH),
+        "readout": one_of("project", "ignore", "add"),
+        "readout_activation": one_of(*ACTIVATIONS),
+        "batch_norm": TRUTH,
+        "match_size": TRUTH,
+        "dead_unit": TRUTH,
+        "prompt": TRUTH,
+        "unit_bias": or_none(TRUTH),
+        "float32": TRUTH,
+        "token_norm": TRUTH,
     }
 
 
@@ -322,36 +258,36 @@ class HeadConfig(Checked):
     domains: tuple[str, ...] = ()  # with attractors: names of those between which a router chooses, each with bins of its own
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "task": _one_of(*TASKS),
-        "classes": _tuple(_TEXT, 0, MAX_WIDTH),
-        "palette": _tuple(_tuple(_whole(0, 255), 3), 0, MAX_WIDTH),
+        "task": one_of(*TASKS),
+        "classes": tuple_of(TEXT, 0, MAX_WIDTH),
+        "palette": tuple_of(tuple_of(whole(0, 255), 3), 0, MAX_WIDTH),
         "hidden": _WIDTH,
-        "activation": _one_of(*DEPTHS),
-        "max_depth": _POSITIVE,
-        "inverse": _TRUTH,
-        "dropout": _number("from 0 to 1", lambda value: 0 <= value <= 1),
-        "auxiliary": _TRUTH,
-        "align_corners": _TRUTH,
-        "project": _TRUTH,
-        "offset": _FINITE,
-        "reciprocal": _or_none(_tuple(_FINITE, 2)),
-        "bounds": _or_none(_tuple(_FINITE, 2)),
-        "depth_scale": _POSITIVE,
-        "relative": _TRUTH,
-        "sky": _TRUTH,
-        "focal": _or_none(_POSITIVE),
-        "bins": _whole(0, MAX_WIDTH),
-        "bin_range": _tuple(_POSITIVE, 2),
-        "bin_spacing": _one_of(*BIN_SPACINGS),
-        "bin_floor": _POSITIVE,
-        "kind": _one_of("convolutions", "linear"),
-        "between": _one_of("relu", "none"),
-        "upsample": _or_none(_whole(1, 16)),
-        "attractors": _tuple(_whole(1, MAX_WIDTH), 0, 4),
-        "bin_centres": _one_of("softplus", "normed"),
-        "bin_width": _whole(2, MAX_WIDTH),
-        "temperature": _tuple(_POSITIVE, 2),
-        "domains": _tuple(_NAME, 0, 16),
+        "activation": one_of(*DEPTHS),
+        "max_depth": POSITIVE,
+        "inverse": TRUTH,
+        "dropout": number("from 0 to 1", lambda value: 0 <= value <= 1),
+        "auxiliary": TRUTH,
+        "align_corners": TRUTH,
+        "project": TRUTH,
+        "offset": FINITE,
+        "reciprocal": or_none(tuple_of(FINITE, 2)),
+        "bounds": or_none(tuple_of(FINITE, 2)),
+        "depth_scale": POSITIVE,
+        "relative": TRUTH,
+        "sky": TRUTH,
+        "focal": or_none(POSITIVE),
+        "bins": whole(0, MAX_WIDTH),
+        "bin_range": tuple_of(POSITIVE, 2),
+        "bin_spacing": one_of(*BIN_SPACINGS),
+        "bin_floor": POSITIVE,
+        "kind": one_of("convolutions", "linear"),
+        "between": one_of("relu", "none"),
+        "upsample": or_none(whole(1, 16)),
+        "attractors": tuple_of(whole(1, MAX_WIDTH), 0, 4),
+        "bin_centres": one_of("softplus", "normed"),
+        "bin_width": whole(2, MAX_WIDTH),
+        "temperature": tuple_of(POSITIVE, 2),
+        "domains": tuple_of(NAME, 0, 16),
     }
 
     @property
@@ -407,22 +343,22 @@ class InputConfig(Checked):
     flip: bool = False  # predict the mirrored picture, too, and average (ZoeDepth)
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "mean": _tuple(_FINITE, 3),
-        "std": _tuple(_POSITIVE, 3),
-        "size": _tuple(_whole(1, MAX_WIDTH), 2),
-        "rule": _one_of(
+        "mean": tuple_of(FINITE, 3),
+        "std": tuple_of(POSITIVE, 3),
+        "size": tuple_of(whole(1, MAX_WIDTH), 2),
+        "rule": one_of(
             *("minimal", "lower_bound", "upper_bound", "short_side", "short_and_long_side", "longest_side", "at_most", "square", "none")
         ),
         "multiple": _SIDE,
-        "pad": _one_of("none", "corner", "centre"),
-        "mode": _one_of("bilinear", "bicubic", "area", "area_cubic"),
-        "antialias": _TRUTH,
+        "pad": one_of("none", "corner", "centre"),
+        "mode": one_of("bilinear", "bicubic", "area", "area_cubic"),
+        "antialias": TRUTH,
         "output_mode": _RESIZE,
-        "output_align_corners": _TRUTH,
-        "grey_levels": _TRUTH,
-        "align_corners": _TRUTH,
-        "border": _number("from 0 to 64", lambda value: 0 <= value <= 64),
-        "flip": _TRUTH,
+        "output_align_corners": TRUTH,
+        "grey_levels": TRUTH,
+        "align_corners": TRUTH,
+        "border": number("from 0 to 64", lambda value: 0 <= value <= 64),
+        "flip": TRUTH,
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
@@ -442,7 +378,7 @@ class TaskConfig(Checked):
     decoder: DecoderConfig
     head: HeadConfig
 
-    RULES: ClassVar[Mapping[str, Rule]] = {"decoder": _instance(DecoderConfig), "head": _instance(HeadConfig)}
+    RULES: ClassVar[Mapping[str, Rule]] = {"decoder": instance_of(DecoderConfig), "head": instance_of(HeadConfig)}
 
 
 @dataclass(frozen=True)
@@ -463,11 +399,11 @@ class DPTConfig(Checked):
     further: tuple[TaskConfig, ...] = ()  # more tasks on the same encoder, each another than the first and the others
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "name": _NAME,  # it becomes part of files' names
-        **{name: _instance(section) for name, section in SECTIONS.items()},
-        "source": Rule("text, two of it, or None", lambda value: value is None or type(value) is str or _tuple(_TEXT, 2).holds(value)),
-        "licence": _TEXT,
-        "further": _tuple(_instance(TaskConfig), 0, len(TASKS) - 1),
+        "name": NAME,  # it becomes part of files' names
+        **{name: instance_of(section) for name, section in SECTIONS.items()},
+        "source": Rule("text, two of it, or None", lambda value: value is None or type(value) is str or tuple_of(TEXT, 2).holds(value)),
+        "licence": TEXT,
+        "further": tuple_of(instance_of(TaskConfig), 0, len(TASKS) - 1),
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:
@@ -575,9 +511,3 @@ def _earlier(section: str, field: str, value: Any) -> Any:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Which known name a mistyped one may mean, to stand behind it; empty where none is near."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..config import nearest
+from ..rules import nearest
 from ..system.endings import USAGE, printable
 from ..zoo import CONFIGS, LAYOUTS, config_of
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from .. import __version__
-from ..config import nearest
+from ..rules import nearest
 from ..system import endings
 from . import arguments
 from .arguments import Parser

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import fnmatch
 
-from ..config import DPTConfig, nearest
+from ..config import DPTConfig
+from ..rules import nearest
 from . import (
     carried,
     depth_anything,

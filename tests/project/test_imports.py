@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[2]
 # Of each part the parts that it may import; those that stand before it are all that a part can name, so there is no way round in a circle.
 # "." is what lies in the folder itself, where a line of its own does not name it.
 DPT = {
-    "config": "",
+    "rules": "",
+    "config": "rules",
     "classes": "",
     "system": "",
-    "zoo": "config classes",
+    "zoo": "config rules classes",
     "nets": "config",
     "checkpoints": "config system zoo",
     "evaluation.alignment": "",
@@ -23,12 +24,14 @@ DPT = {
     "fast": "nets kernels",
     "factory": "config classes zoo nets checkpoints model fast",
     "exchange": "config zoo system checkpoints model factory",
-    "data": "config system inference",
-    "evaluation": "config system inference data evaluation.alignment",
-    "training": "config zoo system checkpoints evaluation.alignment model fast factory data evaluation",
+    "data": "config rules classes system inference",
+    "evaluation": "config rules system inference distributed data evaluation.alignment",
+    "training": "config rules zoo system distributed checkpoints evaluation.alignment model fast factory data evaluation",
     "scenes": "classes system",
     ".": "config zoo checkpoints inference model fast factory",
-    "commands": "config zoo system checkpoints inference model fast factory exchange data evaluation training scenes .",
+    "commands": (
+        "config rules classes zoo system distributed checkpoints inference model fast factory exchange data evaluation training scenes ."
+    ),
     "__main__": "commands",
 }
 KERNELS = {  # "." are the ops
@@ -47,7 +50,7 @@ BENCH = {  # "." is what one runs
 }
 HOUSES = {"dpt": (ROOT / "dpt", DPT), "dpt.kernels": (ROOT / "kernels", KERNELS), "bench": (ROOT / "bench", BENCH)}
 OUTSIDE = {"dpt": {"dpt.kernels"}, "dpt.kernels": set(), "bench": {"dpt", "dpt.kernels"}}  # of the other houses, which each may know
-LIGHT = ("config", "classes", "zoo", "system")  # without PyTorch, NumPy or Pillow: what help, mistakes and the list of models need
+LIGHT = ("rules", "config", "classes", "zoo", "system")  # without PyTorch, NumPy or Pillow: for help, mistakes and the list of models
 
 
 def imported(path: Path, root: Path, package: str) -> set[str]:
