@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from ..rules import nearest
 from ..system.endings import USAGE, printable
+from ..training.recipes import RECIPES, Recipe
 from ..zoo import CONFIGS, LAYOUTS, config_of
 
 CARRIED = tuple(name for name, config in CONFIGS.items() if config.carried)
@@ -70,15 +71,22 @@ def _number(kind: type, words: str, holds: Callable[[float], bool]) -> Callable[
 
 _COUNT = _number(int, "a whole number from 1", lambda value: value >= 1)
 _COUNT_OR_NONE = _number(int, "a whole number from 0", lambda value: value >= 0)
-_SEED = _number(int, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 1 << 32)
 _POSITIVE = _number(float, "a number above 0", lambda value: 0 < value < math.inf)
-_SHARE = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def _name(text: str) -> str:
     """The `type` of an argument: a named model."""
     try:
         config_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _recipe(text: str) -> str:
+    """The `type` of an argument: a recipe, or a named model."""
+    try:
+        Recipe.of(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -122,6 +130,9 @@ def _reading(parser: Parser) -> None:
     parser.add_argument("--depth-scale", type=_POSITIVE, metavar="UNITS", help=what)
     what = f"label 0 is 'other' and ignored, k is class k - 1, as in ADE20K ({stated} not)"
     parser.add_argument("--reduce-zero-label", action=argparse.BooleanOptionalAction, help=what)
+
+
+def _max_depth(parser: Parser) -> None:
     what = "what is farther counts as unknown (default: the bound of a model of bounded metres, or 80)"
     parser.add_argument("--max-depth", type=_POSITIVE, metavar="METRES", help=what)
 
@@ -229,38 +240,30 @@ def render(parser: Parser) -> None:
 
 
 def train(parser: Parser) -> None:
-    """Train a model on pictures with depth or labels.
+    """Train a model on pictures with depth or labels, by a recipe.
 
-    A run that was killed goes on from its last checkpoint when the same command is given again. The carried models have recipes of
-    their own, by which they were trained (RECIPES in dpt/training/recipes.py); the other models take the defaults that are named.
+    A recipe's values are its own but for what --set says; --dry-run prints them all, as --set takes them. Under torchrun several processes
+    train together. A run that was killed goes on from its last checkpoint when the same command is given again, and ends as one that was
+    not. DIR of --out gets checkpoint.pt, model.safetensors and best.safetensors, which dpt.load reads, run.json, log.jsonl, curve.png,
+    pictures/ and tensorboard/.
     """
-    parser.add_argument("--model", required=True, type=_name, metavar="NAME", help="the model to train, one that dpt info lists")
-    what = "folder with train/ and val/, each images/ beside depth/ or labels/"
+    what = f"{', '.join(RECIPES)}; or a model that dpt info lists, on a folder of pictures, by the defaults"
+    parser.add_argument("recipe", metavar="RECIPE", type=_recipe, help=what)
+    what = "folder of the data, laid out as the recipe's kind of data is (dpt data lists them)"
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help=what)
-    what = "folder of the run; an unfinished run of the same recipe goes on"
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help=what)
-    for option, kind, metavar, what, default in (
-        ("--steps", _COUNT, "N", "batches to learn from", "1000"),
-        ("--batch-size", _COUNT, "N", "pictures in a batch", "32"),
-        ("--learning-rate", _POSITIVE, "RATE", "of AdamW, after warm-up", "0.001"),
-        ("--seed", _SEED, "N", "of initialisation, order and augmentation", "0"),
-        ("--validate-every", _COUNT, "N", "steps between validations", "500"),
-        ("--checkpoint-every", _COUNT, "N", "steps between checkpoints", "100"),
-        ("--coarse", _SHARE, "SHARE", "of the steps, the first, that see smaller pictures", "0"),
-    ):
-        parser.add_argument(option, type=kind, metavar=metavar, help=f"{what} (default: the recipe's, or {default})")
-    what = "what the network sees (default: the recipe's, or squares of the shorter side of the model's input)"
-    parser.add_argument("--crop", type=_COUNT, nargs=2, metavar=("HEIGHT", "WIDTH"), help=what)
+    what = "folder of the run; an unfinished run of the same recipe goes on (default: runs/RECIPE)"
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help=what)
+    what = "change values of the recipe: batch_size=8, crop=512,512, amp=none, augmentation.flip=0"
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=what)
+    what = "train nothing: print the recipe, the data and the memory that a step takes, plain and fast, counted without a GPU"
+    parser.add_argument("--dry-run", action="store_true", help=what)
     _reading(parser)
-    what = "learn that the sky, where dataset.json tells its value, is infinitely far (default: the recipe's, or so)"
-    parser.add_argument("--sky", action=argparse.BooleanOptionalAction, help=what)
-    parser.add_argument("--amp", choices=("bfloat16", "float16", "none"), help="autocast dtype (default: the recipe's, or none)")
-    what = "named model or checkpoint that gives the encoder, and a decoder and head like ours (default: the recipe's, or none)"
-    parser.add_argument("--start-from", metavar="FILE", help=what)
     _licence(parser)
     _device(parser)
     _fast(parser)
-    what = "processes that read pictures; with 0 the training itself reads (default: %(default)s)"
+    what = "how several processes train: ddp, each with all parameters, or fsdp, which shares them out (default: %(default)s)"
+    parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help=what)
+    what = "processes that read pictures, beside each that trains; with 0 the training itself reads (default: %(default)s)"
     parser.add_argument("--workers", type=_COUNT_OR_NONE, default=1, metavar="N", help=what)
 
 
@@ -279,6 +282,7 @@ def evaluate(parser: Parser) -> None:
     _batch_size(parser)
     _focal(parser)
     _reading(parser)
+    _max_depth(parser)
     _device(parser)
     _fast(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file (default: only print them)")

@@ -1,167 +1,135 @@
-"""Train a model on pictures with depth or labels, by a recipe.
+"""Train a model on pictures with depth or labels, by a recipe, with one process or, under torchrun, several.
 
-A run that was killed goes on from its last checkpoint when it is made again in the same folder.
+A run that was killed goes on from its last checkpoint when it is made again in the same folder, and ends bit for bit as one that was never
+killed: what a step draws at random depends on the recipe's seed, the step and the process's rank alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import checkpoints
-from ..data.datasets import Crops, FolderDataset, Key
+from ..config import DPTConfig
+from ..data.crops import Crops, Key
+from ..data.datasets import classes_of
+from ..data.pairs import PairDataset
 from ..data.targets import IGNORE
 from ..evaluation.metrics import depth_limit
 from ..evaluation.scoring import evaluate
-from ..factory import build, load
+from ..factory import build
 from ..model import DPT
-from ..system.disk import must_be_replaceable, open_regular, prepare, write_whole
+from ..system.disk import must_be_replaceable, prepare, write_whole
 from ..system.endings import leave_words_to_the_main_process, leaving_signals_to_us
-from ..zoo import models
+from ..system.processes import Place, place
+from ..zoo import config_of
+from . import logs, states
 from .losses import scale_invariant_log_loss, scale_shift_invariant_loss
+from .optimization import Average, optimizer_of, set_rates
+from .parallel import Shared, Step, mean_over_processes, norm_of, whole, with_synchronised_norms
 from .recipes import Recipe
+from .starting import start_from
 
-FILES = ("checkpoint.pt", "log.json", "curve.png", "model.safetensors")
+CHECKPOINT, WEIGHTS, BEST = "checkpoint.pt", "model.safetensors", "best.safetensors"
+FILES = (CHECKPOINT, "run.json", "log.jsonl", "curve.png", WEIGHTS, BEST)
+PARALLEL = ("ddp", "fsdp")  # DistributedDataParallel; FSDP2
+BETTER = {"depth": ("absrel", -1), "segmentation": ("miou", 1)}  # by which figure a validation is the best so far, and its sign
+SMALLEST_SCALE = 1.0  # below it float16's gradients do not overflow by chance
 
 
 class Training:
-    """A training run in a folder: `checkpoint.pt` (all that resuming needs), `log.json`, `curve.png`, `model.safetensors`.
+    """A training run in a folder: `checkpoint.pt` is all that resuming needs; `model.safetensors` and `best.safetensors` are the last
+    weights and those that validated best, for `dpt.load`; `run.json` has the recipe, versions and commit, `log.jsonl` the figures,
+    `curve.png` and `pictures/` show them, `tensorboard/` has all again.
 
-    `recipe.start_from` gives the encoder; where both models' decoders have the same configuration, Reassemble and Fusion too; and where the
-    heads' configurations are the same as well, the head; `accept_license` is `dpt.build`'s, for its weights. `fast` (`dpt.accelerate`) and
-    the device decide nothing but rounding: a run may go on with others.
+    `recipe.start_from` gives the encoder, and where they are alike the decoder and the head: see `dpt.training.starting`; `accept_license`
+    is `dpt.build`'s, for its weights. `fast` (`dpt.accelerate`), the device, how processes share the work (`parallel`: "ddp", or "fsdp",
+    which shares the parameters out too) and how many they are decide nothing but rounding, and what several draw at random: a run may go on
+    with others.
 
     Raises:
-        ValueError: the folder holds a run of another recipe, a checkpoint.pt that is none, or a folder where a file is to be; the crop
-            does not fit the model; the data sets are not for its head, or hold a target that cannot be used: all of them are read first.
+        ValueError: the folder holds a run of another recipe, a checkpoint.pt that is none, or a folder where a file is to be; the batch
+            does not share out; the data sets are not for the model's head, or hold a target that cannot be used: all are read first.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        train: FolderDataset,
-        validation: FolderDataset,
+        train: PairDataset,
+        validation: PairDataset,
         directory: str | Path,
         device: str | torch.device = "cpu",
         workers: int = 1,
         fast: bool = False,
         accept_license: bool = False,
+        parallel: str = "ddp",
     ):
         self.recipe, self.train, self.validation = recipe, train, validation
-        self.directory, self.device, self.workers = Path(directory), torch.device(device), workers
-        torch.manual_seed(recipe.seed)
-        self.model: DPT = build(recipe.model, device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if fast:
-            from ..fast.acceleration import accelerate
-
-            accelerate(self.model)  # after the memory format, for the kernels read transposed convolutions in another
-        self.config = self.model.config
-        head = self.config.head
-        if self.config.further:
-            tasks = ", ".join(each.task for each in self.config.heads)
-            raise ValueError(f"{recipe.model} cannot be trained: its tasks are {tasks}, and a training has one")
-        if self.config.decoder.prompt:
-            raise ValueError(f"{recipe.model} cannot be trained: it needs a sensor's depth beside each picture, which data sets have not")
-        if head.relative or head.focal is not None:
-            raise ValueError(f"{recipe.model} cannot be trained: there are losses for inverse depth and for metres without a focal length")
-        patch = self.config.encoder.patch_size
-        for name, size in {"crop": recipe.crop, **({"coarse_size": recipe.coarse_size} if recipe.coarse else {})}.items():
-            if len(size) != 2 or any(side < patch or side % patch for side in size):
-                raise ValueError(f"{name} is {size}: height and width must be multiples of the patch size {patch}")
-        if len(train) < recipe.batch_size:
-            raise ValueError(f"{train.root} holds {len(train)} pictures, a batch is {recipe.batch_size}: it must be at most that many")
-        for data in (train, validation):
-            if data.head != self.config.head:
-                raise ValueError(f"{data.root} was read for the head {data.head}: it must be {recipe.model}'s, {self.config.head}")
-            data.check()
-        if recipe.start_from is not None:
-            self._take_over(_model_at(recipe.start_from, accept_license))
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.step, self.seconds = 0, 0.0
-        self.log: list[dict[str, float]] = []
+        self.directory, self.device, self.workers, self.fast = Path(directory), torch.device(device), workers, fast
+        self.place: Place = place() if distributed.is_initialized() else Place()
+        self.config = trained_config(recipe, train.root)
+        if parallel not in PARALLEL:
+            raise ValueError(f"parallel={parallel!r}: it must be one of {', '.join(PARALLEL)}")
+        if parallel == "fsdp" and recipe.amp == "float16":
+            raise ValueError("amp='float16' with parallel='fsdp': its gradients' scaler knows no shards; bfloat16 needs none")
+        self._check()
         must_be_replaceable(*(self.directory / name for name in FILES))
-        prepare(self.directory)
+        if self.place.first:
+            prepare(self.directory)
+        torch.manual_seed(recipe.seed)
+        self.model = with_synchronised_norms(self._built(), self.device)
+        if recipe.start_from is not None and not self.checkpoint.exists():
+            start_from(self.model, recipe.start_from, accept_license)
+        self.model.set_drop_path(recipe.drop_path)
+        self.model.set_checkpointing(recipe.checkpointing)
+        self.shared = Shared(Step(self.model, lambda *seen: self._loss(*seen)), parallel, self.device)
+        self.optimizer = optimizer_of(self.model, recipe)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "float16")
+        self.average = None if recipe.ema is None else Average(self.model, recipe.ema)
+        self.step, self.seconds = 0, 0.0
+        self.best: float | None = None
+        self.unlogged, self.since = torch.zeros((), device=self.device), 0  # the sum of the losses that are in no row yet, and how many
+        self._evaluated: DPT | None = None
         if self.checkpoint.exists():
-            self._resume()
+            states.resume(self)
 
     @property
     def checkpoint(self) -> Path:
-        return self.directory / FILES[0]
+        return self.directory / CHECKPOINT
 
-    def _rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine to zero."""
-        recipe = self.recipe
-        if step < recipe.warmup:
-            return (step + 1) / recipe.warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
+    def _built(self) -> DPT:
+        model = build(self.config, device=self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.fast:
+            from ..fast.acceleration import accelerate
 
-    def _take_over(self, source: DPT) -> None:
-        parts = ["encoder"]
-        if source.config.decoder == self.config.decoder:
-            parts += ["reassemble", "fusion"]
-            if source.config.head == self.config.head:
-                parts += ["head"]
-        for part in parts:
-            getattr(self.model, part).load_state_dict(getattr(source, part).state_dict())
+            accelerate(model)  # after the memory format, for the kernels read transposed convolutions in another
+        return cast(DPT, model)
 
-    def _resume(self) -> None:
-        try:
-            with open_regular(self.checkpoint) as file:
-                state = torch.load(file, map_location=self.device, weights_only=True)
-            if not isinstance(state, dict):
-                raise TypeError(f"it holds a {type(state).__name__}")
-            another = state["recipe"] != asdict(self.recipe)
-            if not another:
-                self._take_up(state)
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # bytes that are no checkpoint lead their reader to any error there is, and so do wrong values
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            rule = "it is what a training of the same recipe wrote: remove it, or give another folder"
-            raise ValueError(f"{self.checkpoint}: not a checkpoint ({reason}): {rule}") from error
-        if another:
-            raise ValueError(f"{self.directory} holds a run of another recipe ({state['recipe']}): give another folder")
-
-    def _take_up(self, state: dict[str, Any]) -> None:
-        """Go on from what `_save` wrote; any error there is where it is something else."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, values in self.optimizer.state.items():  # which are not compared with the parameters'
-            for key, value in values.items():
-                if value.shape not in ((), parameter.shape):
-                    raise ValueError(f"the optimizer's {key} is {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
-        if state["schedule"].keys() != self.schedule.state_dict().keys() or state["schedule"]["last_epoch"] != state["step"]:
-            raise ValueError("the schedule is not that of its step")
-        self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["random"].cpu())
-        self.step, self.seconds, self.log = int(state["step"]), float(state["seconds"]), list(state["log"])
-        if not 0 <= self.step <= self.recipe.steps or not all(row.keys() == self.log[0].keys() >= {"step", "loss"} for row in self.log):
-            raise ValueError(f"step {self.step} of {self.recipe.steps}, or a log that is none")
-
-    def _save(self) -> None:
-        state = {
-            "recipe": asdict(self.recipe),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "log": self.log,
-        }
-        write_whole(self.checkpoint, lambda file: torch.save(state, file))
+    def _check(self) -> None:
+        recipe, parts = self.recipe, self.place.world * self.recipe.accumulate
+        if recipe.batch_size % parts:
+            words = f"{self.place.world} processes times accumulate={recipe.accumulate}"
+            raise ValueError(f"batch_size={recipe.batch_size}: it must be a multiple of {words}")
+        if len(self.train) < recipe.batch_size:
+            found = f"{self.train.root} holds {len(self.train)} pictures, a batch is {recipe.batch_size}"
+            raise ValueError(f"{found}: it must be at most that many")
+        for data in (self.train, self.validation):
+            if data.head != self.config.head:
+                raise ValueError(f"{data.root} was read for the head {data.head}: it must be {recipe.model}'s, {self.config.head}")
+            data.check(progress=self.place.first)
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         head, recipe = self.config.head, self.recipe
@@ -183,72 +151,199 @@ class Training:
         return scale_shift_invariant_loss(output, inverse, mask, recipe.gradient_weight, data_term=recipe.data_term)
 
     def _batches(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Batches from the current step on, the same whether or not the run was interrupted."""
-        size, length = self.recipe.batch_size, len(self.train)
-        per_epoch = length // size
+        """This process's parts of the batches from the current step on, the same whether or not the run was interrupted."""
+        recipe, own = self.recipe, self.place
+        size, length = recipe.batch_size, len(self.train)
+        per_epoch, part = length // size, size // (own.world * recipe.accumulate)
 
         def keys() -> Iterator[list[Key]]:
             step = self.step
-            while step < self.recipe.steps:
+            while step < recipe.steps:
                 epoch, start = divmod(step, per_epoch)
-                order = torch.randperm(length, generator=torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)).tolist()
-                for batch in range(start, min(per_epoch, start + self.recipe.steps - step)):
-                    pixels = self.recipe.coarse_size if step < self.recipe.coarse * self.recipe.steps else self.recipe.crop
-                    yield [(epoch, index, pixels) for index in order[batch * size : (batch + 1) * size]]
+                order = torch.randperm(length, generator=torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)).tolist()
+                for batch in range(start, min(per_epoch, start + recipe.steps - step)):
+                    pixels = recipe.coarse_size if step < recipe.coarse * recipe.steps else recipe.crop
+                    first = batch * size + own.rank * recipe.accumulate * part
+                    for index in range(recipe.accumulate):
+                        yield [(epoch, sample, pixels) for sample in order[first + index * part : first + (index + 1) * part]]
                     step += 1
 
-        own = torch.Generator()  # a loader without one draws from the global state, and once more when a run is resumed
+        generator = torch.Generator()  # a loader without one draws from the global state, and once more when a run is resumed
         ahead = 4 if self.workers else None
-        crops = Crops(self.train, self.config.input, self.recipe.augmentation, self.recipe.seed)
+        crops = Crops(self.train, self.config.input, recipe.augmentation, recipe.seed)
         options: dict[str, Any] = {"prefetch_factor": ahead, "worker_init_fn": leave_words_to_the_main_process}
-        return DataLoader(crops, batch_sampler=_Keys(keys), num_workers=self.workers, generator=own, **options)
+        options["pin_memory"] = self.device.type == "cuda"
+        return DataLoader(crops, batch_sampler=_Keys(keys), num_workers=self.workers, generator=generator, **options)
 
     def run(self) -> dict[str, float]:
-        """Train to the end; returns the validation metrics."""
+        """Train to the end; returns the last row of the log, with the validation metrics."""
         recipe = self.recipe
-        started, loss_sum, loss_count = time.monotonic() - self.seconds, 0.0, 0
+        self._describe()
+        started, self._ticked = time.monotonic() - self.seconds, (time.monotonic(), self.step)
         self.model.train()
         with leaving_signals_to_us():
             batches = iter(self._batches())
-        with tqdm(total=recipe.steps, initial=self.step, desc=recipe.model, unit="step", mininterval=5) as bar:
-            for images, targets in batches:
-                loss = self._loss(images.to(self.device, memory_format=torch.channels_last), targets.to(self.device))
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-                self.optimizer.step()
-                self.schedule.step()
-                self.step += 1
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"the loss is {value} at step {self.step}; the last whole checkpoint is {self.checkpoint}")
-                loss_sum, loss_count = loss_sum + value, loss_count + 1
+        bar = tqdm(
+            total=recipe.steps, initial=self.step, desc=recipe.name, unit="step", mininterval=5, disable=not self.place.first
+        )
+        with bar, closing(logs.Log(self.directory, self.step) if self.place.first else _NoLog()) as log:
+            while self.step < recipe.steps:
+                value, norm = self._take_step(batches)
                 bar.update()
-                bar.set_postfix(loss=f"{loss_sum / loss_count:.4f}", refresh=False)
-                last = self.step == recipe.steps
-                if self.step % recipe.validate_every == 0 or last:
-                    metrics = self.validate()
+                now, last = self.step, self.step == recipe.steps
+                if now % recipe.log_every == 0 or last:
                     self.seconds = time.monotonic() - started
-                    self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": loss_sum / loss_count, **metrics})
-                    loss_sum, loss_count = 0.0, 0
-                    self._write_log()
-                if self.step % recipe.checkpoint_every == 0 or last:
+                    row = self._training_row(value, norm)
+                    bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+                    log.add(row)
+                if now % recipe.validate_every == 0 or last:
+                    log.add(self._validate(log, started))
+                if now % recipe.checkpoint_every == 0 or last or (recipe.keep_every and now % recipe.keep_every == 0):
                     self.seconds = time.monotonic() - started
-                    self._save()
-        checkpoints.save(self.model.eval(), self.directory / "model.safetensors", torch.float16)
-        self._write_log()
-        return self.log[-1]
+                    self.save()
+            final = log.rows[-1] if log.rows else {}
+        self._write_weights(self.directory / WEIGHTS)
+        return final
+
+    def _take_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, Tensor]:
+        """One step of the optimiser; returns the learning rate and the gradient's norm."""
+        recipe = self.recipe
+        torch.manual_seed(((recipe.seed * 1_000_003 + self.step) * 65_537 + self.place.rank) % (1 << 63))
+        learning_rate = set_rates(self.optimizer, recipe, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        for index in range(recipe.accumulate):
+            images, targets = next(batches)
+            with self.shared.part(last=index == recipe.accumulate - 1):
+                images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+                loss = self.shared(images, targets.to(self.device, non_blocking=True)) / recipe.accumulate
+                self.scaler.scale(loss).backward()
+            self.unlogged = self.unlogged + loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip if recipe.clip is not None else math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step, self.since = self.step + 1, self.since + 1
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        return learning_rate, norm
+
+    def _must_be_finite(self, value: float) -> None:
+        """FloatingPointError where the loss is no number; with a scaler only once that has given up."""
+        if not math.isfinite(value) and (not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_SCALE):
+            raise FloatingPointError(f"the loss is {value} at step {self.step}; the last whole checkpoint is {self.checkpoint}")
+
+    def _training_row(self, learning_rate: float, norm: Tensor) -> dict[str, float]:
+        now, (then, step) = time.monotonic(), self._ticked
+        loss = mean_over_processes(self.unlogged.item() / max(self.since, 1))
+        self._must_be_finite(loss)
+        self.unlogged, self.since, self._ticked = torch.zeros_like(self.unlogged), 0, (now, self.step)
+        return {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "loss": loss,
+            "rate": learning_rate,
+            "gradient": norm_of(norm),
+            "pictures_per_second": (self.step - step) * self.recipe.batch_size / max(now - then, 1e-9),
+            "memory": logs.peak_memory(self.device),
+        }
+
+    def _validate(self, log: logs.Log | _NoLog, started: float) -> dict[str, float]:
+        """A row of the validation's metrics; where they are the best so far, best.safetensors; where it is due, a picture."""
+        recipe, head, ticked = self.recipe, self.config.head, time.monotonic()
+        metrics = self.validate()
+        name, sign = BETTER[head.task]
+        if self.best is None or sign * metrics[name] > sign * self.best:
+            self.best = metrics[name]
+            self._write_weights(self.directory / BEST)
+        due, model = recipe.pictures_every or recipe.validate_every, self.evaluated()
+        if self.place.first and (self.step % due == 0 or self.step == recipe.steps):
+            picture = logs.sheet(self._examples(model), head)
+            folder = self.directory / "pictures"
+            prepare(folder)
+            logs.save_sheet(folder / f"step-{self.step:07d}.png", picture)
+            log.picture(self.step, picture)
+        then, step = self._ticked
+        self._ticked = (then + time.monotonic() - ticked, step)  # which is no training
+        self.seconds = time.monotonic() - started
+        row = {"step": self.step, "seconds": round(self.seconds, 1), **metrics}
+        if self.place.first:
+            logs.draw_curve([*log.rows, row], self.directory / "curve.png", recipe.name)
+            words = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+            tqdm.write(f"step {self.step}/{recipe.steps}: {words}", file=sys.stderr)
+        return row
 
     def validate(self) -> dict[str, float]:
-        """The metrics of `dpt evaluate` on the validation set."""
-        return evaluate(self.model, self.validation, self.recipe.batch_size, self.recipe.max_depth, progress=False)
+        """The metrics of `dpt evaluate` on the validation set, of the averaged weights where there are such."""
+        recipe = self.recipe
+        size = max(recipe.batch_size // (self.place.world * recipe.accumulate), 1)
+        return evaluate(self.evaluated(), self.validation, size, recipe.max_depth, progress=False)
 
-    def _write_log(self) -> None:
-        text = json.dumps(
-            {"recipe": asdict(self.recipe), "pictures": len(self.train), "torch": torch.__version__, "log": self.log}, indent=1
-        )
-        write_whole(self.directory / "log.json", lambda file: file.write(f"{text}\n".encode()))
-        draw_curve(self.log, self.directory / "curve.png", self.recipe.model)
+    def _examples(self, model: DPT) -> Iterator[Any]:
+        for index in range(min(logs.SHOWN, len(self.validation))):
+            image, truth = self.validation[index]
+            prediction = model.predict(image)
+            yield image, truth, prediction.depth if self.config.head.task == "depth" else prediction.labels
+
+    def evaluated(self) -> DPT:
+        """The model to validate and to save: the trained one, or a whole one with the averaged weights and shards put together. All
+        processes must ask, and have the same then: batch norm's statistics are those of the first."""
+        if distributed.is_initialized():
+            for buffer in self.model.buffers():
+                distributed.broadcast(buffer, 0)
+        if self.average is None and not self.shared.sharded:
+            return self.model
+        if self._evaluated is None:
+            self._evaluated = self._built().eval()
+        state = whole(self.model.state_dict()) | (whole(dict(self.average.tensors())) if self.average is not None else {})
+        self._evaluated.load_state_dict(state)
+        return self._evaluated
+
+    def _write_weights(self, path: Path) -> None:
+        model = self.evaluated()
+        if self.place.first:
+            checkpoints.save(model, path, getattr(torch, self.recipe.saved_dtype))
+
+    def save(self) -> None:
+        """Write checkpoint.pt, and where it is to be kept, a second name for it."""
+        mean = mean_over_processes(self.unlogged.item())
+        self._must_be_finite(mean)
+        self.unlogged.fill_(mean)  # what a run that goes on from here begins with, whatever the process
+        state = states.of(self)  # of which all processes have a part
+        if self.place.first:
+            keep = self.recipe.keep_every and self.step % self.recipe.keep_every == 0
+            for path in [self.checkpoint, *([self.directory / f"checkpoint-{self.step:07d}.pt"] if keep else [])]:
+                write_whole(path, lambda file: torch.save(state, file))
+
+    def _describe(self) -> None:
+        """Write run.json: what this run is, and of what it is made."""
+        if not self.place.first:
+            return
+        data = {split: {"folder": str(set_.root), "pictures": len(set_)} for split, set_ in self._sets().items()}
+        described = {
+            "recipe": asdict(self.recipe),
+            "data": data,
+            "fast": self.fast,
+            **logs.circumstances(self.device, self.place.world),
+            "resumed_at": self.step,
+        }
+        text = json.dumps(described, indent=1) + "\n"
+        write_whole(self.directory / "run.json", lambda file: file.write(text.encode()))
+
+    def _sets(self) -> dict[str, PairDataset]:
+        return {"train": self.train, "val": self.validation}
+
+
+class _NoLog:
+    """The log of the processes that write none."""
+
+    rows: list[dict[str, float]] = []
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows = [row]
+
+    def picture(self, step: int, picture: Any) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _Keys:
@@ -259,6 +354,27 @@ class _Keys:
 
     def __iter__(self) -> Iterator[list[Key]]:
         return self.keys()
+
+
+def trained_config(recipe: Recipe, folder: str | Path) -> DPTConfig:
+    """What is trained by a recipe, on data whose folder may state its classes; ValueError for models that no loss here is for."""
+    config = config_of(recipe.model)
+    head = config.head
+    if config.further:
+        tasks = ", ".join(each.task for each in config.heads)
+        raise ValueError(f"{recipe.model} cannot be trained: its tasks are {tasks}, and a training has one")
+    if config.decoder.prompt:
+        raise ValueError(f"{recipe.model} cannot be trained: it needs a sensor's depth beside each picture, which data sets have not")
+    if head.relative or head.focal is not None:
+        raise ValueError(f"{recipe.model} cannot be trained: there are losses for inverse depth and for metres without a focal length")
+    if recipe.classes == "model":
+        return config
+    if head.task != "segmentation":
+        raise ValueError(f"classes='data': {recipe.model} predicts {head.task}, which has no classes")
+    names, colours = classes_of(recipe.data, folder)
+    if not names:
+        raise ValueError(f"classes='data': {folder} states none; a dataset.json there does")
+    return replace(config.with_("head", classes=names, palette=colours), name=recipe.name, source=None)
 
 
 def normalised_inverse(depth: Tensor, mask: Tensor) -> Tensor:
@@ -273,34 +389,3 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean over labelled pixels; 0 where a batch has none."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     return total / (labels != IGNORE).sum().clamp_min(1)
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices and convolutions only: not on norms, biases, the cls token, registers or the positional embedding."""
-    decay: list[nn.Parameter] = []
-    none: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (none if parameter.dim() < 2 or name.endswith(("cls_token", "registers", "pos_embed")) else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": none, "weight_decay": 0.0}]
-
-
-def _model_at(start: str, accept_license: bool) -> DPT:
-    """The model of a name, with its pretrained weights, or of a checkpoint file."""
-    return build(start, weights="pretrained", accept_license=accept_license) if start in models() else load(start)
-
-
-def draw_curve(log: list[dict[str, float]], path: Path, title: str) -> None:
-    """The loss and the validation metrics over steps, as a picture."""
-    from matplotlib.figure import Figure
-
-    steps = [row["step"] for row in log]
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(steps, [row["loss"] for row in log], marker=".")
-    left.set(xlabel="step", ylabel="training loss", title=title)
-    for name in log[0]:
-        if name not in ("step", "seconds", "loss"):
-            right.plot(steps, [row[name] for row in log], marker=".", label=name)
-    right.set(xlabel="step", title="validation")
-    right.legend()
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))

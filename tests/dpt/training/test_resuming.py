@@ -1,0 +1,169 @@
+"""That a training which was killed ends bit for bit as one that was not, alone and with several processes."""
+
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import discs
+import pytest
+import torch
+import torchrun
+
+import dpt
+from dpt.data.augmentation import Augmentation
+from dpt.data.datasets import FolderDataset
+from dpt.training.recipes import Recipe
+from dpt.training.runs import Training
+from dpt.zoo import CONFIGS
+
+SCENES = CONFIGS["dpt-tiny-scenes"]
+ALL = Recipe(  # everything that has a state or draws at random
+    model="dpt-tiny-scenes",
+    name="all",
+    crop=(32, 32),
+    steps=7,
+    batch_size=4,
+    accumulate=2,
+    warmup=2,
+    layer_decay=0.9,
+    drop_path=0.5,
+    checkpointing=True,
+    ema=0.9,
+    coarse=0.5,
+    coarse_size=(16, 32),
+    log_every=3,
+    validate_every=4,
+    checkpoint_every=1,
+    keep_every=3,
+    augmentation=Augmentation(smallest=0.5),
+)
+WAYS = {
+    "adamw": ALL,
+    "sgd, no average": replace(ALL, optimizer="sgd", ema=None, accumulate=1, checkpointing=False),
+    "float16": replace(ALL, amp="float16", steps=3, validate_every=3, learning_rate=1e-5),
+    "bfloat16": replace(ALL, amp="bfloat16", steps=3, validate_every=3),
+}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return discs.write(tmp_path_factory.mktemp("data"), {"train": 6, "val": 2}, 48)
+
+
+def training(root: Path, directory: Path, recipe: Recipe) -> Training:
+    train, validation = (FolderDataset(root / split, SCENES.head) for split in ("train", "val"))
+    return Training(recipe, train, validation, directory, workers=0)
+
+
+def same(one, other) -> bool:
+    """Whether two checkpoints hold the same, bit for bit, but for the clock's."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "seconds")
+    return one == other
+
+
+def without_clock(path: Path) -> list[dict[str, float]]:
+    rows = map(json.loads, (path / "log.jsonl").read_text().splitlines())
+    return [{key: value for key, value in row.items() if key not in ("seconds", "pictures_per_second", "memory")} for row in rows]
+
+
+def same_runs(one: Path, other: Path) -> bool:
+    states = [torch.load(path / "checkpoint.pt", weights_only=True) for path in (one, other)]
+    weights = [dpt.load(path / name).state_dict() for path in (one, other) for name in ("model.safetensors", "best.safetensors")]
+    return same(*states) and same(*weights[::2]) and same(*weights[1::2]) and without_clock(one) == without_clock(other)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_at_random_steps(data, tmp_path, monkeypatch, way):
+    """Blind spot: a model, optimiser, rate, sample, random number, scaler, average or sum of losses that a checkpoint has not. Killed in
+    the middle of writing one, and between two."""
+    recipe, chance = WAYS[way], random.Random(way)
+    training(data, tmp_path / "whole", recipe).run()
+    for deadly in sorted(chance.sample(range(1, recipe.steps + 1), 2)):
+        run = training(data, tmp_path / "killed", replace(recipe))
+        step, save = run._take_step, run.save
+
+        def take(batches, step=step, run=run, deadly=deadly):
+            if run.step == deadly and chance.random() < 0.5:
+                raise Killed
+            return step(batches)
+
+        def write(save=save, run=run, deadly=deadly):
+            if run.step == deadly:
+                monkeypatch.setattr(torch, "save", lambda state, file: (file.write(b"half"), (_ for _ in ()).throw(Killed)))
+            save()
+
+        run._take_step, run.save = take, write
+        with pytest.raises(Killed):
+            run.run()
+        monkeypatch.undo()
+        assert not list((tmp_path / "killed").glob("*.part"))
+    last = training(data, tmp_path / "killed", recipe)
+    assert last.step >= deadly - 1
+    last.run()
+    assert same_runs(tmp_path / "whole", tmp_path / "killed")
+    kept = {path.name for path in (tmp_path / "killed").glob("checkpoint*.pt")}
+    assert kept == {"checkpoint.pt", *(f"checkpoint-{step:07d}.pt" for step in range(3, recipe.steps + 1, 3))}
+
+
+def words(data: Path, out: Path, *more: str) -> list[str]:
+    changes = ("steps=8", "batch_size=4", "accumulate=2", "crop=32,32", "ema=0.9", "drop_path=0.3", "checkpoint_every=1", "log_every=3")
+    fixed = ["-m", "dpt", "train", "scenes", "--data", str(data), "-o", str(out), "--no-fast", "--workers", "0", "--set", *changes]
+    return [*fixed, "validate_every=4", "warmup=2", *more]
+
+
+@pytest.fixture(scope="module")
+def of_two(data, tmp_path_factory):
+    """A run of two processes that was never killed."""
+    out = tmp_path_factory.mktemp("two")
+    torchrun.finished(2, *words(data, out))
+    return out
+
+
+def test_two_processes_killed_at_random_steps(data, tmp_path, of_two):
+    """Blind spot: what only the first process saves and each has of its own; a process that is left waiting for the others."""
+    chance, out = random.Random(5), tmp_path / "run"
+    for deadly in sorted(chance.sample(range(1, 7), 2)):
+        process = torchrun.started(2, *words(data, out))
+        while process.poll() is None and reached(out) < deadly:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert deadly <= reached(out) < 8
+    torchrun.finished(2, *words(data, out))
+    assert same_runs(of_two, out)
+
+
+def reached(out: Path) -> int:
+    """The step of the last checkpoint."""
+    path = out / "checkpoint.pt"
+    return torch.load(path, weights_only=True)["step"] if path.exists() else 0
+
+
+def test_shards_give_what_copies_give(data, tmp_path, of_two):
+    """Blind spot: FSDP2's shards that are saved as shards, averaged wrongly, or started from other numbers: a run of it whose checkpoint
+    the other way goes on with. Its sums of gradients are rounded in another order."""
+    torchrun.finished(2, *words(data, tmp_path, "--parallel", "fsdp"))
+    one, other = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (of_two, tmp_path))
+    assert one["model"].keys() == other["model"].keys() and one["optimizer"].keys() == other["optimizer"].keys()
+    for part in ("model", "average"):
+        for key, value in one[part].items():
+            torch.testing.assert_close(other[part][key], value, rtol=1e-3, atol=1e-4, msg=key)
+    rows = [[row["loss"] for row in without_clock(path) if "rate" in row] for path in (of_two, tmp_path)]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+    assert training(data, tmp_path, recipe_of(tmp_path)).step == 8
+
+
+def recipe_of(out: Path) -> Recipe:
+    changes = words(out, out)
+    return Recipe.of("scenes").with_changes(changes[changes.index("--set") + 1 :])
