@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..data.datasets import Augmentation
+from ..data.augmentation import Augmentation
 from ..zoo import config_of
 
 

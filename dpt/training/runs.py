@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import checkpoints
-from ..data.datasets import Crops, FolderDataset, Key
+from ..data.crops import Crops, Key
+from ..data.datasets import FolderDataset
 from ..data.targets import IGNORE
 from ..evaluation.metrics import depth_limit
 from ..evaluation.scoring import evaluate

@@ -23,7 +23,7 @@ DPT = {
     "fast": "nets kernels",
     "factory": "config classes zoo nets checkpoints model fast",
     "exchange": "config zoo system checkpoints model factory",
-    "data": "config system inference",
+    "data": "config classes system inference",
     "evaluation": "config system inference data evaluation.alignment",
     "training": "config zoo system checkpoints evaluation.alignment model fast factory data evaluation",
     "scenes": "classes system",
