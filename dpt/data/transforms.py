@@ -7,6 +7,7 @@ decisions are drawn apart from what they do: `get_params` and `get_params_depend
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ cv2.setNumThreads(0)  # a loader's processes each have a core, and OpenCV's thre
 Window = tuple[slice, slice]  # rows, columns
 
 TRIES = 10  # windows of which one is to have no class above the largest share
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18  # of mmsegmentation's photometric distortion
 
 
 def pipeline(how: Augmentation, size: tuple[int, int], config: InputConfig, no_target: int) -> A.Compose:
@@ -156,49 +156,48 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]
         return np.ascontiguousarray(img[window])
 
 
-class PhotometricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]
-    """mmsegmentation's: brightness, contrast, saturation and hue, each of even odds, contrast before or after the other two.
+def _linear(values: np.ndarray, factor: float, added: float = 0.0) -> np.ndarray:
+    linear: np.ndarray = np.clip(values.astype(np.float32) * factor + added, 0, 255)
+    return linear.astype(np.uint8)
 
-    As there, each step ends in 8 bits, rounded down, and hues are OpenCV's, 180 of them.
-    """
+
+def _in_hsv(img: np.ndarray, channel: int, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Hue (OpenCV's, of 180 parts), saturation or value changed."""
+    hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
+    hsv[..., channel] = change(hsv[..., channel])
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+
+
+class PhotometricDistortion(A.ImageOnlyTransform):  # type: ignore[misc]
+    """mmsegmentation's: brightness, then contrast before or after saturation and hue, each of even odds; in 8 bits, rounded down."""
+
+    RANGES = {"brightness": (-32.0, 32.0), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-18, 18)}
+    CHANGES: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
+        "brightness": lambda img, value: _linear(img, 1.0, value),
+        "contrast": lambda img, value: _linear(img, value),
+        "saturation": lambda img, value: _in_hsv(img, 1, lambda channel: _linear(channel, value)),
+        "hue": lambda img, value: _in_hsv(img, 0, lambda channel: (channel.astype(int) + value) % 180),
+    }
 
     def __init__(self) -> None:
         super().__init__(p=1)
 
     def get_params(self) -> dict[str, Any]:
-        rng = self.random_generator
+        steps = self._drawn("brightness")
+        order = ("contrast", "saturation", "hue") if self.random_generator.integers(2) else ("saturation", "hue", "contrast")
+        return {"steps": steps + [step for name in order for step in self._drawn(name)]}
 
-        def even(low: float, high: float, identity: float) -> float:
-            return float(rng.uniform(low, high)) if rng.integers(2) else identity
+    def _drawn(self, name: str) -> list[tuple[str, float]]:
+        if not self.random_generator.integers(2):
+            return []
+        low, high = self.RANGES[name]
+        whole = isinstance(low, int)
+        return [(name, int(self.random_generator.integers(low, high)) if whole else float(self.random_generator.uniform(low, high)))]
 
-        return {
-            "brightness": even(-BRIGHTNESS, BRIGHTNESS, 0.0),
-            "contrast": even(*CONTRAST, 1.0),
-            "contrast_first": bool(rng.integers(2)),
-            "saturation": even(*SATURATION, 1.0),
-            "hue": int(rng.integers(-HUE, HUE)) if rng.integers(2) else 0,
-        }
-
-    def apply(
-        self, img: np.ndarray, brightness: float, contrast: float, contrast_first: bool, saturation: float, hue: int, **params: Any
-    ) -> np.ndarray:
-        img = _linear(img, 1.0, brightness)
-        if contrast_first:
-            img = _linear(img, contrast, 0.0)
-        if saturation != 1.0:
-            hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
-            hsv[..., 1] = _linear(hsv[..., 1], saturation, 0.0)
-            img = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-        if hue != 0:
-            hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
-            hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
-            img = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-        return np.asarray(img if contrast_first else _linear(img, contrast, 0.0))
-
-
-def _linear(values: np.ndarray, factor: float, added: float) -> np.ndarray:
-    linear: np.ndarray = np.clip(values.astype(np.float32) * factor + added, 0, 255)
-    return linear.astype(np.uint8)
+    def apply(self, img: np.ndarray, steps: list[tuple[str, float]], **params: Any) -> np.ndarray:
+        for name, value in steps:
+            img = self.CHANGES[name](img, value)
+        return img
 
 
 class Jitter(A.ImageOnlyTransform):  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from dpt.data import transforms
 from dpt.data.augmentation import Augmentation
 from dpt.data.crops import Crops
 from dpt.data.pairs import PairDataset
-from dpt.data.targets import IGNORE
+from dpt.data.targets import IGNORE, class_labels
 from dpt.zoo import CONFIGS
 
 DEPTH, SCENES, ADE = (CONFIGS[name] for name in ("dpt-tiny-depth", "dpt-tiny-scenes", "dpt-base-ade20k"))
@@ -250,63 +251,62 @@ def test_a_picture_smaller_than_the_window_is_filled(no_target):
     np.testing.assert_allclose(picture[:3], np.broadcast_to((1 - np.array(PLAIN.mean)) / np.array(PLAIN.std), (3, 4, 3)), rtol=1e-6)
 
 
-def slow_distortion(pixel, brightness, contrast, contrast_first, saturation, hue):
+def slow_distortion(pixel: list[int], steps) -> list[int]:
     """The formula, a pixel at a time: 8 bits after each step, the colour circle in 180 parts, of which one moves a channel by up to 8."""
 
-    def linear(values, factor, added):
+    def linear(values, factor, added=0):
         return [int(min(255, max(0, value * factor + added))) for value in values]
 
-    def in_hsv(pixel, change):
-        h, s, v = colorsys.rgb_to_hsv(*(value / 255 for value in pixel))
-        h, s = change(round(180 * h), round(255 * s))
-        return [round(255 * value) for value in colorsys.hsv_to_rgb(h % 180 / 180, s / 255, v)]
-
-    pixel = linear(pixel, 1, brightness)
-    if contrast_first:
-        pixel = linear(pixel, contrast, 0)
-    if saturation != 1:
-        pixel = in_hsv(pixel, lambda h, s: (h, linear([s], saturation, 0)[0]))
-    if hue:
-        pixel = in_hsv(pixel, lambda h, s: (h + hue, s))
-    return pixel if contrast_first else linear(pixel, contrast, 0)
+    for name, value in steps:
+        if name in ("brightness", "contrast"):
+            pixel = linear(pixel, *((1, value) if name == "brightness" else (value, 0)))
+            continue
+        h, s, v = colorsys.rgb_to_hsv(*(level / 255 for level in pixel))
+        h, s = round(180 * h), round(255 * s)
+        h, s = ((h + value) % 180, s) if name == "hue" else (h, linear([s], value)[0])
+        pixel = [round(255 * level) for level in colorsys.hsv_to_rgb(h / 180, s / 255, v)]
+    return pixel
 
 
 @pytest.mark.parametrize(
-    "what",
+    "steps",
     [
-        {},
-        {"brightness": 20.75},
-        {"brightness": -31.5},
-        {"contrast": 1.375, "contrast_first": True},
-        {"contrast": 0.625},
-        {"saturation": 1.5},
-        {"saturation": 0.5},
-        {"hue": 17},
-        {"hue": -18},
-        {"brightness": 25.0, "contrast": 1.25, "contrast_first": True, "saturation": 0.7, "hue": 9},
-        {"brightness": 25.0, "contrast": 1.25, "contrast_first": False, "saturation": 0.7, "hue": 9},
+        [],
+        [("brightness", 20.75)],
+        [("brightness", -31.5)],
+        [("contrast", 1.375)],
+        [("contrast", 0.625)],
+        [("saturation", 1.5)],
+        [("saturation", 0.5)],
+        [("hue", 17)],
+        [("hue", -18)],
+        [("brightness", 25.0), ("contrast", 1.25), ("saturation", 0.75), ("hue", 9)],
+        [("brightness", 25.0), ("saturation", 0.75), ("hue", 9), ("contrast", 1.25)],
     ],
+    ids=str,
 )
-def test_distortion_by_the_formula(what):
-    """Blind spot: BGR taken for RGB, hues of 256, contrast in the other place, a step that is left out."""
-    decisions = {"brightness": 0.0, "contrast": 1.0, "contrast_first": False, "saturation": 1.0, "hue": 0, **what}
+def test_distortion_by_the_formula(steps):
+    """Blind spot: BGR taken for RGB, hues of 256, levels rounded to the nearest, a step that is left out."""
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    found = transforms.PhotometricDistortion().apply(image, **decisions)
-    wanted = np.array([slow_distortion(pixel.tolist(), **decisions) for pixel in image.reshape(-1, 3)]).reshape(image.shape)
-    assert found.dtype == np.uint8 and np.abs(found - wanted).max() <= (3 if decisions["hue"] or decisions["saturation"] != 1 else 0)
-    assert bool(what) is (not np.array_equal(found, image))
+    found = transforms.PhotometricDistortion().apply(image, steps)
+    wanted = np.array([slow_distortion(pixel.tolist(), steps) for pixel in image.reshape(-1, 3)]).reshape(image.shape)
+    in_tables = any(name in ("hue", "saturation") for name, _ in steps)  # OpenCV's, of HSV
+    assert found.dtype == np.uint8 and np.abs(found - wanted).max() <= (3 if in_tables else 0)
+    assert bool(steps) is (not np.array_equal(found, image))
 
 
 def test_what_distortion_draws():
-    """Blind spot: odds or bounds that are others than mmsegmentation's; a decision that is never, or always, made."""
+    """Blind spot: odds or bounds that are others than mmsegmentation's; a decision that is never, or always, made; one order for all."""
     transform = transforms.PhotometricDistortion()
     transform.random_generator = np.random.default_rng(0)
-    drawn = [transform.get_params() for _ in range(2000)]
-    for name, none, low, high in (("brightness", 0, -32, 32), ("contrast", 1, 0.5, 1.5), ("saturation", 1, 0.5, 1.5), ("hue", 0, -18, 17)):
-        values = np.array([each[name] for each in drawn if each[name] != none])
+    drawn = [transform.get_params()["steps"] for _ in range(2000)]
+    for name, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5), ("hue", -18, 17)):
+        values = np.array([dict(steps)[name] for steps in drawn if name in dict(steps)])
         assert 900 < len(values) < 1100, name
         assert low <= values.min() < low + 0.02 * (high - low) and high >= values.max() > high - 0.02 * (high - low), name
-    assert 900 < sum(each["contrast_first"] for each in drawn) < 1100
+    orders = ("brightness", "contrast", "saturation", "hue"), ("brightness", "saturation", "hue", "contrast")
+    whole = [tuple(name for name, _ in steps) for steps in drawn if len(steps) == 4]
+    assert 90 < len(whole) < 160 and all(35 < whole.count(order) for order in orders) and set(whole) == set(orders)
 
 
 def test_exposure_is_drawn_for_every_other_sample():
@@ -417,3 +417,58 @@ def test_classes_of_depth():
     data = Held(DEPTH.head, np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.float32))
     with pytest.raises(ValueError, match=r"cat_max_ratio=0.75: it is of classes, and held is read for depth"):
         Crops(data, DEPTH.input, replace(WINDOW, cat_max_ratio=0.75))
+
+
+class Replay(random.Random):
+    """A generator, NumPy's and Python's at once, that gives what another program drew, each within the bounds that are asked for."""
+
+    def __init__(self, drawn: np.ndarray):
+        super().__init__(0)
+        self.drawn = drawn.tolist()
+
+    def random(self) -> float:
+        return self.drawn.pop(0)
+
+    def uniform(self, low: float, high: float) -> float:
+        value = self.random()
+        assert low <= value <= high
+        return value
+
+    def integers(self, low: int, high: int | None = None) -> int:
+        low, high = (0, low) if high is None else (low, high)
+        value = self.random()
+        assert value == int(value) and low <= value < high
+        return int(value)
+
+
+RECORDED = np.load(Path(__file__).parent / "oracles" / "mmsegmentation.npz")
+
+
+@pytest.mark.parametrize("name", sorted({key.partition(".")[0] for key in RECORDED.files}))
+def test_mmsegmentations_samples_level_by_level(name):
+    """Blind spot: any step that is not mmsegmentation's: what is drawn and in which order, the resize's rounding, windows, the mirror,
+    colours, reduce_zero_label, what is filled in. The same random numbers, the published pipeline at a tenth of its size."""
+    shape, state = tuple(RECORDED[f"{name}.shape"].tolist()), np.random.RandomState(int(RECORDED[f"{name}.seed"]))
+    picture, blocks = state.randint(0, 256, (*shape, 3)), state.randint(0, 5, [-(-side // 36) for side in shape])
+    stored = blocks.repeat(36, 0).repeat(36, 1)[: shape[0], : shape[1]]
+    labels = class_labels(stored, 4, True, name)
+    how = Augmentation(crop="window", scale=(205, 51), ratio=(0.5, 2.0), cat_max_ratio=0.75, flip=0.5, distortion=True, colour=0)
+    steps, drawn = transforms.pipeline(how, (51, 51), ADE.input, IGNORE), Replay(RECORDED[f"{name}.drawn"])
+    steps.set_random_state(drawn, drawn)
+    result = steps(force_apply=True, image=picture.astype(np.uint8), mask=labels.astype(np.uint8))
+    assert not drawn.drawn
+    assert np.array_equal(result["mask"], RECORDED[f"{name}.labels"])
+    levels = RECORDED[f"{name}.levels"]
+    height, width = levels.shape[:2]
+    mean, std = np.array(ADE.input.mean), np.array(ADE.input.std)
+    found = 255 * (result["image"][:height, :width] * std + mean)
+    assert np.array_equal(found.round(), levels) and np.abs(found - levels).max() < 1e-3
+    np.testing.assert_allclose(result["image"].transpose(2, 0, 1)[:, ::4, ::4], RECORDED[f"{name}.picture"], atol=2e-6)
+
+
+def test_what_was_recorded_shows_every_decision():
+    """Blind spot: recorded samples in which nothing was drawn: no second window, no mirror, nothing to fill in."""
+    drawn = [RECORDED[key].tolist() for key in RECORDED.files if key.endswith(".drawn")]
+    sizes = [RECORDED[key].shape[:2] for key in RECORDED.files if key.endswith(".levels")]
+    assert max(map(len, drawn)) > 15 and any(size != (51, 51) for size in sizes)
+    assert {min(rows[0] < 1, 1) for rows in drawn} == {True, False}  # smaller and larger
