@@ -114,6 +114,17 @@ def _steps(height: int, width: int, config: InputConfig, ratio: float) -> list[t
     return [(_whole(height * scale), _whole(width * scale)), last]
 
 
+def resized(x: Tensor, size: tuple[int, int], config: InputConfig) -> Tensor:
+    """Float pictures (B, C, H, W) at `size`, as `config` says that they are resized on the way in."""
+    if config.mode == "area_cubic":
+        return taps.area_or_cubic(x, size)
+    if config.mode == "area":
+        return taps.averaged(x, size)
+    if config.antialias or config.align_corners:
+        return F.interpolate(x, size=size, mode=config.mode, align_corners=config.align_corners, antialias=config.antialias)
+    return taps.resized(x, size, config.mode)
+
+
 def resize_and_normalise(
     image: np.ndarray, config: InputConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, ratio: float = 1.0
 ) -> Tensor:
@@ -124,14 +135,7 @@ def resize_and_normalise(
     if y_border or x_border:
         x = F.pad(x, (x_border, x_border, y_border, y_border), mode="reflect")
     for size in _steps(height, width, config, ratio):
-        if config.mode == "area_cubic":
-            x = taps.area_or_cubic(x, size)
-        elif config.mode == "area":
-            x = taps.averaged(x, size)
-        elif config.antialias or config.align_corners:
-            x = F.interpolate(x, size=size, mode=config.mode, align_corners=config.align_corners, antialias=config.antialias)
-        else:
-            x = taps.resized(x, size, config.mode)
+        x = resized(x, size, config)
         x = x.round().clamp(0, 255) if config.grey_levels else x
     mean, std = (x.new_tensor(values).mul_(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return ((x - mean) / std).to(dtype)

@@ -183,9 +183,7 @@ class Training:
         self.model.train()
         with leaving_signals_to_us():
             batches = iter(self._batches())
-        bar = tqdm(
-            total=recipe.steps, initial=self.step, desc=recipe.name, unit="step", mininterval=5, disable=not self.place.first
-        )
+        bar = tqdm(total=recipe.steps, initial=self.step, desc=recipe.name, unit="step", mininterval=5, disable=not self.place.first)
         with bar, closing(logs.Log(self.directory, self.step) if self.place.first else _NoLog()) as log:
             while self.step < recipe.steps:
                 value, norm = self._take_step(batches)

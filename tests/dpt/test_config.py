@@ -24,7 +24,7 @@ from dpt.config import (
     InputConfig,
     config_from,
 )
-from dpt.data.datasets import Augmentation
+from dpt.data.augmentation import Augmentation
 from dpt.nets.bins import SPACING
 from dpt.nets.decoder import READOUT
 from dpt.nets.encoders import ENCODERS

@@ -14,7 +14,13 @@ def started(processes: int, *words: str, **options) -> subprocess.Popen:
     """In a session of its own, so that a signal can reach all of its processes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
     return subprocess.Popen(
-        command(processes, *words), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+        command(processes, *words),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
     )
 
 

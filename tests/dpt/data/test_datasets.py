@@ -13,11 +13,12 @@ import numpy as np
 import pictures
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from dpt.config import numbered_classes
-from dpt.data.datasets import Augmentation, Crops, FolderDataset, augment
+from dpt.data.augmentation import Augmentation
+from dpt.data.crops import Crops
+from dpt.data.datasets import FolderDataset
 from dpt.data.targets import IGNORE, TargetError, class_labels, read_depth, read_labels
 from dpt.inference.images import load_image
 from dpt.inference.resizing import preprocess
@@ -72,86 +73,6 @@ def test_a_training_sees_every_picture_as_a_prediction_does(tmp_path):
         seen, _ = Crops(data, smaller, STILL)[0, index, content]
         assert np.array_equal(data[index][0], load_image(path))
         torch.testing.assert_close(seen, wanted[0], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 256)])
-@pytest.mark.parametrize("shape", [(100, 200), (200, 100), (30, 400)])
-def test_a_crop_keeps_the_aspect(shape, size):
-    """Blind spot: a 2:1 picture squashed into a square. A pixel of the result is as many columns wide as it is rows high."""
-    image, (rows, columns) = torch.zeros(3, *shape), torch.from_numpy(np.indices(shape))
-    how = Augmentation(smallest=0.3, aspect=1, flip=0, colour=0)
-    shares = []
-    for seed in range(8):
-        down, across = (augment(image, target, size, how, np.random.default_rng(seed), SCENES.input)[1] for target in (rows, columns))
-        height, width = (down[-1, 0] - down[0, 0]).item() + 1, (across[0, -1] - across[0, 0]).item() + 1
-        assert height / size[0] == pytest.approx(width / size[1], rel=2 / min(height, width) + 0.02)
-        shares.append(height * width / image[0].numel())
-    largest = min(shape[0] / size[0], shape[1] / size[1]) ** 2 * size[0] * size[1] / image[0].numel()
-    assert 0.9 * min(0.3, largest) < min(shares) and max(shares) <= 1.1 * largest
-
-
-class Draws:
-    """A random generator that gives what it is told: shares of each interval, in turn."""
-
-    def __init__(self, *shares: float):
-        self.shares = list(shares)
-
-    def random(self) -> float:
-        return self.shares.pop(0)
-
-    def uniform(self, low: float, high: float, size: int | None = None):
-        return low + np.array([self.random() for _ in range(size or 1)])[slice(None) if size else 0] * (high - low)
-
-    def integers(self, end: int) -> int:
-        return int(self.random() * end)
-
-
-@pytest.mark.parametrize(
-    ("shares", "window"),  # of the area, of the aspect, and of the room below and to the right; top, bottom, left, right
-    [
-        ((0, 0.5, 0, 0), (0, 10, 0, 20)),  # a quarter of 20x40, as it is
-        ((0, 0.5, 0.999, 0.999), (10, 20, 20, 40)),
-        ((0, 0.5, 0.5, 0.25), (5, 15, 5, 25)),
-        ((0, 1, 0, 0), (0, 5, 0, 40)),  # four times as wide
-        ((0, 0, 0, 0), (0, 20, 0, 10)),
-        ((1, 0.5, 0, 0), (0, 20, 0, 40)),
-        ((1, 1, 0.5, 0), (8, 13, 0, 40)),  # 10x80 does not fit: the largest of this aspect that does
-    ],
-)
-@pytest.mark.parametrize("flipped", [False, True])
-def test_crops_by_hand(shares, window, flipped):
-    """Blind spot: crops of other areas or aspects than are stated, or that never reach an edge; a flip of other odds, or of rows; a
-    target between two pixels. Each pixel's value is its place."""
-    place = torch.arange(800).view(20, 40)
-    image, inside = place.expand(3, -1, -1) / 1000, (slice(*window[:2]), slice(*window[2:]))
-    how = Augmentation(smallest=0.25, aspect=4.0, flip=0.3, colour=0)
-    rng = Draws(*shares, 0.29 if flipped else 0.31, 0.5, 0.5, 0.5)
-    seen, target = augment(image, place, (20, 40), how, rng, SCENES.input)
-    height, width = place[inside].shape
-    nearest = place[inside][np.arange(20) * height // 20][:, np.arange(40) * width // 40]
-    assert torch.equal(target, nearest.flip(1) if flipped else nearest) and target.is_contiguous() and not rng.shares
-    resized = F.interpolate(image[(slice(None), *inside)][None], (20, 40), mode=SCENES.input.mode, antialias=SCENES.input.antialias)[0]
-    torch.testing.assert_close(seen, resized.flip(2) if flipped else resized)
-
-
-@pytest.mark.parametrize(
-    ("shares", "wanted"),  # of brightness, contrast and saturation: 0.5 is none of it, 1 is 0.4 more, 0 is 0.4 less
-    [
-        ((0.5, 0.5, 0.5), [[0.2, 0.4, 0.6], [0.8, 0.8, 0.8]]),
-        ((1, 0.5, 0.5), [[0.28, 0.56, 0.84], [1, 1, 1]]),
-        ((0, 0.5, 0.5), [[0.12, 0.24, 0.36], [0.48, 0.48, 0.48]]),
-        ((0.5, 1, 0.5), [[0.04, 0.32, 0.6], [0.88, 0.88, 0.88]]),  # away from 0.6, the mean of all
-        ((0.5, 0.5, 1), [[0.12, 0.4, 0.68], [0.8, 0.8, 0.8]]),  # away from each pixel's own
-        ((0.5, 0, 0), [[0.408, 0.48, 0.552], [0.72, 0.72, 0.72]]),
-    ],
-)
-def test_colours_by_hand(shares, wanted):
-    """Blind spot: contrast around each pixel's mean, saturation around the picture's; colours beyond white."""
-    image = torch.tensor([[0.2, 0.4, 0.6], [0.8, 0.8, 0.8]]).T[:, None]  # two pixels beside each other
-    rng = Draws(1, 0.5, 0, 0, 1, *shares)
-    how = replace(STILL, colour=0.4)
-    seen, _ = augment(image, torch.zeros(1, 2), (1, 2), how, rng, SCENES.input)
-    torch.testing.assert_close(seen[:, 0].T, torch.tensor(wanted))
 
 
 @pytest.mark.parametrize(

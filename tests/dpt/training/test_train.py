@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import discs
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -59,6 +60,27 @@ def training(root, directory, **changes) -> Training:
     chosen = recipe(**changes)
     task = CONFIGS[chosen.model].head.task
     return Training(chosen, dataset(root, "train", task), dataset(root, "val", task), directory, workers=0)
+
+
+def test_samples_are_normalised_and_in_metres(data):
+    """Blind spot: millimetres taken for metres, BGR, a wrong mean."""
+    still = Augmentation(smallest=1, aspect=1, flip=0, colour=0)
+    image, labels = crops(data, augmentation=still)[0, 0, (96, 96)]
+    assert image.shape == (3, 96, 96) and labels.shape == (96, 96) and labels.dtype == torch.int64
+    assert set(labels.unique().tolist()) == {1, 7}
+    pixel = np.array(Image.open(data / "train" / "images" / "0.png"))[0, 0]
+    assert image[:, 0, 0].tolist() == pytest.approx(((pixel / 255 - 0.5) / 0.5).tolist(), abs=1e-5)
+    _, depth = crops(data, "depth", still)[0, 0, (96, 96)]
+    assert depth[0, 0].item() == pytest.approx(4.0) and depth.min().item() == pytest.approx(1.0)
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(data):
+    """Blind spot: a global random state, which a resumed run does not share."""
+    one, two = crops(data), crops(data)
+    two[3, 1, (64, 64)]
+    key, later = (5, 2, (64, 64)), (6, 2, (64, 64))
+    assert torch.equal(one[key][0], two[key][0])
+    assert not torch.equal(one[key][0], one[later][0])
 
 
 def test_normalised_inverse_by_hand():
@@ -120,8 +142,6 @@ def resumed(data, tmp_path_factory):
     states.resume(run)
     assert run.step == 1
     return run, state
-
-
 
 
 def without(state, removed):
@@ -453,6 +473,7 @@ def test_the_recorded_trainings_are_of_these_recipes():
     for name in ("scenes", "depth", "depth-sky"):
         recorded = json.loads((ROOT / "docs" / f"training-{name}.json").read_text())["recipe"]
         now = json.loads(json.dumps(asdict(RECIPES[recorded["model"]])))
+        now["augmentation"] = {key: now["augmentation"][key] for key in recorded["augmentation"]}
         assert recorded.keys() <= now.keys()
         differing[name] = {key for key, value in recorded.items() if value != now[key]}
     changed = {"steps", "coarse", "learning_rate", "seed", "start_from"}
