@@ -43,15 +43,24 @@ def _qkv(block: Block, x: Tensor) -> Tensor:
     return layernorm_linear(x, norm.weight, norm.bias, qkv.weight, qkv.bias, norm.eps)
 
 
+def _added(block: Block, y: Tensor, linear: nn.Linear, scale: nn.Module, x: Tensor) -> Tensor:
+    """x + scale(linear(y)); where the block drops branches, which the kernel cannot, as the plain block computes it."""
+    if block.drops:
+        return block.added(x, scale(linear(y)))
+    return linear_residual(y, linear.weight, linear.bias, x, _gamma(scale))
+
+
 def _after_attention(block: Block, mixed: Tensor, x: Tensor) -> Tensor:
     """A block behind its attention; `mixed` is what that gave, before its projection."""
-    attn, norm, mlp = block.attn, block.norm2, block.mlp
-    x = linear_residual(mixed, attn.proj.weight, attn.proj.bias, x, _gamma(block.ls1))
+    norm, mlp = block.norm2, block.mlp
+    x = _added(block, mixed, block.attn.proj, block.ls1, x)
     if isinstance(mlp, SwiGLU):
-        w12, w3 = mlp.w12, mlp.w3
+        w12 = mlp.w12
         gate, value = layernorm_linear(x, norm.weight, norm.bias, w12.weight, w12.bias, norm.eps).chunk(2, dim=-1)
-        return linear_residual(F.silu(gate) * value, w3.weight, w3.bias, x, _gamma(block.ls2))
+        return _added(block, F.silu(gate) * value, mlp.w3, block.ls2, x)
     fc1, fc2 = mlp.fc1, mlp.fc2
+    if block.drops:
+        return _added(block, layernorm_linear(x, norm.weight, norm.bias, fc1.weight, fc1.bias, norm.eps, "gelu"), fc2, block.ls2, x)
     return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(block.ls2))
 
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..config import DecoderConfig, DPTConfig, EncoderConfig, TaskConfig
 from .decoder import Fusion, Reassemble, ReassembleMap
 from .encoders import ENCODERS
+from .encoders.residual import ResidualBlock
 from .heads import DepthHead, SegmentationHead, head_of
 from .metric_bins import MetricBinsHead
 from .prompt import normalised
@@ -91,6 +92,25 @@ class DPTNetwork(nn.Module):
     def cast(self, dtype: torch.dtype | None) -> None:
         """Bring the parameters into a dtype, in place; None leaves them. With `config.decoder.float32` those behind the encoder stay."""
         (self.encoder if self.config.decoder.float32 else self).to(dtype=dtype)
+
+    def _blocks(self) -> list[ResidualBlock]:
+        """The encoder's, the first one first."""
+        return [module for module in self.encoder.modules() if isinstance(module, ResidualBlock)]
+
+    def set_drop_path(self, rate: float) -> None:
+        """In training leave out the branches of the encoder's blocks by chance, for each picture anew: of the first block none, of the last
+        with a probability of `rate`, between them in proportion. ValueError unless it is from 0, which drops none, to below 1."""
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop path of {rate}: it must be from 0 to below 1")
+        blocks = self._blocks()
+        for index, block in enumerate(blocks):
+            block.drop_path = rate * index / max(1, len(blocks) - 1)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """In training keep nothing of the inside of the encoder's blocks for the backward and compute it again there: less memory, a second
+        forward of the encoder, the same gradients."""
+        for block in self._blocks():
+            block.checkpointing = on
 
     def forward(self, x: Tensor, prompt: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Picture (B, 3, H, W), normalised as `config.input` says -> depth (B, H, W), logits (B, K, H, W) or normals (B, 3, H, W), not of

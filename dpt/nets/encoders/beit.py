@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...config import EncoderConfig
 from ..functional import single
 from .kept import KeptBySize
+from .residual import run
 from .vit import STEMS, Attention, Block, grid_of, sdpa
 
 FROM_CLASS, TO_CLASS, ITSELF = range(3)  # the last rows of a table: of the class token and patches, and of it and itself
@@ -78,8 +79,8 @@ class BEiTBlock(Block):
     ATTENTION = BEiTAttention
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        x = x + self.ls1(self.attn(self.norm1(x), grid))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        x = self.added(x, self.ls1(self.attn(self.norm1(x), grid)))
+        return self.added(x, self.ls2(self.mlp(self.norm2(x))))
 
 
 class BEiT(nn.Module):
@@ -104,7 +105,7 @@ class BEiT(nn.Module):
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         hooked = []
         for index, block in enumerate(self.blocks):
-            x = block(x, grid)
+            x = run(block, x, grid)
             if index in self.config.hooks:
                 hooked.append(x)
         return hooked

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...config import EncoderConfig
 from .kept import KeptBySize
+from .residual import ResidualBlock, run
 from .vit import MLP
 
 HIDDEN = 512  # channels of the MLP that makes the position bias
@@ -91,7 +92,7 @@ class WindowAttention(nn.Module):
         return self.proj(mixed.reshape(batch, windows, count, dim))
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(ResidualBlock):
     """Post-norm transformer block on maps (B, h, w, D): x + norm1(attn(x)), then x + norm2(mlp(x)).
 
     Args:
@@ -134,8 +135,8 @@ class SwinBlock(nn.Module):
         return self.joined(self.attn(self.windows(x), self.mask(x))).roll((self.shift, self.shift), (1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.norm1(self.attended(x))
-        return x + self.norm2(self.mlp(x))
+        x = self.added(x, self.norm1(self.attended(x)))
+        return self.added(x, self.norm2(self.mlp(x)))
 
 
 class PatchMerging(nn.Module):
@@ -163,7 +164,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A map (B, h, w, D) -> the map behind the blocks, and the one that the next stage begins with."""
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x)
         return x, self.downsample(x)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...config import EncoderConfig
 from ..functional import ACTIVATION, statically_equal
 from .kept import KeptBySize
+from .residual import ResidualBlock, run
 from .resnetv2 import ResNetV2
 from .rotary import rotated
 
@@ -109,7 +110,7 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-class Block(nn.Module):
+class Block(ResidualBlock):
     """Pre-norm transformer block: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x)))."""
 
     ATTENTION: type[Attention] = Attention
@@ -126,8 +127,8 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x), rotation))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        x = self.added(x, self.ls1(self.attn(self.norm1(x), rotation)))
+        return self.added(x, self.ls2(self.mlp(self.norm2(x))))
 
 
 class ConvolutionalStem(nn.Sequential):
@@ -206,7 +207,7 @@ class HookedTransformer(nn.Module):
         """Tokens (B, 1 + registers + h*w, D) -> those (B, 1 + h*w, D) after each of the hooked blocks, normed where they are."""
         found, count = [], self.config.registers
         for index, block in enumerate(self.blocks):
-            x = block(x, rotation)
+            x = run(block, x, rotation)
             if index in self.config.hooks:
                 tokens = torch.cat((x[:, :1], x[:, 1 + count :]), dim=1) if count else x
                 found.append(self.norm(tokens) if index in self.normed else tokens)
