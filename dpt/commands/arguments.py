@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..evaluation.protocols import PROTOCOLS
 from ..rules import nearest
 from ..system.endings import USAGE, printable
 from ..zoo import CONFIGS, LAYOUTS, config_of
@@ -85,7 +86,7 @@ def _name(text: str) -> str:
 
 
 def _weights(parser: Parser) -> None:
-    what = "checkpoint file or folder, or a model on transformers' hub such as Intel/dpt-large; without --model it says what model it is"
+    what = "checkpoint file or folder, or a model on transformers' hub such as Intel/dpt-large; without a name it says what model it is"
     parser.add_argument("--weights", metavar="FILE", help=f"{what} (default: the model's own, carried or downloaded)")
 
 
@@ -113,6 +114,19 @@ def _batch_size(parser: Parser) -> None:
 def _focal(parser: Parser) -> None:
     what = "focal length of all pictures, in their own pixels, for models that need it (default: what each picture's EXIF data say)"
     parser.add_argument("--focal", type=_POSITIVE, metavar="PIXELS", help=what)
+
+
+def _views(parser: Parser) -> None:
+    """Test-time augmentation and windows."""
+    parser.add_argument("--tta", action="store_true", help="average over six scales and flips: slower, more accurate")
+    what = "average over these scales (default: 1; with --tta the six)"
+    parser.add_argument("--scales", nargs="+", type=_POSITIVE, metavar="SCALE", help=what)
+    what = "average with the mirrored picture (default: only with --tta)"
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help=what)
+    parser.add_argument("--slide", action="store_true", help="overlapping windows; --window and --stride imply it")
+    what = "side of the windows (default: the shorter side of the model's input)"
+    parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
+    parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
 
 
 def _reading(parser: Parser) -> None:
@@ -154,15 +168,7 @@ def predict(parser: Parser) -> None:
     _device(parser)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: %(default)s)")
     _fast(parser)
-    parser.add_argument("--tta", action="store_true", help="average over six scales and flips: slower, more accurate")
-    what = "average over these scales (default: 1; with --tta the six)"
-    parser.add_argument("--scales", nargs="+", type=_POSITIVE, metavar="SCALE", help=what)
-    what = "average with the mirrored picture (default: only with --tta)"
-    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help=what)
-    parser.add_argument("--slide", action="store_true", help="overlapping windows; --window and --stride imply it")
-    what = "side of the windows (default: the shorter side of the model's input)"
-    parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
-    parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
+    _views(parser)
     _focal(parser)
     what = (
         "a sensor's depth of the one picture, for models that need it: .npy, in metres, or a PNG of 16 bits, in millimetres (default: none)"
@@ -265,18 +271,32 @@ def train(parser: Parser) -> None:
 
 
 def evaluate(parser: Parser) -> None:
-    """The metrics of a model on a folder of pictures with depth or labels, beside those of trivial predictors.
+    """The metrics of a model on a data set, beside what its authors published, or those of trivial predictors.
 
-    The model sees what `dpt predict` shows it, and its maps are scored at the size of the ground truth.
+    The model sees what `dpt predict` shows it, and its maps are scored at the size of the ground truth. A protocol says what
+    pictures, which part of them, and how relative depth is brought to the truth's scale: figures of two protocols are not
+    comparable. Under torchrun the processes share the pictures, and the figures are those of one.
     """
-    parser.rules = [(lambda args: args.model is None and args.weights is None, "it needs --model NAME or --weights FILE")]
-    parser.add_argument("--model", type=_name, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
+    parser.epilog = "\n".join(["protocols:", *(f"  {name:24}{rows[0].said}" for name, rows in PROTOCOLS.items())])
+    parser.rules = [
+        (lambda args: args.model is None and args.weights is None, "it needs NAME, a model, or --weights FILE"),
+        (
+            lambda args: args.train_data is not None and args.protocol != "folder",
+            "--train-data is for --protocol folder, which has predictors",
+        ),
+    ]
+    parser.add_argument("model", nargs="?", type=_name, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
     _weights(parser)
     _licence(parser)
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder of images/ beside depth/ or labels/")
+    what = "the data set's folder; of protocols of folders, and of folder itself, images/ beside depth/ or labels/"
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help=what)
+    parser.add_argument("--protocol", default="folder", choices=PROTOCOLS, metavar="NAME", help="one of those below (default: %(default)s)")
+    what = "how DIR is laid out (default: as the protocol's data set; folder: images/ beside depth/ or labels/)"
+    parser.add_argument("--kind", choices=sorted({row.data for rows in PROTOCOLS.values() for row in rows}), help=what)
     what = "training folder, for the trivial predictors (default: they learn from --data)"
     parser.add_argument("--train-data", type=Path, metavar="DIR", help=what)
     _batch_size(parser)
+    _views(parser)
     _focal(parser)
     _reading(parser)
     _device(parser)
