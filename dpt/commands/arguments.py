@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..evaluation.protocols import PROTOCOLS
+from ..evaluation.protocols import PROTOCOLS, named
 from ..rules import nearest
 from ..system.endings import USAGE, printable
 from ..zoo import CONFIGS, LAYOUTS, config_of
@@ -80,6 +80,15 @@ def _name(text: str) -> str:
     """The `type` of an argument: a named model."""
     try:
         config_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _protocol(text: str) -> str:
+    """The `type` of an argument: a protocol of evaluation."""
+    try:
+        named(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -290,7 +299,7 @@ def evaluate(parser: Parser) -> None:
     _licence(parser)
     what = "the data set's folder; of protocols of folders, and of folder itself, images/ beside depth/ or labels/"
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help=what)
-    parser.add_argument("--protocol", default="folder", choices=PROTOCOLS, metavar="NAME", help="one of those below (default: %(default)s)")
+    parser.add_argument("--protocol", default="folder", type=_protocol, metavar="NAME", help="one of those below (default: %(default)s)")
     what = "how DIR is laid out (default: as the protocol's data set; folder: images/ beside depth/ or labels/)"
     parser.add_argument("--kind", choices=sorted({row.data for rows in PROTOCOLS.values() for row in rows}), help=what)
     what = "training folder, for the trivial predictors (default: they learn from --data)"

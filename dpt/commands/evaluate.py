@@ -68,7 +68,7 @@ def _report(args: argparse.Namespace, model: DPT, protocol: Protocol, head: Head
         own_scales = options.scales == (1.0,) and len(options.flips) == 1 + config.input.flip
         whole = options.window is None
         tta = options.scales == TTA_SCALES and len(options.flips) == 2
-        known = published(config.name, protocol.name, tta) if whole and (own_scales or tta) and args.weights is None else None
+        known = published(config.name, protocol.name, tta) if whole and (own_scales or tta) else None
         lines = _table(config.name, protocol, found, known)
     report: dict[str, Any] = {
         "protocol": protocol.name,
@@ -115,7 +115,7 @@ def _table(model: str, protocol: Protocol, found: Scored, known: Published | Non
         beside = f"{known.figures.get(name, ''):>11}" if known else ""
         yield f"{name:10}{value:10.{2 if name in HUNDREDTHS else 4}f}{beside}".rstrip()
     if known:
-        yield f"published: {known.source}" + (f" ({known.note})" if known.note else "")
+        yield f"published, of its authors' weights: {known.source}" + (f" ({known.note})" if known.note else "")
 
 
 def _number(value: float) -> float | None:

@@ -3,16 +3,23 @@ scale, and which figures there are. Two protocols' figures of one name are not c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from ..config import DPTConfig, HeadConfig
+from ..rules import NAME, TEXT, TRUTH, Checked, Rule, instance_of, nearest, one_of, or_none, tuple_of, whole
+from .crops import CROPS
 
 MIN_DEPTH = 1e-3  # metres; an estimate below counts as this
 
 
+_METRES = Rule("a number from 0, or infinite", lambda value: type(value) in (int, float) and value >= 0)
+_CROP = or_none(one_of(*CROPS))
+
+
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Checked):
     """What all protocols say.
 
     Attributes:
@@ -35,6 +42,18 @@ class Protocol:
     rule: str | None = None
     output: Mapping[str, str | bool] = field(default_factory=dict)
 
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "name": NAME,
+        "said": TEXT,
+        "figures": tuple_of(NAME, 1, 16),
+        "data": NAME,
+        "split": NAME,
+        "task": one_of("depth", "segmentation"),
+        "cut": _CROP,
+        "rule": or_none(NAME),
+        "output": instance_of(dict),
+    }
+
     def refusal(self, head: HeadConfig) -> str | None:
         """Why it cannot measure a head, in words; None if it can."""
         return None if head.task == self.task else f"it measures {self.task}, not {head.task}"
@@ -54,14 +73,24 @@ class LabelProtocol(Protocol):
     task: str = "segmentation"
     classes: int | None = None
 
+    RULES: ClassVar[Mapping[str, Rule]] = {**Protocol.RULES, "task": one_of("segmentation"), "classes": or_none(whole(1, 1 << 16))}
+
     def refusal(self, head: HeadConfig) -> str | None:
         if self.classes in (None, len(head.classes)):
             return super().refusal(head)
         return super().refusal(head) or f"it is of {self.classes} classes, and these are {len(head.classes)}"
 
 
+FORMS = {  # of a depth head's predictions, in words
+    "inverse": "inverse depth up to scale and shift",
+    "relative": "depth up to scale and shift",
+    "metric": "metres",
+}
+ALIGNMENTS = ("none", "inverse", "depth")
+
+
 def form_of(head: HeadConfig) -> str:
-    """What a depth head predicts: "inverse" depth up to scale and shift, "relative", depth up to both, or "metric", metres."""
+    """Which of `FORMS` a depth head predicts."""
     return "inverse" if head.inverse else "relative" if head.relative else "metric"
 
 
@@ -92,11 +121,33 @@ class DepthProtocol(Protocol):
     crop: str | None = None
     crop_of_whole: bool = False
 
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        **Protocol.RULES,
+        "task": one_of("depth"),
+        "alignments": Rule(
+            f"an alignment, {', '.join(ALIGNMENTS)}, of some of {', '.join(FORMS)}",
+            lambda value: type(value) is dict and bool(value) and set(value) <= set(FORMS) and set(value.values()) <= set(ALIGNMENTS),
+        ),
+        "nearest": _METRES,
+        "farthest": or_none(_METRES),
+        "inclusive": TRUTH,
+        "least_disparity": or_none(_METRES),
+        "positive": TRUTH,
+        "disparity": TRUTH,
+        "crop": _CROP,
+        "crop_of_whole": TRUTH,
+    }
+
+    def _conflicts(self) -> Iterable[tuple[bool, str]]:
+        far = self.farthest
+        yield far is not None and far <= self.nearest, f"farthest={far}: it must be above nearest={self.nearest}"
+        others = self.disparity and set(self.alignments.values()) != {"inverse"}
+        yield others, f"disparity=True: only what is fitted in inverse depth is compared there, not alignments={self.alignments}"
+
     def refusal(self, head: HeadConfig) -> str | None:
         if super().refusal(head) or form_of(head) in self.alignments:
             return super().refusal(head)
-        words = {"inverse": "inverse depth up to scale and shift", "relative": "depth up to scale and shift", "metric": "metres"}
-        return f"it measures {' and '.join(words[form] for form in self.alignments)}, not {words[form_of(head)]}"
+        return f"it measures {' and '.join(FORMS[form] for form in self.alignments)}, not {FORMS[form_of(head)]}"
 
 
 @dataclass(frozen=True)
@@ -233,13 +284,18 @@ def protocol_of(name: str, config: DPTConfig) -> tuple[Protocol, HeadConfig]:
 
     ValueError where there is none, with both names and the reason.
     """
-    if name not in PROTOCOLS:
-        raise ValueError(f"no protocol is named {name!r}: they are {', '.join(PROTOCOLS)}")
     refusals: list[tuple[bool, str]] = []
     for head in config.heads:
-        for protocol in PROTOCOLS[name]:
+        for protocol in named(name):
             reason = protocol.refusal(head)
             if reason is None:
                 return protocol, head
             refusals.append((head.task != protocol.task, reason))
     raise ValueError(f"{name} cannot be asked of {config.name}: {min(refusals)[1]}")
+
+
+def named(name: str) -> tuple[Protocol, ...]:
+    """The protocols of a name, one a task; ValueError, with the nearest, where there is none."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"no protocol is named {name!r}{nearest(name, PROTOCOLS)}; the protocols are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

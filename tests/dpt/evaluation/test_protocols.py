@@ -206,8 +206,8 @@ def test_the_task_that_is_meant_is_found():
     for name, task in (("ade20k", "segmentation"), ("nyu-eigen", "depth"), ("folder", model.head.task)):
         found, head = protocol_of(name, model)
         assert head.task == found.task == task and head in model.heads
-    with pytest.raises(ValueError, match="no protocol is named 'nyu': they are folder, ade20k"):
-        protocol_of("nyu", model)
+    with pytest.raises(ValueError, match="no protocol is named 'nyu-eige' .did you mean 'nyu-eigen'.*; the protocols are folder, ade20k"):
+        protocol_of("nyu-eige", model)
 
 
 def test_the_table_is_whole():
