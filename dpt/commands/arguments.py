@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..evaluation.protocols import PROTOCOLS, named
 from ..rules import nearest
 from ..system.endings import USAGE, printable
 from ..training.recipes import RECIPES, Recipe
@@ -74,26 +75,24 @@ _COUNT_OR_NONE = _number(int, "a whole number from 0", lambda value: value >= 0)
 _POSITIVE = _number(float, "a number above 0", lambda value: 0 < value < math.inf)
 
 
-def _name(text: str) -> str:
-    """The `type` of an argument: a named model."""
-    try:
-        config_of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+def _known(check: Callable[[str], object]) -> Callable[[str], str]:
+    """The `type` of an argument: a name that `check` knows; it raises ValueError for others."""
+
+    def convert(text: str) -> str:
+        try:
+            check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return convert
 
 
-def _recipe(text: str) -> str:
-    """The `type` of an argument: a recipe, or a named model."""
-    try:
-        Recipe.of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+_NAME, _RECIPE, _PROTOCOL = _known(config_of), _known(Recipe.of), _known(named)
 
 
 def _weights(parser: Parser) -> None:
-    what = "checkpoint file or folder, or a model on transformers' hub such as Intel/dpt-large; without --model it says what model it is"
+    what = "checkpoint file or folder, or a model on transformers' hub such as Intel/dpt-large; without a name it says what model it is"
     parser.add_argument("--weights", metavar="FILE", help=f"{what} (default: the model's own, carried or downloaded)")
 
 
@@ -121,6 +120,19 @@ def _batch_size(parser: Parser) -> None:
 def _focal(parser: Parser) -> None:
     what = "focal length of all pictures, in their own pixels, for models that need it (default: what each picture's EXIF data say)"
     parser.add_argument("--focal", type=_POSITIVE, metavar="PIXELS", help=what)
+
+
+def _views(parser: Parser) -> None:
+    """Test-time augmentation and windows."""
+    parser.add_argument("--tta", action="store_true", help="average over six scales and flips: slower, more accurate")
+    what = "average over these scales (default: 1; with --tta the six)"
+    parser.add_argument("--scales", nargs="+", type=_POSITIVE, metavar="SCALE", help=what)
+    what = "average with the mirrored picture (default: only with --tta)"
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help=what)
+    parser.add_argument("--slide", action="store_true", help="overlapping windows; --window and --stride imply it")
+    what = "side of the windows (default: the shorter side of the model's input)"
+    parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
+    parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
 
 
 def _reading(parser: Parser) -> None:
@@ -159,21 +171,13 @@ def predict(parser: Parser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or pattern such as 'photos/*.jpg'")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     what = f"a model that dpt info lists; can be repeated (default: {' and '.join(CARRIED)})"
-    parser.add_argument("--model", action="append", type=_name, metavar="NAME", help=what)
+    parser.add_argument("--model", action="append", type=_NAME, metavar="NAME", help=what)
     _weights(parser)
     _licence(parser)
     _device(parser)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: %(default)s)")
     _fast(parser)
-    parser.add_argument("--tta", action="store_true", help="average over six scales and flips: slower, more accurate")
-    what = "average over these scales (default: 1; with --tta the six)"
-    parser.add_argument("--scales", nargs="+", type=_POSITIVE, metavar="SCALE", help=what)
-    what = "average with the mirrored picture (default: only with --tta)"
-    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help=what)
-    parser.add_argument("--slide", action="store_true", help="overlapping windows; --window and --stride imply it")
-    what = "side of the windows (default: the shorter side of the model's input)"
-    parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
-    parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
+    _views(parser)
     _focal(parser)
     what = (
         "a sensor's depth of the one picture, for models that need it: .npy, in metres, or a PNG of 16 bits, in millimetres (default: none)"
@@ -201,7 +205,7 @@ def info(parser: Parser) -> None:
         "a model's name or a pattern of names such as '*anything*'; a checkpoint file or folder, its address, or a model on transformers' "
     )
     parser.add_argument("what", nargs="?", metavar="WHAT", help=what + "hub (default: all named models are listed)")
-    parser.add_argument("--model", type=_name, metavar="NAME", help="the model that a checkpoint is of (default: what it says)")
+    parser.add_argument("--model", type=_NAME, metavar="NAME", help="the model that a checkpoint is of (default: what it says)")
 
 
 def convert(parser: Parser) -> None:
@@ -224,7 +228,7 @@ def convert(parser: Parser) -> None:
     )
     what = "SRC is a ViT of timm, JAX' by timm, or a DeiT; DST becomes the encoder of mmsegmentation, as its script vit2mmseg.py makes it"
     parser.add_argument("--vit2mmseg", action="store_true", help=what)
-    parser.add_argument("--model", type=_name, metavar="NAME", help="the model that SRC is of (default: what SRC says)")
+    parser.add_argument("--model", type=_NAME, metavar="NAME", help="the model that SRC is of (default: what SRC says)")
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
 
 
@@ -248,7 +252,7 @@ def train(parser: Parser) -> None:
     pictures/ and tensorboard/.
     """
     what = f"{', '.join(RECIPES)}; or a model that dpt info lists, on a folder of pictures, by the defaults"
-    parser.add_argument("recipe", metavar="RECIPE", type=_recipe, help=what)
+    parser.add_argument("recipe", metavar="RECIPE", type=_RECIPE, help=what)
     what = "folder of the data, laid out as the recipe's kind of data is (dpt data lists them)"
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help=what)
     what = "folder of the run; an unfinished run of the same recipe goes on (default: runs/RECIPE)"
@@ -268,18 +272,32 @@ def train(parser: Parser) -> None:
 
 
 def evaluate(parser: Parser) -> None:
-    """The metrics of a model on a folder of pictures with depth or labels, beside those of trivial predictors.
+    """The metrics of a model on a data set, beside what its authors published, or those of trivial predictors.
 
-    The model sees what `dpt predict` shows it, and its maps are scored at the size of the ground truth.
+    The model sees what `dpt predict` shows it, and its maps are scored at the size of the ground truth. A protocol says what
+    pictures, which part of them, and how relative depth is brought to the truth's scale: figures of two protocols are not
+    comparable. Under torchrun the processes share the pictures, and the figures are those of one.
     """
-    parser.rules = [(lambda args: args.model is None and args.weights is None, "it needs --model NAME or --weights FILE")]
-    parser.add_argument("--model", type=_name, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
+    parser.epilog = "\n".join(["protocols:", *(f"  {name:24}{rows[0].said}" for name, rows in PROTOCOLS.items())])
+    parser.rules = [
+        (lambda args: args.model is None and args.weights is None, "it needs NAME, a model, or --weights FILE"),
+        (
+            lambda args: args.train_data is not None and args.protocol != "folder",
+            "--train-data is for --protocol folder, which has predictors",
+        ),
+    ]
+    parser.add_argument("model", nargs="?", type=_NAME, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
     _weights(parser)
     _licence(parser)
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder of images/ beside depth/ or labels/")
+    what = "the data set's folder; of protocols of folders, and of folder itself, images/ beside depth/ or labels/"
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help=what)
+    parser.add_argument("--protocol", default="folder", type=_PROTOCOL, metavar="NAME", help="one of those below (default: %(default)s)")
+    what = "how DIR is laid out (default: as the protocol's data set; folder: images/ beside depth/ or labels/)"
+    parser.add_argument("--kind", choices=sorted({row.data for rows in PROTOCOLS.values() for row in rows}), help=what)
     what = "training folder, for the trivial predictors (default: they learn from --data)"
     parser.add_argument("--train-data", type=Path, metavar="DIR", help=what)
     _batch_size(parser)
+    _views(parser)
     _focal(parser)
     _reading(parser)
     _max_depth(parser)

@@ -1,75 +1,170 @@
-"""The metrics of a model on a folder of pictures with depth or labels, beside those of trivial predictors.
+"""The metrics of a model on a data set, by a protocol, beside those of trivial predictors; by one process or by several.
 
 The model sees what `dpt predict` shows it, and its maps are scored at the size of the ground truth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from typing import Protocol as Interface
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..config import HeadConfig
 from ..data.datasets import FolderDataset
-from ..data.targets import IGNORE
+from ..data.targets import IGNORE, TargetError
+from ..distributed import gathered
 from ..inference.images import load_image
 from ..inference.prediction import Choices, Prediction, predict_iter
 from ..inference.windows import Network
-from .metrics import DepthMetrics, SegmentationMetrics, depth_limit
+from ..system.processes import Place
+from .crops import rectangle
+from .metrics import LabelScorer, scorer_of
+from .protocols import PROTOCOLS, Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 COUNTED = 500  # pictures that trivial predictors learn from
+ALONE = Place()
 
 Predictor = Callable[[np.ndarray], np.ndarray]  # a picture, uint8 (H, W, 3) -> its depth or labels, (H, W)
 
 
+class Measured(Interface):
+    """What is needed of a data set."""
+
+    head: HeadConfig
+    images: list[Path]
+
+    def __len__(self) -> int: ...
+
+    def target(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The truth of a picture, as the protocol's scorer takes it; ValueError if it is not of the picture's `size`, if that is given."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was measured: the figures by their names, of how many pictures, and of segmentation IoU and accuracy of each class, percent."""
+
+    figures: dict[str, float]
+    pictures: int
+    per_class: dict[str, tuple[float, float]]
+
+
 def evaluate(
     model: Network | Predictor,
-    dataset: FolderDataset,
+    dataset: Measured,
     batch_size: int = 1,
     max_depth: float | None = None,
     progress: bool = True,
+    protocol: Protocol | None = None,
+    own: Place = ALONE,
     **options: Unpack[Choices],
 ) -> dict[str, float]:
-    """Depth: {"absrel", "rmse", "delta1"}, and "sky" where the data tells it; segmentation: {"miou", "accuracy"}; at the truth's own size.
+    """The figures of `scored`; without a protocol "folder"'s, depth: {"absrel", "rmse", "delta1"}, and "sky" where the data tells it;
+    segmentation: {"miou", "accuracy"}."""
+    return scored(model, dataset, batch_size, max_depth, progress, protocol, own, **options).figures
+
+
+def scored(
+    model: Network | Predictor,
+    dataset: Measured,
+    batch_size: int = 1,
+    max_depth: float | None = None,
+    progress: bool = True,
+    protocol: Protocol | None = None,
+    own: Place = ALONE,
+    **options: Unpack[Choices],
+) -> Scored:
+    """A model's figures, at the truth's own size.
 
     Args:
         model: a DPT, predicting as `dpt.inference.prediction.predict` does; or a function from a picture to its map.
-        dataset: made for the model's head, which says whether depth is metres or inverse depth.
+        dataset: made for the head that is measured, which says whether depth is metres or inverse depth.
         batch_size: pictures whose network sizes are equal run together, up to this many.
         max_depth: metres; what is farther counts as unknown. None is `dpt.evaluation.metrics.depth_limit`.
+        protocol: one of `dpt.evaluation.protocols` that measures the head; None: "folder".
+        own: this process among those that share the pictures. All of them call this and get the figures of one process alone, bit for bit:
+            a batch has the same pictures wherever it runs, and rows are put in the pictures' order.
         options: test-time augmentation, windows and the focal length, those of `dpt.inference.prediction.predict`.
 
     Raises:
-        ValueError: a picture or a target that cannot be used, by name.
+        ValueError: a picture or a target that cannot be used, by name; a protocol that does not measure the head.
     """
-    head = dataset.head
-    if head.task == "depth":
-        metrics: DepthMetrics | SegmentationMetrics = DepthMetrics(depth_limit(head, max_depth), head.inverse, head.relative)
-    else:
-        metrics = SegmentationMetrics(len(head.classes))
-    maps = _maps(model, dataset, batch_size, options)
-    for index, found in enumerate(tqdm(maps, "evaluate", len(dataset), unit="picture", disable=not progress)):
-        truth = dataset.target(index, found.shape)
-        metrics.update(torch.from_numpy(found)[None], torch.from_numpy(truth)[None])
-    return metrics.compute()
+    protocol = protocol or next(found for found in PROTOCOLS["folder"] if found.refusal(dataset.head) is None)
+    scorer = scorer_of(protocol, dataset.head, max_depth)
+    batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
+    share = [index for batch in own.share(batches) for index in batch]
+    rows, error = {}, None
+    try:
+        bar = tqdm(share, "evaluate", unit="picture", disable=not (progress and own.first))
+        with _seen_by(model, protocol), bar:
+            maps = _maps(model, dataset, share, protocol, batch_size, options)
+            for index, (found, size) in zip(bar, maps, strict=True):
+                rows[index] = scorer.row(torch.from_numpy(found), torch.from_numpy(dataset.target(index, size)))
+    except (ValueError, OSError, MemoryError) as raised:
+        if own.world == 1:
+            raise
+        error = raised  # told to all, which would wait for this one's rows otherwise
+    everything: dict[int, Any] = {}
+    for other, failure in gathered((rows, error)) if own.world > 1 else [(rows, error)]:
+        if failure is not None:
+            raise failure
+        everything |= other
+    ordered = [everything[index] for index in range(len(dataset))]
+    per_class = scorer.per_class(ordered) if isinstance(scorer, LabelScorer) else {}
+    return Scored(scorer.figures(ordered), len(dataset), per_class)
 
 
-def _maps(model: Network | Predictor, dataset: FolderDataset, batch_size: int, options: Choices) -> Iterator[np.ndarray]:
-    """The depth or the labels (H, W) of each picture, in order."""
+@contextmanager
+def _seen_by(model: Network | Predictor, protocol: Protocol) -> Iterator[None]:
+    """The model with the protocol's resizes."""
     if not isinstance(model, nn.Module):
-        yield from (cast(Predictor, model)(load_image(path)) for path in dataset.images)
+        yield
         return
-    for result in predict_iter(cast(Network, model), dataset.images, batch_size=batch_size, **options):
+    network = cast(Network, model)
+    config = network.config
+    network.config = protocol.seen_by(config)
+    try:
+        yield
+    finally:
+        network.config = config
+
+
+def _maps(
+    model: Network | Predictor, dataset: Measured, share: Sequence[int], protocol: Protocol, batch_size: int, options: Choices
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Of each picture of a share, in its order, the depth or the labels (h, w) of what the protocol cuts out, and its own size."""
+    paths, sizes = [dataset.images[index] for index in share], []
+
+    def cut() -> Iterator[np.ndarray]:
+        for path in paths:
+            picture = load_image(path)
+            sizes.append(picture.shape[:2])
+            try:
+                yield np.ascontiguousarray(picture[rectangle(protocol.cut, picture.shape[:2])])
+            except ValueError as error:
+                raise TargetError(f"{path}: {error}") from None
+
+    if not isinstance(model, nn.Module):
+        for picture in cut():
+            yield cast(Predictor, model)(picture), sizes.pop()
+        return
+    pictures: Any = paths if protocol.cut is None else cut()  # paths are read ahead, in threads
+    for result in predict_iter(cast(Network, model), pictures, batch_size=batch_size, **options):
         if result.error is not None:
             raise result.error
         prediction = cast(Prediction, result.prediction)
-        yield cast(np.ndarray, prediction.depth if dataset.head.task == "depth" else prediction.labels)
+        found = cast(np.ndarray, prediction.depth if dataset.head.task == "depth" else prediction.labels)
+        yield found, found.shape if protocol.cut is None else sizes.pop(0)
 
 
 def trivial_predictors(dataset: FolderDataset, train: FolderDataset | None) -> dict[str, Predictor]:

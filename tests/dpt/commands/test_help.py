@@ -94,8 +94,8 @@ def test_defaults_that_are_told_in_words_are_the_codes():
             ["train", "--data", "a", "-o", "b", "--model", "dpt-large-mida"],
             "dpt train: argument --model: no model is named",
         ),
-        (["evaluate", "--data", "a", "--model", "dpt-base"], "(did you mean 'dpt-base-ade20k'?)"),
-        (["evaluate", "--data", "a"], "dpt evaluate: it needs --model NAME or --weights FILE"),
+        (["evaluate", "dpt-base", "--data", "a"], "(did you mean 'dpt-base-ade20k'?)"),
+        (["evaluate", "--data", "a"], "dpt evaluate: it needs NAME, a model, or --weights FILE"),
         (["predict", "a", "-o", "b", "--batch-size", "0"], "argument --batch-size: '0': it must be a whole number from 1"),
         (["train", "--batch-size", "2.5"], "argument --batch-size: '2.5': it must be a whole number from 1"),
         (["train", "--learning-rate", "nan"], "argument --learning-rate: 'nan': it must be a number above 0"),
@@ -119,8 +119,9 @@ def test_an_unknown_model_is_told_alike_everywhere(capsys):
     assert "did you mean 'dpt-tiny-depth'" in said
     with pytest.raises(ValueError, match=re.escape(said)):
         dpt.build("dpt-tiny-dept")
-    for command, *rest in (("predict", "a", "-o", "b"), ("train", "--data", "a", "-o", "b"), ("evaluate", "--data", "a")):
+    for command, *rest in (("predict", "a", "-o", "b"), ("train", "--data", "a", "-o", "b")):
         assert said in refused(command, *rest, "--model", "dpt-tiny-dept", capsys=capsys)
+    assert said in refused("evaluate", "dpt-tiny-dept", "--data", "a", capsys=capsys)
 
 
 def test_what_looks_like_an_option_and_is_none():

@@ -18,7 +18,8 @@ import dpt
 from dpt.commands import main
 from dpt.config import HALF, InputConfig
 from dpt.data.datasets import FolderDataset
-from dpt.evaluation.metrics import DepthMetrics, SegmentationMetrics, depth_limit
+from dpt.evaluation.metrics import DepthScorer, LabelScorer, depth_limit
+from dpt.evaluation.protocols import PROTOCOLS
 from dpt.evaluation.scoring import evaluate, trivial_predictors
 from dpt.inference.images import load_image
 from dpt.zoo import CONFIGS
@@ -105,18 +106,19 @@ def test_figures_are_of_the_predictions_at_the_size_of_the_truth(folder):
     """Blind spot: maps or truth resized before they are compared; a picture scored against another's truth in a batch."""
     model = pictures.lively_model(SCENES.with_("input", size=(32, 32)))
     data = FolderDataset(folder, SCENES.head)
-    metrics = SegmentationMetrics(9)
+    scorer, rows = LabelScorer(PROTOCOLS["folder"][1], data.head), []
     for path in data.images:
         stored = torch.from_numpy(np.array(Image.open(folder / "labels" / path.name))).long()
-        metrics.update(torch.from_numpy(model.predict(path).labels)[None], stored[None])
+        rows.append(scorer.row(torch.from_numpy(model.predict(path).labels), stored))
     for batch_size in (1, 3):
-        assert evaluate(model, data, batch_size, progress=False) == pytest.approx(metrics.compute(), abs=2e-3)
+        assert evaluate(model, data, batch_size, progress=False) == pytest.approx(scorer.figures(rows), abs=2e-3)
     depth = pictures.lively_model(DEPTH.with_("input", size=(32, 32)))
-    data, metrics = FolderDataset(folder, DEPTH.head), DepthMetrics(80.0)
+    data, rows = FolderDataset(folder, DEPTH.head), []
+    scorer = DepthScorer(PROTOCOLS["folder"][0], data.head)
     for path in data.images:
         stored = np.array(Image.open(folder / "depth" / path.name)) / 1000
-        metrics.update(torch.from_numpy(depth.predict(path, flip=True).depth)[None], torch.from_numpy(stored)[None])
-    assert evaluate(depth, data, 2, progress=False, flip=True) == pytest.approx(metrics.compute(), rel=1e-3)
+        rows.append(scorer.row(torch.from_numpy(depth.predict(path, flip=True).depth), torch.from_numpy(stored)))
+    assert evaluate(depth, data, 2, progress=False, flip=True) == pytest.approx(scorer.figures(rows), rel=1e-3)
 
 
 def test_equal_sizes_share_a_batch(folder):
@@ -218,7 +220,7 @@ def test_the_command_says_what_is_wrong(folder, weights, tmp_path, capsys, spoil
 
 def test_a_file_of_figures_that_cannot_be_written_is_told_first(folder, weights, tmp_path, capsys, monkeypatch):
     """Blind spot: hours of evaluation whose figures are then lost; a file that was there half written over."""
-    monkeypatch.setattr("dpt.commands.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    monkeypatch.setattr("dpt.commands.evaluate.scored", lambda *_, **__: pytest.fail("evaluated"))
     (tmp_path / "a.json").mkdir()
     (tmp_path / "file").write_text("")
     for name, rule in (("a.json", "is a folder"), ("file/a.json", "file")):
