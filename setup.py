@@ -50,7 +50,7 @@ setup(
         "xformers": ["xformers"],
         "train": ["albumentations", "tensorboard"],
         "render": ["pybullet"],
-        "ray": ["ray"],
+        "ray": ["ray[data]"],
         "hf": ["transformers"],
         "heic": ["pillow-heif"],
         "test": [
@@ -62,7 +62,7 @@ setup(
             "torchmetrics",
             "albumentations",
             "tensorboard",
-            "ray",
+            "ray[data]",
             "pybullet",
             "pillow-heif",
             "ruff",

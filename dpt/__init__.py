@@ -1,4 +1,4 @@
-"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`.
+"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`, `Predictor`.
 
 Names and modules are loaded when asked for: `import dpt` does not import PyTorch.
 """
@@ -13,17 +13,19 @@ if TYPE_CHECKING:  # for type checkers and editors, which run nothing
     from .factory import build, load
     from .fast.acceleration import accelerate, fast_report
     from .inference.prediction import Prediction
+    from .inference.predictor import Predictor
     from .model import DPT
     from .zoo import models
 
 __version__ = "0.1.0"
-__all__ = ["DPT", "CheckpointError", "DPTConfig", "Prediction", "accelerate", "build", "fast_report", "load", "models", "save"]
+__all__ = ["DPT", "CheckpointError", "DPTConfig", "Prediction", "Predictor", "accelerate", "build", "fast_report", "load", "models", "save"]
 
 _HOME = {  # the module of each public name
     "DPT": "model",
     "CheckpointError": "checkpoints",
     "DPTConfig": "config",
     "Prediction": "inference.prediction",
+    "Predictor": "inference.predictor",
     "accelerate": "fast.acceleration",
     "build": "factory",
     "fast_report": "fast.acceleration",

@@ -16,6 +16,7 @@ from .classes import palette
 from .config import DPTConfig, numbered_classes
 from .model import DPT
 from .nets.encoders.vit import check_attention
+from .system.processes import place
 from .zoo import config_of, configs_in
 
 DEFAULT = "dpt-base-ade20k"
@@ -145,7 +146,8 @@ def _pretrained(config: DPTConfig, accept_license: bool) -> checkpoints.Source:
             f"the weights of {config.name} are under {config.licence}, which does not allow every use ({source}): read it, and say "
             "accept_license=True (--accept-license)"
         )
-    print(f"{config.name}: weights from {source}, licence {config.licence}", file=sys.stderr)
+    if place().first:
+        print(f"{config.name}: weights from {source}, licence {config.licence}", file=sys.stderr)
     return [checkpoints.fetched(address) for address in config.addresses]
 
 

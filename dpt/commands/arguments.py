@@ -165,6 +165,8 @@ def predict(parser: Parser) -> None:
     made from another picture, or by something else, are only replaced with --overwrite. Names too long for a file are cut, and
     a hash put behind them. Exit code: 0 done, 1 some pictures failed (each named on stderr, the others finished) or the disk or
     memory gave out (the same command goes on), 2 nothing could be done, 130 interrupted, 143 terminated, 129 hung up.
+    `torchrun --nproc-per-node N -m dpt predict ...` shares the pictures out to N processes, each with a GPU of its own where
+    there are any; they end together, and a run in which one died is gone on with like any other.
     """
     many = "--weights is of one model: give --model at most once with it"
     parser.rules = [(lambda args: args.weights is not None and len(args.model or ()) > 1, many)]

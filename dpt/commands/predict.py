@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +17,14 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__, checkpoints
+from ..distributed import gathered, joined, of_first
 from ..inference import outputs
 from ..inference.images import MAX_PIXELS, ImageError, NoFocalLength
 from ..inference.prediction import Choices, Result, predict_iter
 from ..model import DPT
 from ..system.disk import open_regular, prepare, remove_leftovers
 from ..system.endings import FAILED, CommandError, explained, of_the_machine, printable
+from ..system.processes import Place
 from ..zoo import config_of
 from . import picture_paths, running
 from .arguments import CARRIED
@@ -29,6 +32,7 @@ from .pipeline import Stopwatch, in_threads, keep_freed_memory
 
 DONE = "done"
 WRITERS = 8  # threads, at most, that write results
+SLOWEST = timedelta(days=365)  # for so long one process may have pictures left when another has none
 
 
 @dataclass
@@ -36,8 +40,17 @@ class _Tally:
     done: int = 0
     skipped: int = 0
     failed: int = 0
-    rates: list[tuple[str, int, float, float]] = field(default_factory=list)  # model, its pictures, their seconds, those of the network
+    rates: dict[str, tuple[int, float, float]] = field(default_factory=dict)  # of a model its pictures, their seconds, those of the network
     unreadable: set[Path] = field(default_factory=set)  # not tried with the next model
+
+    @classmethod
+    def of_all(cls, parts: Sequence[_Tally]) -> _Tally:
+        """What processes that worked side by side did together: the slowest one's seconds."""
+        rates = {}
+        for name in dict.fromkeys(name for part in parts for name in part.rates):
+            counts, seconds, network = zip(*(part.rates[name] for part in parts if name in part.rates), strict=True)
+            rates[name] = sum(counts), max(seconds), max(network)
+        return cls(sum(part.done for part in parts), sum(part.skipped for part in parts), sum(part.failed for part in parts), rates)
 
     def fail(self, path: Path, reason: str) -> None:
         self.failed += 1
@@ -46,13 +59,23 @@ class _Tally:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `dpt predict`; returns the exit code. CommandError where nothing can be done."""
-    device, tally = running.device_of(args.device), _Tally()
-    pictures, missing, notes = picture_paths.find(args.inputs, args.recursive)
-    for note in notes:
-        print(f"dpt predict: {printable(note)}", file=sys.stderr)
-    for argument in missing:
-        tally.fail(Path(argument), "no such file, folder or match, or a folder without pictures")
+    """Run `dpt predict`; returns the exit code. CommandError where nothing can be done.
+
+    Each of several processes does its share. All end together: torchrun ends the others as soon as one returns another code than 0.
+    """
+    device = running.device_of(args.device)
+    with joined(torch.device("cpu"), SLOWEST) as own:
+        return _run(args, device, own)
+
+
+def _run(args: argparse.Namespace, device: torch.device, own: Place) -> int:
+    tally = _Tally()
+    pictures, missing, notes = of_first(lambda: picture_paths.find(args.inputs, args.recursive))
+    if own.first:
+        for note in notes:
+            print(f"dpt predict: {printable(note)}", file=sys.stderr)
+        for argument in missing:
+            tally.fail(Path(argument), "no such file, folder or match, or a folder without pictures")
     if not pictures:
         raise CommandError("no pictures found")
     if args.prompt is not None and len(pictures) > 1:
@@ -63,13 +86,15 @@ def run(args: argparse.Namespace) -> int:
         remove_leftovers(folder)
     names = args.model or ([None] if args.weights else CARRIED)
     caution = None if args.weights else running.scenes_only(map(config_of, names))
-    if caution:
+    if caution and own.first:
         print(f"dpt predict: {caution}", file=sys.stderr)
     keep_freed_memory()
+    share = dict(own.share(list(stems.items())))
     for name in names:
-        _predict_all(running.model_of(args, name, device, getattr(torch, args.dtype)), stems, args, tally)
-    _report(tally, len(pictures), len(names), args.out)
-    return 1 if tally.failed else 0
+        _predict_all(running.model_of(args, name, device, getattr(torch, args.dtype)), share, args, tally, own)
+    total = _Tally.of_all(gathered(tally))
+    of_first(lambda: _report(total, len(pictures), len(names), args.out))  # the others end when all is told
+    return 1 if total.failed else 0
 
 
 def _check_writable(folder: Path) -> None:
@@ -83,7 +108,7 @@ def _options(args: argparse.Namespace) -> Choices:
     return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride", "focal", "prompt")})
 
 
-def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally) -> None:
+def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally, own: Place) -> None:
     config = model.config
     weights = _weights_identity(args.weights)
     made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **_options(args)}
@@ -119,7 +144,8 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
     done, start, watch = tally.done, time.perf_counter(), Stopwatch(model)
     results = predict_iter(model, jobs, batch_size=args.batch_size, max_pixels=args.max_pixels or MAX_PIXELS, **_options(args))
     written = in_threads(write, results, min(WRITERS, torch.get_num_threads()))
-    bar = tqdm(desc=printable(config.name), total=len(jobs), unit="picture", disable=len(jobs) < 2)
+    share = "" if own.world == 1 else f", a share of {own.world}"  # one bar for all: theirs would overwrite each other
+    bar = tqdm(desc=printable(config.name) + share, total=len(jobs), unit="picture", disable=len(jobs) < 2 or not own.first)
     with closing(results), closing(written), bar:
         for result, error in written:
             bar.update()
@@ -127,7 +153,7 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
                 tally.done += 1
             else:
                 _fail(result, error, tally)
-    tally.rates.append((config.name, tally.done - done, time.perf_counter() - start, watch.seconds))
+    tally.rates[config.name] = tally.done - done, time.perf_counter() - start, watch.seconds
 
 
 def _fail(result: Result, error: Exception | None, tally: _Tally) -> None:
@@ -176,7 +202,7 @@ def _obstacle(source: Path, paths: list[Path], made_with: dict[str, Any]) -> str
 
 
 def _report(tally: _Tally, pictures: int, models: int, folder: Path) -> None:
-    for name, done, seconds, network in tally.rates:
+    for name, (done, seconds, network) in tally.rates.items():
         if done:
             speed = f"{done / seconds:.3g} a second end to end, {done / network:.3g} of the network alone"
             print(f"{printable(name)}: {_count(done, 'picture')}, {speed}")
@@ -184,7 +210,7 @@ def _report(tally: _Tally, pictures: int, models: int, folder: Path) -> None:
     parts += [f"{tally.skipped} done before"] if tally.skipped else []
     parts += [f"{tally.failed} failed"] if tally.failed else []
     counted = f", of {_count(pictures, 'picture')} by {_count(models, 'model')}" if models > 1 else ""
-    print(f"dpt predict: {', '.join(parts)}{counted}; results in {printable(folder)}")
+    print(f"dpt predict: {', '.join(parts)}{counted}; results in {printable(folder)}", flush=True)
 
 
 def _count(number: int, of: str) -> str:

@@ -9,19 +9,20 @@ from typing import Any, cast
 
 import torch
 
-from .. import factory
+from .. import devices, factory
 from ..config import DPTConfig
+from ..distributed import device_of_process
 from ..model import DPT
 from ..system.endings import CommandError
+from ..system.processes import place
 from ..zoo import CONFIGS, PARAMETERS
 
 
 def device_of(name: str) -> torch.device:
-    """The device of `--device`, tried out. CommandError says why it cannot be used."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device of `--device`, of several processes that of this one, tried out. CommandError says why it cannot be used."""
+    name = str(devices.automatic()) if name == "auto" else name
     try:
-        device = torch.device(name)
+        device = device_of_process(torch.device(name), place())
         torch.zeros(1, device=device).item()  # which meta tensors do not have
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch built without CUDA asserts
         raise CommandError(f"--device {name} cannot be used: {(str(error) or type(error).__name__).splitlines()[0]}") from error
@@ -29,16 +30,11 @@ def device_of(name: str) -> torch.device:
 
 
 def is_fast(asked: bool | None, device: torch.device) -> bool:
-    """What `--fast`, `--no-fast` or neither (None: on CUDA, where Triton is installed) says. CommandError for --fast without Triton."""
-    if not (device.type == "cuda" if asked is None else asked):
-        return False
+    """`devices.runs_fast` of `--fast`, `--no-fast` or neither. CommandError for --fast without Triton."""
     try:
-        from ..fast import acceleration  # noqa: F401
+        return devices.runs_fast(asked, device)
     except ImportError as error:
-        if asked:
-            raise CommandError(f"{error}; --no-fast does without") from error
-        return False
-    return True
+        raise CommandError(f"{error}; --no-fast does without") from error
 
 
 def model_of(args: argparse.Namespace, name: str | None, device: torch.device, dtype: torch.dtype | None = None) -> DPT:
@@ -48,7 +44,7 @@ def model_of(args: argparse.Namespace, name: str | None, device: torch.device, d
         model = factory.build(cast(str, name), weights="pretrained", accept_license=args.accept_license, **how)
     else:
         model = factory.load(args.weights, name, **how)
-    if args.verbose:
+    if args.verbose and place().first:
         report(model)
     return model
 

@@ -88,7 +88,7 @@ def load_with_focal(source: Picture, max_pixels: int = MAX_PIXELS) -> tuple[np.n
         ImageError: unreadable, truncated, empty, or too large a file; a wrong shape or range; memory ran out. TypeError: another
             type. Nothing else, whatever the file holds.
     """
-    name = _name(source)
+    name = name_of(source)
     try:
         if isinstance(source, Image.Image):
             return _decode(source)
@@ -107,7 +107,8 @@ def load_with_focal(source: Picture, max_pixels: int = MAX_PIXELS) -> tuple[np.n
     raise ImageError(f"{name}: {why}") from cause
 
 
-def _name(source: Any) -> str:
+def name_of(source: Any) -> str:
+    """What messages call a picture. TypeError where it is none."""
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
     for kind, name in ((Image.Image, "the PIL image"), (Tensor, "the tensor"), (np.ndarray, "the array")):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
-from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal
+from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
 from .prompts import Prompt, load_prompt
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
 from .windows import Maps, Network, infer
@@ -257,7 +257,7 @@ def _results(
                         shape = cast(np.ndarray, batch[index].prompt).shape
                     groups.setdefault((*sizes, shape), []).append(index)
                 except ImageError as error:
-                    batch[index] = Result(result.source, error=type(error)(f"{result.source}: {error}"))
+                    batch[index] = Result(result.source, error=type(error)(f"{name_of(result.source)}: {error}"))
         for indices in groups.values():
             done = _predict_group(model, [batch[index] for index in indices], options)
             for index, result in zip(indices, done, strict=True):
@@ -310,7 +310,7 @@ def _predict_group(model: Network, loaded: list[Result], options: Options) -> li
         if not out_of_memory(error):
             raise
         advice = "memory ran out; a smaller batch size, smaller scales or windows need less"
-        return [Result(result.source, error=MemoryError(f"{result.source}: {advice}")) for result in loaded]
+        return [Result(result.source, error=MemoryError(f"{name_of(result.source)}: {advice}")) for result in loaded]
     names = [str(result.source) if _is_path(result.source) else None for result in loaded]
     predictions = [Prediction(**cast(Any, fields), source=name) for fields, name in zip(found, names, strict=True)]
     return [replace(result, prediction=prediction) for result, prediction in zip(loaded, predictions, strict=True)]

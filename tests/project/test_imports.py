@@ -22,15 +22,18 @@ DPT = {
     "inference": "config system evaluation.alignment",
     "model": "nets inference",
     "fast": "nets kernels",
-    "factory": "config classes zoo nets checkpoints model fast",
+    "devices": "fast",
+    "factory": "config classes system zoo nets checkpoints model fast",
+    "inference.predictor": "config checkpoints inference devices factory",
     "exchange": "config zoo system checkpoints model factory",
     "data": "config rules classes system inference",
     "evaluation": "config rules system inference distributed data evaluation.alignment",
     "training": "config rules zoo system distributed checkpoints evaluation.alignment model fast factory data evaluation",
     "scenes": "classes system",
-    ".": "config zoo checkpoints inference model fast factory",
+    ".": "config zoo checkpoints inference inference.predictor model fast factory",
     "commands": (
-        "config rules classes zoo system distributed checkpoints inference model fast factory exchange data evaluation training scenes ."
+        "config rules classes zoo system distributed checkpoints inference model fast devices factory exchange data evaluation training "
+        "scenes ."
     ),
     "__main__": "commands",
 }

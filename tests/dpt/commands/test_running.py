@@ -175,6 +175,22 @@ def test_the_device_is_found(monkeypatch):
         running.device_of("auto")
 
 
+def test_each_process_takes_a_device_of_its_own(monkeypatch):
+    """Blind spot: all of torchrun's processes on the first GPU, or holding memory there; one more than there are GPUs; a GPU that was named
+    taken for another. GPUs are made up."""
+    tried = []
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: (tried.append(str(device)), torch.ones(1))[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert [str(running.device_of(name)) for name in ("auto", "cuda", "cuda:0", "cpu")] == tried == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="LOCAL_RANK=2: this machine has 2 devices"):
+        running.device_of("auto")
+
+
 @pytest.mark.parametrize(
     ("options", "who"),
     [
