@@ -195,7 +195,7 @@ def _by_name(folder: Path, extensions: Collection[str]) -> dict[str, Path]:
 
 
 def classes_of(kind: str, folder: str | Path) -> tuple[tuple[str, ...], Palette]:
-    """The classes of a kind of data, or those that the dataset.json of a folder of pairs states, and their colours; () where there are none."""
+    """The classes of a kind of data, or those that the dataset.json of a folder of pairs states, and their colours; () where none are."""
     row = kind_of(kind)
     if row.classes:
         return row.classes, row.palette

@@ -12,7 +12,8 @@ import torch
 
 from .. import devices, factory
 from ..checkpoints import Source
-from ..config import DPTConfig, HeadConfig, nearest
+from ..config import DPTConfig, HeadConfig
+from ..rules import nearest
 from .images import Picture
 from .prediction import PredictOptions, predict_iter
 

@@ -93,7 +93,7 @@ class DPTNetwork(nn.Module):
         """Bring the parameters into a dtype, in place; None leaves them. With `config.decoder.float32` those behind the encoder stay."""
         (self.encoder if self.config.decoder.float32 else self).to(dtype=dtype)
 
-    def _blocks(self) -> list[ResidualBlock]:
+    def blocks(self) -> list[ResidualBlock]:
         """The encoder's, the first one first."""
         return [module for module in self.encoder.modules() if isinstance(module, ResidualBlock)]
 
@@ -102,14 +102,14 @@ class DPTNetwork(nn.Module):
         with a probability of `rate`, between them in proportion. ValueError unless it is from 0, which drops none, to below 1."""
         if not 0 <= rate < 1:
             raise ValueError(f"drop path of {rate}: it must be from 0 to below 1")
-        blocks = self._blocks()
+        blocks = self.blocks()
         for index, block in enumerate(blocks):
             block.drop_path = rate * index / max(1, len(blocks) - 1)
 
     def set_checkpointing(self, on: bool) -> None:
         """In training keep nothing of the inside of the encoder's blocks for the backward and compute it again there: less memory, a second
         forward of the encoder, the same gradients."""
-        for block in self._blocks():
+        for block in self.blocks():
             block.checkpointing = on
 
     def forward(self, x: Tensor, prompt: Tensor | None = None) -> Tensor | dict[str, Tensor]:

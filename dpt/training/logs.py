@@ -96,9 +96,9 @@ def _rows(path: Path) -> list[dict[str, float]]:
 
 
 def circumstances(device: torch.device, processes: int) -> dict[str, Any]:
-    """Versions, commit and machine of a run. The commit is of the checkout that the package runs from, with "+" where that has changes; None
-    where it is none."""
-    versions = {}
+    """Versions, commit and machine of a run. The commit is of the checkout that the package runs from, "+" behind it where that has
+    changes; None where it is no checkout."""
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

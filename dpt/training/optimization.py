@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from .recipes import Recipe
 _POSITIONS = ("cls_token", "pos_embed")
 # Which parameters have no weight decay, by `Recipe.undecayed`. "positions" is how mmsegmentation's recipe of DPT acts: its rule for norms
 # names "norm", which no parameter of that model is called.
-UNDECAYED = {
+UNDECAYED: dict[str, Callable[[str, Tensor], bool]] = {
     "vectors": lambda name, parameter: parameter.dim() < 2 or name.endswith((*_POSITIONS, "registers")),
     "positions": lambda name, parameter: name.endswith(_POSITIONS),
     "nothing": lambda name, parameter: False,
@@ -53,8 +53,8 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         group["lr"] = recipe.learning_rate * group["factor"]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=recipe.momentum)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-    return kind(groups, betas=recipe.betas)
+    kind: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+    return cast(torch.optim.Optimizer, kind(groups, betas=recipe.betas))
 
 
 def rate(recipe: Recipe, step: int) -> float:

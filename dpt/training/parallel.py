@@ -42,9 +42,9 @@ class Shared:
         if kind == "fsdp":
             from torch.distributed.fsdp import fully_shard
 
-            for block in _blocks(step.model):
+            for block in step.model.blocks():  # most of the parameters
                 fully_shard(block)
-            self.module, self.sharded = fully_shard(step), True
+            self.module, self.sharded = cast(nn.Module, fully_shard(step)), True
         else:
             # A 1x1 convolution's strides in channels-last order can be told in two ways, which is all that differs.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -64,12 +64,6 @@ class Shared:
         if self.sharded:
             cast(Any, self.module).set_requires_gradient_sync(last)
         yield
-
-
-def _blocks(model: DPT) -> list[nn.Module]:
-    """What is sharded by itself: the encoder's blocks, most of a model's parameters."""
-    encoder = cast(Any, model.encoder)
-    return list(encoder.blocks) if hasattr(encoder, "blocks") else [block for stage in encoder.stages for block in stage.blocks]
 
 
 def with_synchronised_norms(model: DPT, device: torch.device) -> DPT:

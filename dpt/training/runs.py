@@ -29,6 +29,7 @@ from ..data.datasets import classes_of
 from ..data.pairs import PairDataset
 from ..data.targets import IGNORE
 from ..evaluation.metrics import depth_limit
+from ..evaluation.protocols import protocol_of
 from ..evaluation.scoring import evaluate
 from ..factory import build
 from ..model import DPT
@@ -46,7 +47,7 @@ from .starting import start_from
 CHECKPOINT, WEIGHTS, BEST = "checkpoint.pt", "model.safetensors", "best.safetensors"
 FILES = (CHECKPOINT, "run.json", "log.jsonl", "curve.png", WEIGHTS, BEST)
 PARALLEL = ("ddp", "fsdp")  # DistributedDataParallel; FSDP2
-BETTER = {"depth": ("absrel", -1), "segmentation": ("miou", 1)}  # by which figure a validation is the best so far, and its sign
+LARGER_IS_BETTER = ("miou", "mIoU", "delta1")  # of the first figures of protocols, by which a validation is the best so far
 SMALLEST_SCALE = 1.0  # below it float16's gradients do not overflow by chance
 
 
@@ -81,6 +82,7 @@ class Training:
         self.directory, self.device, self.workers, self.fast = Path(directory), torch.device(device), workers, fast
         self.place: Place = place() if distributed.is_initialized() else Place()
         self.config = trained_config(recipe, train.root)
+        self.protocol, _ = protocol_of(recipe.protocol, self.config)
         if parallel not in PARALLEL:
             raise ValueError(f"parallel={parallel!r}: it must be one of {', '.join(PARALLEL)}")
         if parallel == "fsdp" and recipe.amp == "float16":
@@ -249,7 +251,8 @@ class Training:
         """A row of the validation's metrics; where they are the best so far, best.safetensors; where it is due, a picture."""
         recipe, head, ticked = self.recipe, self.config.head, time.monotonic()
         metrics = self.validate()
-        name, sign = BETTER[head.task]
+        name = self.protocol.figures[0]
+        sign = 1 if name in LARGER_IS_BETTER else -1
         if self.best is None or sign * metrics[name] > sign * self.best:
             self.best = metrics[name]
             self._write_weights(self.directory / BEST)
@@ -271,10 +274,11 @@ class Training:
         return row
 
     def validate(self) -> dict[str, float]:
-        """The metrics of `dpt evaluate` on the validation set, of the averaged weights where there are such."""
+        """The figures of the recipe's protocol on the validation set, of the averaged weights where there are such."""
         recipe = self.recipe
         size = max(recipe.batch_size // (self.place.world * recipe.accumulate), 1)
-        return evaluate(self.evaluated(), self.validation, size, recipe.max_depth, progress=False)
+        far = recipe.max_depth if self.protocol.name == "folder" else None  # other protocols have their own
+        return evaluate(self.evaluated(), self.validation, size, far, progress=False, protocol=self.protocol, own=self.place)
 
     def _examples(self, model: DPT) -> Iterator[Any]:
         for index in range(min(logs.SHOWN, len(self.validation))):

@@ -51,9 +51,8 @@ def resume(run: Training) -> None:
         rule = "it is what a training of the same recipe wrote: remove it, or give another folder"
         raise ValueError(f"{run.checkpoint}: not a checkpoint ({reason}): {rule}") from error
     if another:
-        raise ValueError(
-            f"{run.directory} holds a run of another recipe ({_differences(state['recipe'], asdict(run.recipe))}): give another"
-        )
+        wrong = _differences(state["recipe"], asdict(run.recipe))
+        raise ValueError(f"{run.directory} holds a run of another recipe ({wrong}): give another folder")
 
 
 def _learnt(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,0 +1,5 @@
+"""Placeholder until the memory counting is merged."""
+
+
+def table(recipe: object, folder: object) -> str:
+    return ""
