@@ -92,7 +92,9 @@ class Training:
         if self.place.first:
             prepare(self.directory)
         torch.manual_seed(recipe.seed)
-        self.model = with_synchronised_norms(self._built(), self.device)
+        # FSDP2 shards contiguous parameters alone; the pictures are in channels-last order all the same.
+        order = torch.contiguous_format if parallel == "fsdp" else torch.channels_last
+        self.model = with_synchronised_norms(self._built(order), self.device)
         if recipe.start_from is not None and not self.checkpoint.exists():
             start_from(self.model, recipe.start_from, accept_license)
         self.model.set_drop_path(recipe.drop_path)
@@ -112,8 +114,8 @@ class Training:
     def checkpoint(self) -> Path:
         return self.directory / CHECKPOINT
 
-    def _built(self) -> DPT:
-        model = build(self.config, device=self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def _built(self, order: torch.memory_format = torch.channels_last) -> DPT:
+        model = build(self.config, device=self.device).to(memory_format=order)  # type: ignore[call-overload]
         if self.fast:
             from ..fast.acceleration import accelerate
 

@@ -353,7 +353,7 @@ def test_depth_training_lowers_its_loss(data, tmp_path, monkeypatch, head):
     """Blind spot: gradients that do not reach the encoder, or a loss that is not minimised. The same pictures before and after."""
     monkeypatch.setitem(CONFIGS, DEPTH.name, replace(DEPTH, head=head))
     monkeypatch.setitem(HEADS, "depth", head)
-    steps = {"steps": 30, "warmup": 10, "validate_every": 30, "checkpoint_every": 30}
+    steps = {"steps": 50, "warmup": 10, "validate_every": 50, "checkpoint_every": 50}
     run = training(data, tmp_path, model="dpt-tiny-depth", learning_rate=1e-3, **steps)
     weight = run.model.encoder.blocks[0].attn.qkv.weight
     pictures = crops(data, "depth")

@@ -1,0 +1,64 @@
+"""One of the processes of test_resuming.py's: trains in the folders OUT/ddp, OUT/fsdp and OUT/killed, the last with shards, and interrupted."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from dpt.data.datasets import FolderDataset
+from dpt.distributed import joined
+from dpt.training.recipes import Recipe
+from dpt.training.runs import Training
+from dpt.zoo import CONFIGS
+
+# SGD: Adam divides by what is nearly nothing at first, and makes rounding as large as the rate.
+RECIPE = Recipe(
+    model="dpt-tiny-scenes",
+    crop=(32, 32),
+    steps=3,
+    batch_size=4,
+    accumulate=2,
+    optimizer="sgd",
+    learning_rate=0.01,
+    warmup=1,
+    layer_decay=0.9,
+    drop_path=0.3,
+    checkpointing=True,
+    ema=0.9,
+    validate_every=3,
+    checkpoint_every=1,
+)
+
+
+class Killed(Exception):
+    pass
+
+
+def training(data: Path, out: Path, parallel: str) -> Training:
+    sets = (FolderDataset(data / split, CONFIGS[RECIPE.model].head) for split in ("train", "val"))
+    run = Training(RECIPE, *sets, out, workers=0, parallel=parallel)
+    run.model.head.dropout.p = 0.0  # it draws in the order of memory, which is the channels' last for copies and not for shards
+    return run
+
+
+def main(data: Path, out: Path) -> None:
+    with joined(torch.device("cpu")):
+        for parallel in ("ddp", "fsdp"):
+            training(data, out / parallel, parallel).run()
+        run = training(data, out / "killed", "fsdp")
+        step = run._take_step
+
+        def take(batches):
+            if run.step == 2:
+                raise Killed
+            return step(batches)
+
+        run._take_step = take
+        try:
+            run.run()
+        except Killed:
+            training(data, out / "killed", "fsdp").run()
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
