@@ -25,7 +25,7 @@ DPT = {
     "exchange": "config zoo system checkpoints model factory",
     "data": "config system inference",
     "evaluation": "config system inference data evaluation.alignment",
-    "training": "config zoo system checkpoints evaluation.alignment model fast factory data evaluation",
+    "training": "config zoo nets system checkpoints evaluation.alignment model fast factory data evaluation",
     "scenes": "classes system",
     ".": "config zoo checkpoints inference model fast factory",
     "commands": "config zoo system checkpoints inference model fast factory exchange data evaluation training scenes .",
