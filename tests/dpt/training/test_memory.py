@@ -42,10 +42,6 @@ def test_what_two_pictures_take_under_autocast(name, side, statistics, plain, fa
         norm.train(statistics)
     found = counted(model, 2, (side, side), BF16)
     assert (round(found.saved / 1e9, 2), round(found.saved_fast / 1e9, 2)) == (plain, fast)
-    model.set_checkpointing(True)
-    again = counted(model, 2, (side, side), BF16)
-    assert again.saved < found.saved * 0.6 and again.saved_fast < found.saved_fast * 0.6
-    assert (again.parameters, again.gradients, again.optimizer) == (found.parameters, found.gradients, found.optimizer)
 
 
 def really_saved(model: DPT, x: torch.Tensor, autocast: torch.dtype | None) -> int:
