@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -68,6 +69,19 @@ def accelerate(model: ModelT, strict: bool = False) -> ModelT:
             module.__class__ = FAST[type(module)].fast
     _lay_out(model)
     return model
+
+
+def decelerate(model: ModelT) -> ModelT:
+    """Take a model off the fused kernels, in place, and return it: the inverse of `accelerate`, but for the order of weights in memory."""
+    for module in model.modules():
+        module.__class__ = PLAIN.get(type(module), type(module))
+    return model
+
+
+def as_on_a_gpu() -> AbstractContextManager[None]:
+    """A context in which fast modules do with fake tensors what they do on a GPU that has the kernels; in the whole process."""
+    stand_ins: AbstractContextManager[None] = launch.stand_ins()
+    return stand_ins
 
 
 # The order of a convolution's weight in memory as the kernels read it: (O, kh, kw, I), which is channels-last; and of a transposed one,

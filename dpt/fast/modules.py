@@ -96,7 +96,7 @@ class FastReassemble(Reassemble):
             x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
         else:
             x = self.readout(tokens)
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if not isinstance(self.norm, nn.Identity):
             x = self.norm(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
         x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         if isinstance(self.resize, nn.ConvTranspose2d):
@@ -104,14 +104,20 @@ class FastReassemble(Reassemble):
         return self.resize(x)
 
 
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # which differ in training alone, by whose statistics they take
+
+
 def uses_batch_statistics(*norms: nn.Module) -> bool:
-    return any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in norms)
+    return any(isinstance(norm, BATCH_NORMS) and norm.training for norm in norms)
 
 
 def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float] | None:
-    """A batch norm in evaluation form; None for the identity."""
-    if not isinstance(module, nn.BatchNorm2d):
+    """A batch norm in evaluation form; None for the identity. TypeError for what took its place since the model was accelerated."""
+    if isinstance(module, nn.Identity):
         return None
+    if not isinstance(module, BATCH_NORMS):
+        known = " and ".join(kind.__name__ for kind in BATCH_NORMS)
+        raise TypeError(f"a {type(module).__name__} in place of a batch norm: the kernels know {known}; exchange it before dpt.accelerate")
     return module.weight, module.bias, module.running_mean, module.running_var, module.eps
 
 

@@ -21,6 +21,7 @@ from ..nets.metric_bins import MetricBinsHead
 from ..nets.prompt import PromptBranch
 from ..nets.sky import SkyBranch
 from .modules import (
+    BATCH_NORMS,
     FastBEiTBlock,
     FastBlock,
     FastDepthHead,
@@ -42,12 +43,12 @@ def is_a(*types: type[nn.Module]) -> Check:
     return lambda module: None if type(module) in types else f"is a {type(module).__name__}, which the fused kernels would pass over"
 
 
-def has(expected: dict[str, object], kind: type[nn.Module]) -> Check:
-    """Of this very type, with these attributes."""
+def has(expected: dict[str, object], *kinds: type[nn.Module]) -> Check:
+    """Of one of these very types, with these attributes."""
 
     def check(module: nn.Module) -> str | None:
-        if type(module) is not kind:
-            return is_a(kind)(module)
+        if type(module) not in kinds:
+            return is_a(*kinds)(module)
         other = [f"{name}={getattr(module, name)!r}, not {value!r}" for name, value in expected.items() if getattr(module, name) != value]
         return f"has {other[0]}: the kernels are for that alone" if other else None
 
@@ -66,7 +67,7 @@ def either(*checks: Check) -> Check:
 
 IDENTITY = is_a(nn.Identity)
 LINEAR = is_a(nn.Linear)
-BATCH_NORM = has({"affine": True, "track_running_stats": True}, nn.BatchNorm2d)
+BATCH_NORM = has({"affine": True, "track_running_stats": True}, *BATCH_NORMS)
 LAYER_SCALE = is_a(LayerScale, nn.Identity)
 
 

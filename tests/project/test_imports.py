@@ -28,7 +28,7 @@ DPT = {
     "exchange": "config zoo system checkpoints model factory",
     "data": "config rules classes system inference",
     "evaluation": "config rules system inference distributed data evaluation.alignment",
-    "training": "config rules zoo system distributed checkpoints evaluation.alignment model fast factory data evaluation",
+    "training": "config rules zoo nets system distributed checkpoints evaluation.alignment model fast factory data evaluation",
     "scenes": "classes system",
     ".": "config zoo checkpoints inference inference.predictor model fast factory",
     "commands": (

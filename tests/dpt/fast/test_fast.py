@@ -468,8 +468,8 @@ def dilate(conv: nn.Conv2d) -> None:
         (
             "dpt-base-ade20k",
             "fusion.blocks.1.unit1",
-            lambda unit: nn.SyncBatchNorm.convert_sync_batchnorm(unit),
-            "norm1 is a SyncBatchNorm",
+            lambda unit: setattr(unit, "norm1", nn.InstanceNorm2d(16, affine=True, track_running_stats=True)),
+            "norm1 is a InstanceNorm2d",
         ),
         ("dpt-large-midas", "fusion", lambda fusion: fusion.blocks[2].project.register_forward_hook(print), "blocks.2.project has hooks"),
         ("dpt-large-midas", "fusion", lambda fusion: fusion.blocks[2].register_forward_pre_hook(print), "blocks.2 has hooks"),
