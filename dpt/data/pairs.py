@@ -88,7 +88,7 @@ class PairDataset:
         return self._cut(picture, self.images[index]), self._cut(target, self.targets[index])
 
     def picture(self, index: int) -> np.ndarray:
-        """The picture alone; `dpt.inference.images.ImageError` where it cannot be used."""
+        """The picture alone; ValueError where it cannot be used, by name."""
         return self._cut(load_image(self.images[index]), self.images[index])
 
     def target(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:

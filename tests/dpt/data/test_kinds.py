@@ -121,6 +121,8 @@ def test_kittis_benchmark_crop(laid_out):
     picture, depth = data[0]
     assert np.array_equal(picture, whole[8:, 4:1220]) and picture.shape == (352, 1216, 3) and depth.shape == (352, 1216)
     assert np.array_equal(data.picture(0), picture) and np.array_equal(data.target(0, (352, 1216)), depth)
+    with pytest.raises(TargetError, match=r"is \(352, 1216\), its picture \(360, 1224\): they must be the same size"):
+        data.target(0, (360, 1224))
     data.crop = (361, 100)
     with pytest.raises(TargetError, match=r"0000000000\.png is \(360, 1224\): it is cut to \(361, 100\), and must not be smaller"):
         data.picture(0)
