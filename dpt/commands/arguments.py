@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..data.kinds import KINDS, SPLITS
 from ..evaluation.protocols import PROTOCOLS, named
 from ..rules import nearest
 from ..system.endings import USAGE, printable
@@ -232,6 +233,20 @@ def convert(parser: Parser) -> None:
     parser.add_argument("--vit2mmseg", action="store_true", help=what)
     parser.add_argument("--model", type=_NAME, metavar="NAME", help="the model that SRC is of (default: what SRC says)")
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
+
+
+def data(parser: Parser) -> None:
+    """How each kind of data set lies on the disk; with --check, whether one lies so, and whether its files can be used.
+
+    A check reads every picture and every target, and tells of each split how many there are and were published, their sizes, the share of
+    each class or the range of depth, and of what cannot be used the first ten. Exit code: 0 all is well, 1 something is wrong, 2 nothing
+    could be read.
+    """
+    parser.add_argument("--check", type=Path, metavar="DIR", help="a data set's folder (default: the layouts are printed)")
+    what = "how it lies (default: what its folders look like; without --check all kinds)"
+    parser.add_argument("--kind", choices=KINDS, help=what)
+    parser.add_argument("--split", action="append", choices=SPLITS, help="can be repeated (default: all)")
+    _reading(parser)
 
 
 def render(parser: Parser) -> None:

@@ -130,7 +130,7 @@ class FolderDataset(PairDataset):
         self, root: str | Path, head: HeadConfig, *, depth_scale: float | None = None, reduce_zero_label: bool | None = None
     ) -> None:
         root = Path(root)
-        stated = _description(root / "dataset.json")
+        stated = stated_in(root)
         if head.task not in TARGETS:
             raise ValueError(f"{root}: data sets have targets for {' and '.join(TARGETS)}, not for {head.task}")
         folder, readers = TARGETS[head.task]
@@ -156,8 +156,9 @@ class FolderDataset(PairDataset):
             raise ValueError(f"{len(missing)} pictures have no target, the first: {pictures[missing[0]]}; {rule}")
 
 
-def _description(path: Path) -> dict[str, Any]:
-    """What a dataset.json states, checked; {} if there is none."""
+def stated_in(root: Path) -> dict[str, Any]:
+    """What a folder's dataset.json states, checked; {} if there is none."""
+    path = root / "dataset.json"
     if not os.path.lexists(path):
         return {}
     stated = read_object(path)

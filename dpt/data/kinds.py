@@ -87,7 +87,7 @@ class Kind:
 
 def _both(train: Split, held_out: Split) -> dict[str, Split]:
     """Of a data set with two splits, of which one is validated and tested on."""
-    return {"train": train, "val": held_out, "test": held_out}
+    return {"train": train, "test": held_out, "val": held_out}
 
 
 _CONTEXT = Split(("JPEGImages",), ("SegmentationClassContext",), 4998, list="ImageSets/SegmentationContext/train.txt", by_name=True)
@@ -125,7 +125,7 @@ KINDS: dict[str, Kind] = {
         layout="""
             ADEChallengeData2016/images/{training,validation}/NAME.jpg
             ADEChallengeData2016/annotations/{training,validation}/NAME.png  0 other, 1 to 150 a class each
-            the scene parsing release (SceneParsing150), not the full data set: data.csail.mit.edu/places/ADEchallenge""",
+            the scene parsing release, ADEChallengeData2016.zip of data.csail.mit.edu/places/ADEchallenge, not the full data set""",
         folders=("ADEChallengeData2016", "."),
         splits={
             "train": Split(("images/training",), ("annotations/training",), 20210),

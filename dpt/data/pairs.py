@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +17,9 @@ from ..system.endings import printable
 from .targets import DEPTH_SCALE, MAX_CLASSES, TargetError, class_labels, read_depth, read_labels
 
 UNNAMED = re.compile(r"(class |LABEL_)\d+")  # what classes are called whose file gives no names: by us, and by transformers
-CHECKERS = 4  # threads that read label files ahead
+CHECKERS = 4  # threads that read files ahead
+
+Result = TypeVar("Result")
 
 
 class PairDataset:
@@ -59,6 +62,7 @@ class PairDataset:
         self.root, self.name, self.head = Path(root), name, head
         self.names, self.images, self.targets = list(names), list(images), list(targets)
         self.depth_scale, self.reduce_zero_label, self.sky, self.crop = depth_scale, reduce_zero_label, sky, crop
+        self.named = bool(classes)  # whether the data itself says what its classes are
         if not 0 < depth_scale < float("inf"):
             raise ValueError(f"depth_scale={depth_scale}: it is a positive number, of units a metre")
         if head.task == "segmentation":
@@ -84,7 +88,7 @@ class PairDataset:
         return self._cut(picture, self.images[index]), self._cut(target, self.targets[index])
 
     def picture(self, index: int) -> np.ndarray:
-        """The picture alone; `dpt.inference.images.ImageError` where it cannot be used."""
+        """The picture alone; ValueError where it cannot be used, by name."""
         return self._cut(load_image(self.images[index]), self.images[index])
 
     def target(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -114,10 +118,14 @@ class PairDataset:
 
     def check(self, progress: bool = True) -> None:
         """Read every target, so that one that cannot be used is an error now and not in the middle of a training."""
+        for _ in self.mapped(lambda index: self.target(index) is None, progress):
+            pass
+
+    def mapped(self, work: Callable[[int], Result], progress: bool = True) -> Iterator[Result]:
+        """What `work` makes of each index, in order; several at a time, and the rest left undone where one raises."""
         pool = ThreadPoolExecutor(CHECKERS)
         try:
-            checks = pool.map(lambda index: self.target(index) is None, range(len(self)))
-            for _ in tqdm(checks, printable(f"check {self.root}"), len(self), unit="file", disable=not progress, delay=2):
-                pass
+            results = pool.map(work, range(len(self)))
+            yield from tqdm(results, printable(f"check {self.root}"), len(self), unit="file", disable=not progress, delay=2)
         finally:
             pool.shutdown(cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import dpt.data
 from dpt.config import InputConfig
 from dpt.data import transforms
 from dpt.data.augmentation import Augmentation
@@ -113,6 +115,14 @@ def test_shares_by_hand(shares, window):
     torch.testing.assert_close(torch.from_numpy(picture).permute(2, 0, 1), resized)
 
 
+def test_a_target_that_shrinks_has_the_middle_pixels():
+    """Blind spot: every target half a pixel beside its picture, at the top and the left."""
+    crop = transforms.ShareCrop(STILL, (2, 3), SCENES.input)
+    place = np.arange(54, dtype=np.float32).reshape(6, 9)
+    _, target = told(crop, 1, 0.5, 0, 0, image=np.zeros((6, 9, 3), np.uint8), mask=place)
+    assert target.tolist() == [[10, 13, 16], [37, 40, 43]]  # rows 1 and 4, columns 1, 4 and 7
+
+
 @pytest.mark.parametrize(
     ("shares", "wanted"),  # of brightness, contrast and saturation: 0.5 is none of it, 1 is 0.4 more, 0 is 0.4 less
     [
@@ -131,7 +141,7 @@ def test_colours_by_hand(shares, wanted):
     np.testing.assert_allclose(picture[0], wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", [Augmentation(colour=0), replace(WINDOW, scale=(400, 100), ratio=(0.5, 2.0), flip=0.5, rotate=10)])
+@pytest.mark.parametrize("how", [Augmentation(colour=0), replace(WINDOW, scale=(400, 80), ratio=(0.5, 2.0), flip=0.5, rotate=10)])
 @pytest.mark.parametrize("head", [SCENES.head, DEPTH.head], ids=["labels", "depth"])
 def test_a_picture_and_its_target_move_together(how, head):
     """Blind spot: a crop, flip, resize or rotation of one alone. The picture's red channel is the target, so both must stay equal."""
@@ -156,8 +166,8 @@ def test_a_picture_and_its_target_move_together(how, head):
     ("size", "scale", "ratio", "wanted"),
     [
         ((512, 683), (2048, 512), 1.0, (512, 683)),
-        ((512, 683), (2048, 512), 0.5, (256, 342)),  # 341.5, rounded up
-        ((683, 512), (2048, 512), 0.5, (342, 256)),  # the shorter side is the shorter of both
+        ((512, 681), (2048, 512), 0.5, (256, 341)),  # 340.5, rounded up
+        ((681, 512), (2048, 512), 0.5, (341, 256)),  # the shorter side is the shorter of both
         ((300, 3000), (2048, 512), 1.0, (205, 2048)),  # the longer side decides: 204.8
         ((100, 100), (2048, 512), 2.0, (1024, 1024)),
         ((375, 500), (520, 520), 1.0, (390, 520)),  # Pascal Context's: the longer side becomes 520
@@ -410,6 +420,14 @@ def test_an_augmentation_that_is_none(changes, message):
     """Blind spot: an option that does nothing where it stands; a typing error that is found in the middle of a training."""
     with pytest.raises(ValueError, match=message):
         Augmentation(**changes)
+
+
+def test_what_is_not_installed(monkeypatch):
+    """Blind spot: the name of a module that nobody knows, in the middle of a training."""
+    monkeypatch.delattr(dpt.data, "transforms")
+    monkeypatch.setitem(sys.modules, "dpt.data.transforms", None)
+    with pytest.raises(ImportError, match=r"training needs albumentations: pip install 'dense-prediction-transformers\[train\]'"):
+        Crops(Held(DEPTH.head, np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.float32)), DEPTH.input, STILL)
 
 
 def test_classes_of_depth():
