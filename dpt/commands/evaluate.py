@@ -19,7 +19,7 @@ from ..evaluation.points import PointPairs
 from ..evaluation.protocols import Protocol, protocol_of
 from ..evaluation.published import Published, published
 from ..evaluation.scoring import Measured, Scored, evaluate, scored, trivial_predictors
-from ..inference.prediction import TTA_SCALES, Choices, Options
+from ..inference.prediction import TTA_SCALES, Options
 from ..model import DPT
 from ..system.disk import must_be_replaceable, prepare, write_whole
 from ..system.endings import printable
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measured(args: argparse.Namespace, model: DPT, protocol: Protocol, head: HeadConfig, own: Place) -> tuple[dict[str, Any], list[str]]:
     """What --json gets, and what is printed."""
-    config, choices = model.config, _choices(args)
+    config, choices = model.config, running.choices(args)
     options = Options.of(config, **choices)
     scorer_of(protocol, head, args.max_depth)  # what it does not take is said before anything is read
     dataset = _opened(args, protocol, head)
@@ -84,10 +84,6 @@ def _published(config: DPTConfig, protocol: Protocol, options: Options) -> Publi
     views = {((1.0,), (False, True) if config.input.flip else (False,)): False, (TTA_SCALES, (False, True)): True}
     used = options.scales, options.flips
     return published(config.name, protocol.name, views[used]) if options.window is None and used in views else None
-
-
-def _choices(args: argparse.Namespace) -> Choices:
-    return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride", "focal")})
 
 
 def _opened(args: argparse.Namespace, protocol: Protocol, head: HeadConfig) -> Measured:
