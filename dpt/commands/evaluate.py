@@ -11,15 +11,15 @@ from typing import Any, cast
 import torch
 
 from .. import __version__
-from ..config import HeadConfig
-from ..data.datasets import FolderDataset
+from ..config import DPTConfig, HeadConfig
+from ..data.datasets import FolderDataset, open_data
 from ..distributed import joined
 from ..evaluation.metrics import scorer_of
 from ..evaluation.points import PointPairs
 from ..evaluation.protocols import Protocol, protocol_of
 from ..evaluation.published import Published, published
 from ..evaluation.scoring import Measured, Scored, evaluate, scored, trivial_predictors
-from ..inference.prediction import TTA_SCALES, Choices, Options
+from ..inference.prediction import TTA_SCALES, Options
 from ..model import DPT
 from ..system.disk import must_be_replaceable, prepare, write_whole
 from ..system.endings import printable
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     with joined(device) as own:
         model = running.model_of(args, args.model, device)
         protocol, head = protocol_of(args.protocol, model.config)
-        report = _report(args, model, protocol, head, own)
+        report, lines = _measured(args, model, protocol, head, own)
     if own.first:
-        for line in report.pop("lines"):
+        for line in lines:
             print(printable(line))
         if args.json:
             text = json.dumps(report, indent=1) + "\n"
@@ -47,29 +47,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace, model: DPT, protocol: Protocol, head: HeadConfig, own: Place) -> dict[str, Any]:
-    """What --json gets, and the "lines" that are printed."""
-    config, choices = model.config, _choices(args)
+def _measured(args: argparse.Namespace, model: DPT, protocol: Protocol, head: HeadConfig, own: Place) -> tuple[dict[str, Any], list[str]]:
+    """What --json gets, and what is printed."""
+    config, choices = model.config, running.choices(args)
     options = Options.of(config, **choices)
     scorer_of(protocol, head, args.max_depth)  # what it does not take is said before anything is read
     dataset = _opened(args, protocol, head)
     found = scored(model, dataset, args.batch_size, args.max_depth, protocol=protocol, own=own, **choices)
-    figures = {config.name: found.figures}
-    known = None
-    if protocol.name == "folder":
-        folder = cast(FolderDataset, dataset)
-        train = FolderDataset(args.train_data, head, **running.reading(args)) if args.train_data else None
-        for name, predictor in trivial_predictors(folder, train).items():
-            figures[name] = evaluate(predictor, folder, max_depth=args.max_depth, progress=False, protocol=protocol, own=own)
-        lines: Iterable[str] = (
-            f"{name:24}" + "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()) for name, metrics in figures.items()
-        )
-    else:
-        own_scales = options.scales == (1.0,) and len(options.flips) == 1 + config.input.flip
-        whole = options.window is None
-        tta = options.scales == TTA_SCALES and len(options.flips) == 2
-        known = published(config.name, protocol.name, tta) if whole and (own_scales or tta) else None
-        lines = _table(config.name, protocol, found, known)
+    figures, known = {config.name: found.figures}, _published(config, protocol, options)
     report: dict[str, Any] = {
         "protocol": protocol.name,
         "model": config.name,
@@ -79,15 +64,26 @@ def _report(args: argparse.Namespace, model: DPT, protocol: Protocol, head: Head
         "versions": {"dpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "figures": figures,
     }
-    if found.per_class and protocol.name != "folder":
+    if protocol.name == "folder":
+        folder = cast(FolderDataset, dataset)
+        train = FolderDataset(args.train_data, head, **running.reading(args)) if args.train_data else None
+        for name, predictor in trivial_predictors(folder, train).items():
+            figures[name] = evaluate(predictor, folder, max_depth=args.max_depth, progress=False, protocol=protocol, own=own)
+        return report, [
+            f"{name:24}" + "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()) for name, metrics in figures.items()
+        ]
+    if found.per_class:
         report["classes"] = {name: {"IoU": _number(iou), "Acc": _number(accuracy)} for name, (iou, accuracy) in found.per_class.items()}
     if known:
         report["published"] = {"figures": known.figures, "source": known.source, **({"note": known.note} if known.note else {})}
-    return report | {"lines": list(lines)}
+    return report, list(_table(config.name, protocol, found, known))
 
 
-def _choices(args: argparse.Namespace) -> Choices:
-    return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride", "focal")})
+def _published(config: DPTConfig, protocol: Protocol, options: Options) -> Published | None:
+    """What was published with these options; None if nothing was."""
+    views = {((1.0,), (False, True) if config.input.flip else (False,)): False, (TTA_SCALES, (False, True)): True}
+    used = options.scales, options.flips
+    return published(config.name, protocol.name, views[used]) if options.window is None and used in views else None
 
 
 def _opened(args: argparse.Namespace, protocol: Protocol, head: HeadConfig) -> Measured:
@@ -96,9 +92,9 @@ def _opened(args: argparse.Namespace, protocol: Protocol, head: HeadConfig) -> M
         raise ValueError(f"--kind {kind}: {protocol.name} is measured on {protocol.data}")
     if kind == "points":
         return PointPairs(args.data, head)
-    if kind != "folder":
-        raise ValueError(f"--kind {kind} cannot be read: --kind folder is of images/ beside depth/ or labels/")
-    return FolderDataset(args.data, head, **running.reading(args))
+    dataset = open_data(kind, args.data, None if kind == "folder" else protocol.split, head, **running.reading(args))
+    dataset.crop = None  # of KITTI: the protocol says what is cut, and needs the whole for what counts
+    return dataset
 
 
 def _table(model: str, protocol: Protocol, found: Scored, known: Published | None) -> Iterable[str]:

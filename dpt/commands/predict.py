@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from .. import __version__, checkpoints
 from ..distributed import gathered, joined, of_first
 from ..inference import outputs
 from ..inference.images import MAX_PIXELS, ImageError, NoFocalLength
-from ..inference.prediction import Choices, Result, predict_iter
+from ..inference.prediction import Result, predict_iter
 from ..model import DPT
 from ..system.disk import open_regular, prepare, remove_leftovers
 from ..system.endings import FAILED, CommandError, explained, of_the_machine, printable
@@ -104,14 +104,10 @@ def _check_writable(folder: Path) -> None:
         raise CommandError(f"cannot write to {folder}: {error.strerror}") from error
 
 
-def _options(args: argparse.Namespace) -> Choices:
-    return cast(Choices, {name: getattr(args, name) for name in ("tta", "scales", "flip", "slide", "window", "stride", "focal", "prompt")})
-
-
 def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, tally: _Tally, own: Place) -> None:
     config = model.config
     weights = _weights_identity(args.weights)
-    made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **_options(args)}
+    made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **running.choices(args)}
     if args.prompt is None:
         del made_with["prompt"]  # which records of before have not
     else:
@@ -142,7 +138,7 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
                 outputs.write(stem, result.image, result.prediction, head, pfm=args.pfm, record=record)
 
     done, start, watch = tally.done, time.perf_counter(), Stopwatch(model)
-    results = predict_iter(model, jobs, batch_size=args.batch_size, max_pixels=args.max_pixels or MAX_PIXELS, **_options(args))
+    results = predict_iter(model, jobs, batch_size=args.batch_size, max_pixels=args.max_pixels or MAX_PIXELS, **running.choices(args))
     written = in_threads(write, results, min(WRITERS, torch.get_num_threads()))
     share = "" if own.world == 1 else f", a share of {own.world}"  # one bar for all: theirs would overwrite each other
     bar = tqdm(desc=printable(config.name) + share, total=len(jobs), unit="picture", disable=len(jobs) < 2 or not own.first)

@@ -12,6 +12,7 @@ import torch
 from .. import devices, factory
 from ..config import DPTConfig
 from ..distributed import device_of_process
+from ..inference.prediction import Choices
 from ..model import DPT
 from ..system.endings import CommandError
 from ..system.processes import place
@@ -83,3 +84,8 @@ def _smallest_downloads() -> list[str]:
 def reading(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `FolderDataset` that a command line gives."""
     return {"depth_scale": args.depth_scale, "reduce_zero_label": args.reduce_zero_label}
+
+
+def choices(args: argparse.Namespace) -> Choices:
+    """The keywords of predictions that a command line gives: views, focal length and prompt, of those that the command takes."""
+    return cast(Choices, {name: getattr(args, name) for name in Choices.__annotations__ if hasattr(args, name)})

@@ -23,6 +23,8 @@ class PointPairs:
         ValueError: no such file, another head, a line that is no pair of different points, or a picture that is not there; by line.
     """
 
+    crop: tuple[int, int] | None = None  # pictures are seen whole
+
     def __init__(self, root: str | Path, head: HeadConfig) -> None:
         self.root, self.head = Path(root), head
         path = self.root / "points.csv"

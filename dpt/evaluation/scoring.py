@@ -21,7 +21,6 @@ from ..config import HeadConfig
 from ..data.datasets import FolderDataset
 from ..data.targets import IGNORE, TargetError
 from ..distributed import gathered
-from ..inference.images import load_image
 from ..inference.prediction import Choices, Prediction, predict_iter
 from ..inference.windows import Network
 from ..system.processes import Place
@@ -43,8 +42,12 @@ class Measured(Interface):
 
     head: HeadConfig
     images: list[Path]
+    crop: tuple[int, int] | None  # height and width that it cuts pictures and targets to by itself
 
     def __len__(self) -> int: ...
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
 
     def target(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """The truth of a picture, as the protocol's scorer takes it; ValueError if it is not of the picture's `size`, if that is given."""
@@ -88,7 +91,8 @@ def scored(
 
     Args:
         model: a DPT, predicting as `dpt.inference.prediction.predict` does; or a function from a picture to its map.
-        dataset: made for the head that is measured, which says whether depth is metres or inverse depth.
+        dataset: made for the head that is measured, which says whether depth is metres or inverse depth. With a protocol of whole
+            pictures, for the protocol says what is cut.
         batch_size: pictures whose network sizes are equal run together, up to this many.
         max_depth: metres; what is farther counts as unknown. None is `dpt.evaluation.metrics.depth_limit`.
         protocol: one of `dpt.evaluation.protocols` that measures the head; None: "folder".
@@ -99,6 +103,8 @@ def scored(
     Raises:
         ValueError: a picture or a target that cannot be used, by name; a protocol that does not measure the head.
     """
+    if protocol is not None and dataset.crop is not None:
+        raise ValueError(f"crop={dataset.crop}: {protocol.name} says itself what is cut, and needs whole pictures")
     protocol = protocol or next(found for found in PROTOCOLS["folder"] if found.refusal(dataset.head) is None)
     scorer = scorer_of(protocol, dataset.head, max_depth)
     batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
@@ -142,29 +148,31 @@ def _seen_by(model: Network | Predictor, protocol: Protocol) -> Iterator[None]:
 def _maps(
     model: Network | Predictor, dataset: Measured, share: Sequence[int], protocol: Protocol, batch_size: int, options: Choices
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """Of each picture of a share, in its order, the depth or the labels (h, w) of what the protocol cuts out, and its own size."""
-    paths, sizes = [dataset.images[index] for index in share], []
+    """Of each picture of a share, in its order, the depth or the labels (h, w) of what the protocol cuts out, and the size of all of it."""
+    sizes: list[tuple[int, int]] = []
 
-    def cut() -> Iterator[np.ndarray]:
-        for path in paths:
-            picture = load_image(path)
-            sizes.append(picture.shape[:2])
+    def seen() -> Iterator[np.ndarray]:
+        for index in share:
+            picture = dataset.picture(index)
+            height, width = picture.shape[:2]
+            sizes.append((height, width))
             try:
-                yield np.ascontiguousarray(picture[rectangle(protocol.cut, picture.shape[:2])])
+                yield np.ascontiguousarray(picture[rectangle(protocol.cut, (height, width))])
             except ValueError as error:
-                raise TargetError(f"{path}: {error}") from None
+                raise TargetError(f"{dataset.images[index]}: {error}") from None
 
     if not isinstance(model, nn.Module):
-        for picture in cut():
+        for picture in seen():
             yield cast(Predictor, model)(picture), sizes.pop()
         return
-    pictures: Any = paths if protocol.cut is None else cut()  # paths are read ahead, in threads
+    whole = protocol.cut is None and dataset.crop is None
+    pictures: Any = [dataset.images[index] for index in share] if whole else seen()  # files are read ahead, in threads
     for result in predict_iter(cast(Network, model), pictures, batch_size=batch_size, **options):
         if result.error is not None:
             raise result.error
         prediction = cast(Prediction, result.prediction)
         found = cast(np.ndarray, prediction.depth if dataset.head.task == "depth" else prediction.labels)
-        yield found, found.shape if protocol.cut is None else sizes.pop(0)
+        yield found, (found.shape[0], found.shape[1]) if whole else sizes.pop(0)
 
 
 def trivial_predictors(dataset: FolderDataset, train: FolderDataset | None) -> dict[str, Predictor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import small
@@ -13,6 +14,7 @@ from PIL import Image
 
 import dpt
 from dpt.commands import main
+from dpt.evaluation.scoring import scored
 from dpt.model import DPT
 
 
@@ -83,6 +85,39 @@ def test_segmentation_has_its_classes(tmp_path, data, capsys, monkeypatch):
         assert len(report["classes"]) == 150 and len(seen) == 3 and np.mean(seen) == pytest.approx(figures["mAcc"], abs=0.011)
         for line, (name, values) in zip(lines[1:], report["classes"].items(), strict=False):
             assert line.startswith(name) and line.split()[-1] == ("nan" if values["Acc"] is None else f"{values['Acc']:.2f}")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind", "model", "classes"),
+    [
+        ("ade20k", "ade20k", "dpt-base-ade20k", 150),
+        ("pascal-context", "pascal-context", "dpt-base-ade20k", 59),
+        ("kitti-eigen", "kitti", "dpt-hybrid-kitti", 0),
+        ("depth-anything-kitti", "kitti", "dpt-large-midas", 0),
+        ("midas-nyu", "nyuv2", "dpt-large-midas", 0),
+    ],
+)
+def test_data_sets_are_read_as_they_lie(tmp_path, capsys, monkeypatch, protocol, kind, model, classes):
+    """Blind spot: the training's pictures; labels that are not reduced, depth in another unit; KITTI cut by its crop where the protocol
+    looks at the whole. The figures are those of the split, worked out here from the files' truth."""
+    root = datasets.WRITERS[kind](tmp_path / "data", 3)
+    heard = []
+
+    def hear(model, data, *rest, **more):
+        heard.append(data)
+        return scored(model, data, *rest, **more)
+
+    monkeypatch.setattr("dpt.commands.evaluate.scored", hear)
+    report = evaluated(tmp_path, weights(tmp_path, model, classes=classes or 5), root, "--protocol", protocol)
+    assert report["pictures"] == 3 and report["protocol"] == protocol
+    assert all(value is not None and np.isfinite(value) for value in report["figures"][model].values())
+    (data,) = heard
+    split = {"ade20k": "val", "pascal-context": "2009_", "kitti": "_0009_", "nyuv2": "official_splits/test"}[kind]
+    assert all(split in str(path) for path in data.images)
+    for index, path in enumerate(data.targets):
+        stored = np.array(Image.open(path)).astype(float)
+        truth = np.where(stored == 0, 255, stored - 1) if classes else stored / {"kitti": 256, "nyuv2": 1000}[kind]
+        np.testing.assert_allclose(data.target(index), truth, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,9 @@ def test_what_lies_beyond_is_clamped():
         assert estimate[0].tolist() == pytest.approx([2, 1, 1 / nearest])
     disparity = DepthScorer(protocol("depth-anything"), INVERSE)._estimate(prediction.double(), truth.double(), truth > 0)
     assert disparity[0].tolist() == pytest.approx([1 / 2, 1, 1 / 80])
+    metres = torch.tensor([[1.0, 2.0, 1000.0, -5.0]], dtype=torch.float64)  # the fit of the two that are known is the prediction
+    estimate = DepthScorer(protocol("marigold"), METRIC)._estimate(metres, metres, (metres > 0) & (metres < 80))
+    assert estimate[0].tolist() == pytest.approx([1, 2, 80, 1e-5])
     unlimited = DepthScorer(protocol("marigold-eth3d"), INVERSE)._estimate(prediction.double(), truth.double(), truth > 0)
     assert unlimited[0, 2] == pytest.approx(1000)  # Marigold's least inverse depth
 

@@ -74,6 +74,18 @@ def test_kitti_is_cut_before_the_network_sees_it(tmp_path, name):
         evaluate(model, dataset, progress=False, protocol=protocol(name))
 
 
+def test_a_data_set_that_is_cut_by_itself(tmp_path):
+    """Blind spot: a validation of KITTI whose network sees whole pictures, and whose truth is cut; Garg's crop of a cut truth for that of
+    all of it."""
+    metres = 1 + np.indices((360, 1224)).sum(0) % 60
+    write(tmp_path, metres)
+    dataset, model = FolderDataset(tmp_path, METRIC.head, depth_scale=256), Oracle(METRIC, lambda metres: metres)
+    dataset.crop = (352, 1216)
+    assert evaluate(model, dataset, progress=False)["absrel"] == pytest.approx(0, abs=1e-5) and model.shapes == [(352, 1216)]
+    with pytest.raises(ValueError, match=r"crop=\(352, 1216\): kitti-eigen says itself what is cut"):
+        evaluate(model, dataset, progress=False, protocol=protocol("kitti-eigen"))
+
+
 def test_a_truth_of_another_size_than_a_picture_that_is_cut_is_told(tmp_path):
     """Blind spot: a truth of other pixels, of which a part of the right size is cut out."""
     write(tmp_path, np.full((375, 1242), 5))
@@ -163,8 +175,10 @@ def test_a_picture_that_one_process_cannot_use_is_told_by_all(tmp_path, monkeypa
     write(tmp_path, np.full((32, 32), 5), a=np.full((32, 32), 7))
     (tmp_path / "images" / "a.png").write_bytes(b"x")
     dataset, model = FolderDataset(tmp_path, METRIC.head), Oracle(METRIC, lambda metres: metres)
-    with pytest.raises(ImageError, match=r"a\.png: not a picture"):
-        Run(monkeypatch, 2)(lambda own: evaluate(model, dataset, progress=False, own=own))
+    run = Run(monkeypatch, 2)
+    for run.rank in (1, 0):  # it is a picture of the second's
+        with pytest.raises(ImageError, match=r"a\.png: not a picture") if run.rank == 0 else pytest.raises(InterruptedError):
+            evaluate(model, dataset, progress=False, own=Place(run.rank, 2))
 
 
 def test_two_processes_of_torchrun_write_what_one_writes(tmp_path, capfd):
