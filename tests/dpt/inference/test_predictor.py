@@ -50,7 +50,7 @@ def png(array: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def model() -> dpt.DPT:
-    return small("dpt-large-midas")
+    return pictures.lively_model(config("dpt-large-midas"))
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +166,12 @@ def test_it_is_sent_to_other_processes(model, tmp_path):
     path = saved(model, tmp_path)
     first = dpt.Predictor(model.config, weights=path, device="cpu", fast=True, dtype=torch.float16, flip=True)
     second = pickle.loads(pickle.dumps(first))
-    assert second.__reduce__()[0].keywords == first.__reduce__()[0].keywords
-    assert {parameter.dtype for parameter in second.model.parameters()} == {torch.float16} and any(
-        row.fused for row in dpt.fast_report(second.model)
-    )
+    assert {parameter.dtype for parameter in second.model.parameters()} == {torch.float16}
+    assert any(row.fused for row in dpt.fast_report(second.model))
     batch = {"image": pictures.scene()[None]}
-    np.testing.assert_array_equal(second(batch)["depth"][0], first(batch)["depth"][0])
+    depth, wanted = second(batch)["depth"][0], first(batch)["depth"][0]
+    np.testing.assert_array_equal(depth, wanted)
+    assert not np.array_equal(wanted, first.model.predict(batch["image"][0]).depth) and np.isfinite(wanted).all()
     assert len(pickle.dumps(first)) < path.stat().st_size / 4
 
 
