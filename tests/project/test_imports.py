@@ -24,7 +24,7 @@ DPT = {
     "fast": "nets kernels",
     "devices": "fast",
     "factory": "config classes system zoo nets checkpoints model fast",
-    "inference.predictor": "config checkpoints inference devices factory",
+    "inference.predictor": "config rules checkpoints inference devices factory",
     "exchange": "config zoo system checkpoints model factory",
     "data": "config rules classes system inference",
     "evaluation": "config rules system inference distributed data evaluation.alignment",
