@@ -10,23 +10,30 @@ from ..data import open_data
 from ..distributed import device_of_process, joined
 from ..system.processes import place
 from ..training import memory
+from ..training.objective import trained_config
 from ..training.recipes import Recipe
-from ..training.runs import Training, trained_config
+from ..training.runs import Training
 from . import running
 
 
 def run(args: argparse.Namespace) -> int:
     recipe = Recipe.of(args.recipe).with_changes(args.set)
+    config = trained_config(recipe, args.data / "train")
+    if args.dry_run and place().first:
+        print(recipe.as_text())
+        processes = place().world
+        parts = f"{recipe.batch_size // (processes * recipe.accumulate)} pictures of {recipe.crop[0]}x{recipe.crop[1]} at a time"
+        print(f"\nmemory of each of {processes} processes, {parts}, counted:\n{memory.of_recipe(recipe, config, processes)}")
+    reading = running.reading(args)
+    train, validation = (open_data(recipe.data, args.data, split, config.head, **reading) for split in ("train", "val"))
+    if args.dry_run:
+        if place().first:
+            print(
+                "\n" + "\n".join(f"{split}: {len(data)} pictures in {data.root}" for split, data in (("train", train), ("val", validation)))
+            )
+        return 0
     device = device_of_process(running.device_of(args.device), place())
     fast = running.is_fast(args.fast, device)
-    head, reading = trained_config(recipe, args.data / "train").head, running.reading(args)
-    train, validation = (open_data(recipe.data, args.data, split, head, **reading) for split in ("train", "val"))
-    if args.dry_run:
-        print(recipe.as_text())
-        for split, data in (("train", train), ("val", validation)):
-            print(f"{split}: {len(data)} pictures in {data.root}")
-        print(memory.table(recipe, args.data))
-        return 0
     out = args.out or Path("runs") / recipe.name
     with joined(device) as own:
         training = Training(recipe, train, validation, out, device, args.workers, fast, args.accept_license, args.parallel)

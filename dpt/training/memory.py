@@ -11,8 +11,11 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+from ..config import DPTConfig
 from ..nets.dpt import DPTNetwork
 from ..nets.hollow import hollow_forward, unreached
+from .objective import objective
+from .recipes import Recipe
 
 GB = 1e9
 
@@ -44,6 +47,32 @@ class Memory:
         width = max(map(len, rows))
         lines = [f"{'GB':{width}}" + "".join(f"{name:>9}" for name in columns)]
         return "\n".join([*lines, *(f"{name:{width}}" + "".join(f"{size / GB:9.2f}" for size in sizes) for name, sizes in rows.items())])
+
+
+def of_recipe(recipe: Recipe, config: DPTConfig, processes: int = 1) -> Memory:
+    """The memory of a step of a recipe in each of several processes that share its batch; with all parameters in each."""
+    with torch.device("meta"):
+        model = DPTNetwork(config).train()
+    model.set_drop_path(recipe.drop_path)
+    model.set_checkpointing(recipe.checkpointing)
+    pictures = max(recipe.batch_size // (processes * recipe.accumulate), 1)
+
+    def loss(outputs: list[Tensor]) -> Tensor:
+        first = outputs[0]
+        labels = config.head.task == "segmentation"
+        size = (first.shape[0], *recipe.crop)
+        targets = first.new_zeros(size, dtype=torch.long) if labels else first.new_ones(size, dtype=torch.float32)
+        return objective(config.head, recipe, outputs, targets)
+
+    return counted(
+        model,
+        pictures,
+        recipe.crop,
+        None if recipe.amp is None else getattr(torch, recipe.amp),
+        moments=1 if recipe.optimizer == "sgd" else 2,
+        average=recipe.ema is not None,
+        loss=loss,
+    )
 
 
 def counted(

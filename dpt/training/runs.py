@@ -12,33 +12,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import checkpoints
-from ..config import DPTConfig
 from ..data.crops import Crops, Key
-from ..data.datasets import classes_of
 from ..data.pairs import PairDataset
-from ..data.targets import IGNORE
-from ..evaluation.metrics import depth_limit
 from ..evaluation.protocols import protocol_of
 from ..evaluation.scoring import evaluate
 from ..factory import build
 from ..model import DPT
+from ..nets.hollow import unreached
 from ..system.disk import must_be_replaceable, prepare, write_whole
 from ..system.endings import leave_words_to_the_main_process, leaving_signals_to_us
 from ..system.processes import Place, place
-from ..zoo import config_of
 from . import logs, states
-from .losses import scale_invariant_log_loss, scale_shift_invariant_loss
+from .objective import objective, trained_config
 from .optimization import Average, optimizer_of, set_rates
 from .parallel import Shared, Step, mean_over_processes, norm_of, whole, with_synchronised_norms
 from .recipes import Recipe
@@ -97,6 +92,8 @@ class Training:
         self.model = with_synchronised_norms(self._built(order), self.device)
         if recipe.start_from is not None and not self.checkpoint.exists():
             start_from(self.model, recipe.start_from, accept_license)
+        for name in unreached(self.model):  # DistributedDataParallel would wait for their gradients
+            self.model.get_parameter(name).requires_grad_(False)
         self.model.set_drop_path(recipe.drop_path)
         self.model.set_checkpointing(recipe.checkpointing)
         self.shared = Shared(Step(self.model, lambda *seen: self._loss(*seen)), parallel, self.device)
@@ -136,23 +133,11 @@ class Training:
             data.check(progress=self.place.first)
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        head, recipe = self.config.head, self.recipe
-        dtype = None if recipe.amp is None else getattr(torch, recipe.amp)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=recipe.amp is not None):
-            outputs: tuple[Tensor, ...] = self.model.forward_auxiliary(images) if head.auxiliary else (self.model(images),)
-        if head.task == "segmentation":
-            losses = [_cross_entropy(output, targets) for output in outputs]
-            return losses[0] + sum(recipe.auxiliary_weight * loss for loss in losses[1:])
-        (output,) = outputs
-        if output.shape != targets.shape:  # of a head with a size of its own
-            output = F.interpolate(output[:, None], size=targets.shape[1:], mode="bilinear", align_corners=False)[:, 0]
-        mask = (targets > 0) & (targets <= depth_limit(head, recipe.max_depth)) & targets.isfinite()
-        if not head.inverse:
-            return scale_invariant_log_loss(output, targets, mask, recipe.variance_focus)
-        if recipe.sky:
-            mask |= targets.isinf()
-        inverse = normalised_inverse(targets, mask)
-        return scale_shift_invariant_loss(output, inverse, mask, recipe.gradient_weight, data_term=recipe.data_term)
+        dtype = None if self.recipe.amp is None else getattr(torch, self.recipe.amp)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            auxiliary = self.config.head.auxiliary
+            outputs: tuple[Tensor, ...] = self.model.forward_auxiliary(images) if auxiliary else (self.model(images),)
+        return objective(self.config.head, self.recipe, outputs, targets)
 
     def _batches(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """This process's parts of the batches from the current step on, the same whether or not the run was interrupted."""
@@ -358,38 +343,3 @@ class _Keys:
 
     def __iter__(self) -> Iterator[list[Key]]:
         return self.keys()
-
-
-def trained_config(recipe: Recipe, folder: str | Path) -> DPTConfig:
-    """What is trained by a recipe, on data whose folder may state its classes; ValueError for models that no loss here is for."""
-    config = config_of(recipe.model)
-    head = config.head
-    if config.further:
-        tasks = ", ".join(each.task for each in config.heads)
-        raise ValueError(f"{recipe.model} cannot be trained: its tasks are {tasks}, and a training has one")
-    if config.decoder.prompt:
-        raise ValueError(f"{recipe.model} cannot be trained: it needs a sensor's depth beside each picture, which data sets have not")
-    if head.relative or head.focal is not None:
-        raise ValueError(f"{recipe.model} cannot be trained: there are losses for inverse depth and for metres without a focal length")
-    if recipe.classes == "model":
-        return config
-    if head.task != "segmentation":
-        raise ValueError(f"classes='data': {recipe.model} predicts {head.task}, which has no classes")
-    names, colours = classes_of(recipe.data, folder)
-    if not names:
-        raise ValueError(f"classes='data': {folder} states none; a dataset.json there does")
-    return replace(config.with_("head", classes=names, palette=colours), name=recipe.name, source=None)
-
-
-def normalised_inverse(depth: Tensor, mask: Tensor) -> Tensor:
-    """Metres (B, H, W) -> inverse depth scaled to 0..1 over each picture's valid pixels, so that near and far scenes weigh alike."""
-    inverse = torch.where(mask, 1 / depth.clamp_min(1e-6), 0)
-    low = torch.where(mask, inverse, torch.inf).amin((1, 2), keepdim=True)
-    high = inverse.amax((1, 2), keepdim=True)
-    return torch.where(mask, (inverse - low) / (high - low).clamp_min(1e-6), 0)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over labelled pixels; 0 where a batch has none."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp_min(1)

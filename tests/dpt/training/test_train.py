@@ -27,8 +27,9 @@ from dpt.data.augmentation import Augmentation
 from dpt.data.crops import Crops
 from dpt.data.datasets import FolderDataset
 from dpt.training import states
+from dpt.training.objective import normalised_inverse
 from dpt.training.recipes import RECIPES, Recipe
-from dpt.training.runs import Training, normalised_inverse
+from dpt.training.runs import Training
 from dpt.zoo import CONFIGS
 
 ROOT = Path(__file__).parents[3]
