@@ -1,4 +1,4 @@
-"""One of the processes of test_resuming.py's: trains in the folders OUT/ddp, OUT/fsdp and OUT/killed, the last with shards, and interrupted."""
+"""What several processes of test_resuming.py run: trainings in OUT/ddp, OUT/fsdp and, with shards too and interrupted, OUT/killed."""
 
 import sys
 from pathlib import Path

@@ -162,8 +162,8 @@ def ways(data, tmp_path_factory):
 
 
 def test_shards_give_what_copies_give(data, ways):
-    """Blind spot: FSDP2's shards that are saved as shards, averaged wrongly, or started from other numbers. A checkpoint of theirs is one of
-    any run's."""
+    """Blind spot: FSDP2's shards that are saved as shards, averaged wrongly, or started from other numbers; a checkpoint of theirs that no
+    other run can take up."""
     one, other = (torch.load(ways / way / "checkpoint.pt", weights_only=True) for way in ("ddp", "fsdp"))
     for part in ("model", "average"):
         assert one[part].keys() == other[part].keys()
