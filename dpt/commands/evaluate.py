@@ -92,7 +92,7 @@ def _opened(args: argparse.Namespace, protocol: Protocol, head: HeadConfig) -> M
         raise ValueError(f"--kind {kind}: {protocol.name} is measured on {protocol.data}")
     if kind == "points":
         return PointPairs(args.data, head)
-    return open_data(kind, args.data, None if kind == "folder" else protocol.split, head, whole=True, **running.reading(args))
+    return open_data(kind, args.data, None if kind == "folder" else protocol.split, head, **running.reading(args))
 
 
 def _table(model: str, protocol: Protocol, found: Scored, known: Published | None) -> Iterable[str]:

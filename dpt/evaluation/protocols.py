@@ -27,6 +27,7 @@ class Protocol(Checked):
         figures: their names, in the order of the table.
         data, split: the kind of data set, one of `dpt.data`'s or "points", and which pictures of it.
         task: of the head that is measured.
+        whole: pictures and truth are seen whole but for `cut`, though the data set may cut them by itself.
         cut: the crop (`crops.CROPS`) of pictures and truth before the network sees anything.
         rule: of the resize on the way in, for models whose own is "minimal": MiDaS' programs have that one, and its evaluation another.
         output: fields of `InputConfig` for the resize to the truth's size; without any it is the model's own.
@@ -38,6 +39,7 @@ class Protocol(Checked):
     data: str = "folder"
     split: str = "test"
     task: str = "depth"
+    whole: bool = True
     cut: str | None = None
     rule: str | None = None
     output: Mapping[str, str | bool] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Protocol(Checked):
         "data": NAME,
         "split": NAME,
         "task": one_of("depth", "segmentation"),
+        "whole": TRUTH,
         "cut": _CROP,
         "rule": or_none(NAME),
         "output": instance_of(dict),
@@ -165,10 +168,11 @@ _FOLDER_DEPTH = DepthProtocol(
     "images/ beside depth/ or labels/, with the figures of trivial predictors",
     ("absrel", "rmse", "delta1", "sky"),
     alignments={"inverse": "inverse", "relative": "depth", "metric": "none"},
+    whole=False,
     nearest=MIN_DEPTH,
     inclusive=True,
 )
-_FOLDER_LABELS = LabelProtocol("folder", _FOLDER_DEPTH.said, ("miou", "accuracy"))
+_FOLDER_LABELS = LabelProtocol("folder", _FOLDER_DEPTH.said, ("miou", "accuracy"), whole=False)
 _ADE20K = LabelProtocol(
     "ade20k",
     "validation set of SceneParsing, as mmsegmentation's IoUMetric",

@@ -5,6 +5,7 @@ The model sees what `dpt predict` shows it, and its maps are scored at the size 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,8 +92,7 @@ def scored(
 
     Args:
         model: a DPT, predicting as `dpt.inference.prediction.predict` does; or a function from a picture to its map.
-        dataset: made for the head that is measured, which says whether depth is metres or inverse depth. With a protocol of whole
-            pictures, for the protocol says what is cut.
+        dataset: made for the head that is measured, which says whether depth is metres or inverse depth.
         batch_size: pictures whose network sizes are equal run together, up to this many.
         max_depth: metres; what is farther counts as unknown. None is `dpt.evaluation.metrics.depth_limit`.
         protocol: one of `dpt.evaluation.protocols` that measures the head; None: "folder".
@@ -103,9 +103,10 @@ def scored(
     Raises:
         ValueError: a picture or a target that cannot be used, by name; a protocol that does not measure the head.
     """
-    if protocol is not None and dataset.crop is not None:
-        raise ValueError(f"crop={dataset.crop}: {protocol.name} says itself what is cut, and needs whole pictures")
     protocol = protocol or next(found for found in PROTOCOLS["folder"] if found.refusal(dataset.head) is None)
+    if protocol.whole:
+        dataset = copy.copy(dataset)
+        dataset.crop = None
     scorer = scorer_of(protocol, dataset.head, max_depth)
     batches = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
     share = [index for batch in own.share(batches) for index in batch]

@@ -209,6 +209,9 @@ def test_the_task_that_is_meant_is_found():
     for name, task in (("ade20k", "segmentation"), ("nyu-eigen", "depth"), ("folder", model.head.task)):
         found, head = protocol_of(name, model)
         assert head.task == found.task == task and head in model.heads
+    relative = model.with_("head", inverse=True, bins=0)  # of three tasks; the reason is of the one that is meant
+    with pytest.raises(ValueError, match="nyu-eigen cannot be asked of tipsv2-base: it measures metres, not inverse depth"):
+        protocol_of("nyu-eigen", relative)
     with pytest.raises(ValueError, match="no protocol is named 'nyu-eige' .did you mean 'nyu-eigen'.*; the protocols are folder, ade20k"):
         protocol_of("nyu-eige", model)
 
@@ -225,6 +228,23 @@ def test_the_table_is_whole():
             if isinstance(row, LabelProtocol):
                 assert scorer_of(row, replace(CONFIGS["dpt-base-ade20k"].head)).figures
     assert [form_of(head) for head in (INVERSE, RELATIVE, METRIC)] == ["inverse", "relative", "metric"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"crop": "grag"}, "DepthProtocol.crop='grag': it must be one of garg, eigen, nyu, kitti, or None"),
+        ({"figures": ()}, "DepthProtocol.figures=(): it must be a tuple of 1 to 16"),
+        ({"alignments": {"metric": "median"}}, "it must be an alignment, none, inverse, depth, of some of inverse, relative, metric"),
+        ({"farthest": 1e-4}, "DepthProtocol.farthest=0.0001: it must be above nearest=0.001"),
+        ({"task": "segmentation"}, "DepthProtocol.task='segmentation': it must be one of depth"),
+        ({"disparity": True}, "DepthProtocol.disparity=True: only what is fitted in inverse depth is compared there"),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_told(changes, said):
+    """Blind spot: a protocol that is only wrong once it is asked for, after hours of predictions."""
+    with pytest.raises(ValueError, match=re.escape(said)):
+        replace(protocol("nyu-eigen"), **changes)
 
 
 def test_the_resizes_of_a_protocol():
