@@ -405,7 +405,7 @@ def test_all_decisions_are_draws_of_one_generator():
         ({"crop": "middle"}, "Augmentation.crop='middle': it must be one of share, window"),
         ({"smallest": 0}, "Augmentation.smallest=0: it must be a number from 0.01 to 1"),
         ({"flip": 1.5}, "Augmentation.flip=1.5: it must be a number from 0 to 1"),
-        ({"crop": "window", "scale": (512,)}, r"Augmentation.scale=\(512,\): it must be a tuple of two whole numbers"),
+        ({"crop": "window", "scale": (512,)}, r"Augmentation.scale=\(512,\): it must be a tuple of 2, each a whole number"),
         ({"crop": "window", "scale": (512, 2.5)}, "Augmentation.scale="),
         ({"crop": "window", "scale": (512, 512), "ratio": (2.0, 0.5)}, r"ratio=\(2.0, 0.5\): the first must not be above the second"),
         ({"crop": "window", "ratio": (0.5, 2.0)}, "it is a factor on `scale`, which is None"),
