@@ -6,28 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from ..rules import Checked, Rule
+from ..rules import TRUTH, Checked, Rule, number, one_of, or_none, tuple_of, whole
 
 CROPS = ("share", "window")
-MAX_SIDE = 1 << 16
 _OF = {
     "share": ("smallest", "aspect"),
     "window": ("rotate", "scale", "ratio", "cat_max_ratio", "distortion"),
 }  # what only one way of cropping has
-
-
-def _number(words: str, low: float, high: float) -> Rule:
-    return Rule(f"a number {words}", lambda value: type(value) in (int, float) and low <= value <= high)
-
-
-def _pair(words: str, kind: tuple[type, ...], low: float, high: float) -> Rule:
-    return Rule(
-        f"a tuple of two {words}",
-        lambda value: type(value) is tuple and len(value) == 2 and all(type(each) in kind and low <= each <= high for each in value),
-    )
-
-
-_SCALE = _pair(f"whole numbers from 1 to {MAX_SIDE}", (int,), 1, MAX_SIDE)
 
 
 @dataclass(frozen=True)
@@ -53,16 +38,15 @@ class Augmentation(Checked):
     tint: float = 0.0  # largest relative change of each channel
 
     RULES: ClassVar[Mapping[str, Rule]] = {
-        "crop": Rule(f"one of {', '.join(CROPS)}", lambda value: value in CROPS),
-        "smallest": _number("from 0.01 to 1", 0.01, 1),
-        "aspect": _number("from 1 to 10", 1, 10),
-        "rotate": _number("from 0 to 180", 0, 180),
-        "scale": Rule(f"{_SCALE.words}, or None", lambda value: value is None or _SCALE.holds(value)),
-        "ratio": _pair("numbers from 0.01 to 100", (int, float), 0.01, 100),
-        "cat_max_ratio": _number("from 0 to 1", 0, 1),
-        "flip": _number("from 0 to 1", 0, 1),
-        "distortion": Rule("True or False", lambda value: type(value) is bool),
-        **dict.fromkeys(("colour", "gamma", "brightness", "tint"), _number("from 0 to 0.9", 0, 0.9)),
+        "crop": one_of(*CROPS),
+        "smallest": number("from 0.01 to 1", lambda value: 0.01 <= value <= 1),
+        "aspect": number("from 1 to 10", lambda value: 1 <= value <= 10),
+        "rotate": number("from 0 to 180", lambda value: 0 <= value <= 180),
+        "scale": or_none(tuple_of(whole(1, 1 << 16), 2)),
+        "ratio": tuple_of(number("from 0.01 to 100", lambda value: 0.01 <= value <= 100), 2),
+        **dict.fromkeys(("cat_max_ratio", "flip"), number("from 0 to 1", lambda value: 0 <= value <= 1)),
+        "distortion": TRUTH,
+        **dict.fromkeys(("colour", "gamma", "brightness", "tint"), number("from 0 to 0.9", lambda value: 0 <= value <= 0.9)),
     }
 
     def _conflicts(self) -> Iterable[tuple[bool, str]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..classes import palette
 from ..config import HeadConfig, numbered_classes
-from .datasets import TARGETS, open_data, stated_in
+from .datasets import TARGETS, classes_of, open_data
 from .kinds import SPLITS, kind_of
 from .pairs import PairDataset
 from .targets import IGNORE, MAX_CLASSES
@@ -79,8 +79,8 @@ def checked(
         for task in [row.task] if row.task is not None else found:
             report = Report(split, task, published=row.splits[split].count if split in row.splits else None)
             try:
-                classes = row.classes or tuple(stated_in(base).get("classes", numbered_classes(MAX_CLASSES)))
-                head = HeadConfig("segmentation", classes, palette(len(classes))) if task == "segmentation" else HeadConfig(task)
+                classes = classes_of(kind, base)[0] or numbered_classes(MAX_CLASSES)
+                head = HeadConfig(task, classes, palette(len(classes))) if task == "segmentation" else HeadConfig(task)
                 data = open_data(kind, root, split or None, head, depth_scale=depth_scale, reduce_zero_label=reduce_zero_label)
             except (ValueError, OSError) as error:
                 report.fails(str(error))
