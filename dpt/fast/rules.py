@@ -105,6 +105,17 @@ def readout_is_plain(module: nn.Module) -> str | None:
     return None if activation == "gelu" else f"its readout in PyTorch, since the kernel has no {activation!r}; the rest as elsewhere"
 
 
+def drops_branches(block: Block) -> str | None:
+    """What runs otherwise in a block that now drops branches."""
+    return "its projections and residual sums in PyTorch, since it drops branches; the rest as elsewhere" if block.drops else None
+
+
+def without_bias(block: Block) -> str:
+    """What of BEiT's blocks is PyTorch's."""
+    what = "all but its attention, which is PyTorch's: the kernel's has no bias"
+    return f"{what}; and {drops_branches(block)}" if block.drops else what
+
+
 def takes_statistics(*names: str) -> Callable[[nn.Module], str | None]:
     """What runs otherwise in a module whose norms now take the batch's statistics."""
 
@@ -128,7 +139,7 @@ class Replacement:
     reads: dict[str, Check]
     calls: tuple[str, ...] = ()
     rule: Callable[[Any], str | None] = field(default=lambda module: None)
-    note: Callable[[nn.Module], str | None] = field(default=lambda module: None)
+    note: Callable[[Any], str | None] = field(default=lambda module: None)
 
 
 BLOCK: dict[str, Check] = {
@@ -146,12 +157,12 @@ BLOCK: dict[str, Check] = {
     "ls2": LAYER_SCALE,
 }
 FAST: dict[type[nn.Module], Replacement] = {
-    Block: Replacement(FastBlock, reads=BLOCK, rule=head_size),
+    Block: Replacement(FastBlock, reads=BLOCK, rule=head_size, note=drops_branches),
     BEiTBlock: Replacement(
         FastBEiTBlock,
         reads={**BLOCK, "attn": is_a(BEiTAttention)},
         calls=("attn.position",),
-        note=lambda module: "all but its attention, which is PyTorch's: the kernel's has no bias",
+        note=without_bias,
     ),
     Reassemble: Replacement(
         FastReassemble,

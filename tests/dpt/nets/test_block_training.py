@@ -159,6 +159,16 @@ def test_checkpointing_gives_the_same_gradients(kind, fast, rate, autocast):
     assert kept(model, x) == much
 
 
+@pytest.mark.parametrize("kind", ["vit", "beit"])
+def test_the_report_tells_what_is_pytorchs_where_branches_are_dropped(kind):
+    """Blind spot: a report of five launches where two are PyTorch's."""
+    model = training(kind, fast=True)
+    model.set_drop_path(0.3)
+    told = ["it drops branches" in row.how for row in dpt.fast_report(model) if "blocks" in row.name and "encoder" in row.name]
+    assert told == [False, True, True, True]
+    assert "it drops branches" not in str(dpt.fast_report(model.eval()))
+
+
 def test_checkpointing_is_of_training_alone():
     """Blind spot: a prediction that computes twice, or that keeps what nobody asks for."""
     model, x = training("vit"), picture("vit")
