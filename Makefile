@@ -39,17 +39,15 @@ compiled-code: .venv/ready
 	$(RUN) -m dpt.kernels.tools.compiler --cases bench.cases.launches --write
 
 # The carried models, from nothing: 9800 rendered scenes, then the trainings; depth a second time from where the first ended, at full size,
-# and a third time, in which it learns that the sky is far.
+# and a third time, in which it learns that the sky is far. Each recipe starts from what the one before it wrote into runs/.
 data: .venv/ready
 	$(RUN) -m dpt render -o data
 
 weights: data
-	$(RUN) -m dpt train --model dpt-tiny-scenes --data data -o runs/dpt-tiny-scenes
-	$(RUN) -m dpt train --model dpt-tiny-depth --data data -o runs/dpt-tiny-depth --start-from runs/dpt-tiny-scenes/model.safetensors --no-sky
-	$(RUN) -m dpt train --model dpt-tiny-depth --data data -o runs/dpt-tiny-depth-again --start-from runs/dpt-tiny-depth/model.safetensors \
-		--steps 4000 --coarse 0 --learning-rate 7e-4 --seed 1 --no-sky
-	$(RUN) -m dpt train --model dpt-tiny-depth --data data -o runs/dpt-tiny-depth-sky --start-from runs/dpt-tiny-depth-again/model.safetensors \
-		--steps 2000 --coarse 0 --learning-rate 4e-4 --seed 2
+	$(RUN) -m dpt train scenes --data data
+	$(RUN) -m dpt train scenes-depth --data data
+	$(RUN) -m dpt train scenes-depth-again --data data
+	$(RUN) -m dpt train scenes-depth-sky --data data
 
 clean:
 	rm -rf .venv out

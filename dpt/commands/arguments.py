@@ -274,9 +274,9 @@ def train(parser: Parser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help=what)
     what = "folder of the run; an unfinished run of the same recipe goes on (default: runs/RECIPE)"
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help=what)
-    what = "change values of the recipe: batch_size=8, crop=512,512, amp=none, augmentation.flip=0"
+    what = "change values of the recipe: batch_size=8, crop=512,512, amp=none, augmentation.flip=0 (default: none is changed)"
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=what)
-    what = "train nothing: print the recipe, the data and the memory that a step takes, plain and fast, counted without a GPU"
+    what = "train nothing, print the recipe, the data and the memory that a step takes, plain and fast, counted without a GPU"
     parser.add_argument("--dry-run", action="store_true", help=what)
     _reading(parser)
     _licence(parser)

@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
         parts = f"{recipe.batch_size // (processes * recipe.accumulate)} pictures of {recipe.crop[0]}x{recipe.crop[1]} at a time"
         print(f"\nmemory of each of {processes} processes, {parts}, counted:\n{memory.of_recipe(recipe, config, processes)}")
     reading = running.reading(args)
-    train = open_data(recipe.data, args.data, "train", config.head, **reading)
-    validation = open_data(recipe.data, args.data, "val", config.head, whole=True, **reading)
+    train, validation = (open_data(recipe.data, args.data, split, config.head, **reading) for split in ("train", "val"))
     if args.dry_run:
         if place().first:
             print(f"\n{len(train)} pictures to learn from, {len(validation)} to validate on")

@@ -30,7 +30,6 @@ def open_data(
     *,
     depth_scale: float | None = None,
     reduce_zero_label: bool | None = None,
-    whole: bool = False,
 ) -> PairDataset:
     """A split of a data set.
 
@@ -40,7 +39,6 @@ def open_data(
         split: one of the kind's; of "folder" any folder in `root`, or None for `root` itself.
         head: of the model that the data is for.
         depth_scale, reduce_zero_label: as of `FolderDataset`; None is what the kind has.
-        whole: pictures and targets are not cut, as KITTI's are for training: a protocol of evaluation says itself what it cuts.
 
     Raises:
         ValueError: no such kind or split, a layout that is another, pictures or targets that are missing, a malformed list, or a head whose
@@ -55,9 +53,7 @@ def open_data(
     names, images, targets = _listed(row, root, row.split(split))
     stated: dict[str, Any] = {"depth_scale": row.depth_scale, "reduce_zero_label": row.reduce_zero_label}
     stated.update({key: value for key, value in reading.items() if value is not None})
-    return PairDataset(
-        root, f"{kind} {split}", head, names, images, targets, classes=row.classes, crop=None if whole else row.crop, **stated
-    )
+    return PairDataset(root, f"{kind} {split}", head, names, images, targets, classes=row.classes, crop=row.crop, **stated)
 
 
 def _listed(kind: Kind, root: Path, split: Split) -> tuple[list[str], list[Path], list[Path]]:

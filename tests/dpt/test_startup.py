@@ -40,7 +40,7 @@ LIGHT = [
     ["predict", "a.jpg", "-o", "out", "--model", "dpt-tiny-dept"],
     ["predict", "a.jpg", "-o", "out", "--dtype", "int8"],
     ["predict", "a.jpg", "-o", "out", "--model", "dpt-tiny-depth", "--model", "dpt-tiny-scenes", "--weights", "file"],
-    ["train", "--model", "dpt-tiny-depth", "--data", "data", "-o", "out", "--batch-size", "0"],
+    ["train", "ade20k-160", "--data", "data"],
     ["evaluate", "--data", "data"],
 ]
 

@@ -28,9 +28,11 @@ DPT = {
     "exchange": "config zoo system checkpoints model factory",
     "data": "config rules classes system inference",
     "evaluation": "config rules system inference distributed data evaluation.alignment",
-    "training": "config rules zoo nets system distributed checkpoints evaluation.alignment model fast factory data evaluation",
     "scenes": "classes system",
     ".": "config zoo checkpoints inference inference.predictor model fast factory",
+    "training": (
+        "config rules zoo nets system distributed checkpoints inference evaluation.alignment model fast factory data evaluation ."
+    ),
     "commands": (
         "config rules classes zoo system distributed checkpoints inference model fast devices factory exchange data evaluation training "
         "scenes ."

@@ -15,12 +15,13 @@ from dpt.commands import arguments, info, main
 from dpt.data import targets
 from dpt.evaluation.metrics import MAX_DEPTH
 from dpt.inference import prediction
-from dpt.training.recipes import RECIPES, Recipe
+from dpt.training.recipes import RECIPES
+from dpt.training.runs import PARALLEL
 from dpt.zoo import CONFIGS
 
 ROOT = Path(__file__).parents[3]
 ACTIONS = [(name, action) for name in main.COMMANDS for action in main.parser_of(name)._actions]
-METAVARS = set("SRC DST WHAT INPUT DIR FILE NAME DEVICE N PIXELS HEIGHT WIDTH SCALE SHARE RATE UNITS METRES".split())
+METAVARS = set("SRC DST WHAT INPUT DIR FILE NAME DEVICE N PIXELS SCALE UNITS METRES RECIPE NAME=VALUE".split())
 NO_VALUE = (argparse._HelpAction, argparse._VersionAction, argparse._StoreTrueAction)
 
 
@@ -62,14 +63,15 @@ def test_everything_is_described():
 
 def test_defaults_that_are_told_in_words_are_the_codes():
     """Blind spot: a default that was changed, and its description not."""
-    plain = Recipe(model="dpt-base-ade20k", crop=(512, 512))
-    for name in ("steps", "batch_size", "learning_rate", "seed", "validate_every", "checkpoint_every", "coarse", "amp", "start_from"):
-        value = getattr(plain, name)
-        assert f"or {'none' if value is None else format(value, 'g')})" in help_of("train", name)
-    assert set(RECIPES) == set(arguments.CARRIED) == {name for name, config in CONFIGS.items() if str(config.source).startswith("weights/")}
+    assert set(arguments.CARRIED) == {name for name, config in CONFIGS.items() if str(config.source).startswith("weights/")}
+    assert set(arguments.CARRIED) <= {recipe.model for recipe in RECIPES.values()} and all(
+        name in help_of("train", "recipe") for name in RECIPES
+    )
     for command in ("train", "evaluate"):
         assert f"or {targets.DEPTH_SCALE:g})" in help_of(command, "depth_scale")
-        assert f"or {MAX_DEPTH:g})" in help_of(command, "max_depth")
+    assert f"or {MAX_DEPTH:g})" in help_of("evaluate", "max_depth")
+    (action,) = (action for action in main.parser_of("train")._actions if action.dest == "parallel")
+    assert tuple(action.choices) == PARALLEL
     assert len(prediction.TTA_SCALES) == 6 and "six scales" in help_of("predict", "tta")
     assert all(name in help_of("predict", "model") for name in arguments.CARRIED)
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in arguments.DTYPES)
@@ -91,17 +93,13 @@ def test_defaults_that_are_told_in_words_are_the_codes():
             "no model is named 'dpt-tiny-dept' (did you mean 'dpt-tiny-depth'?)",
         ),
         (
-            ["train", "--data", "a", "-o", "b", "--model", "dpt-large-mida"],
-            "dpt train: argument --model: no model is named",
+            ["train", "ade20k-160", "--data", "a"],
+            "dpt train: argument RECIPE: no recipe is named 'ade20k-160' (did you mean 'ade20k-160k'?)",
         ),
         (["evaluate", "dpt-base", "--data", "a"], "(did you mean 'dpt-base-ade20k'?)"),
         (["evaluate", "--data", "a"], "dpt evaluate: it needs NAME, a model, or --weights FILE"),
         (["predict", "a", "-o", "b", "--batch-size", "0"], "argument --batch-size: '0': it must be a whole number from 1"),
-        (["train", "--batch-size", "2.5"], "argument --batch-size: '2.5': it must be a whole number from 1"),
-        (["train", "--learning-rate", "nan"], "argument --learning-rate: 'nan': it must be a number above 0"),
-        (["train", "--coarse", "1.5"], "argument --coarse: '1.5': it must be a number from 0 to 1"),
-        (["train", "--seed", str(1 << 64)], "it must be a whole number from 0 to 4294967295"),
-        (["train", "--workers", "-1"], "argument --workers: '-1': it must be a whole number from 0"),
+        (["train", "scenes", "--workers", "-1"], "argument --workers: '-1': it must be a whole number from 0"),
         (["evaluate", "--max-depth", "inf"], "argument --max-depth: 'inf': it must be a number above 0"),
         (["render", "-o", "a", "--size", "big"], "argument --size: 'big': it must be a whole number from 1"),
     ],
@@ -114,13 +112,12 @@ def test_mistakes_are_answered_in_a_line_that_helps(argv, said, capsys):
 def test_an_unknown_model_is_told_alike_everywhere(capsys):
     """Blind spot: a second table of names, without the hint."""
     with pytest.raises(ValueError) as caught:
-        Recipe.of("dpt-tiny-dept")
+        dpt.zoo.config_of("dpt-tiny-dept")
     said = str(caught.value)
     assert "did you mean 'dpt-tiny-depth'" in said
     with pytest.raises(ValueError, match=re.escape(said)):
         dpt.build("dpt-tiny-dept")
-    for command, *rest in (("predict", "a", "-o", "b"), ("train", "--data", "a", "-o", "b")):
-        assert said in refused(command, *rest, "--model", "dpt-tiny-dept", capsys=capsys)
+    assert said in refused("predict", "a", "-o", "b", "--model", "dpt-tiny-dept", capsys=capsys)
     assert said in refused("evaluate", "dpt-tiny-dept", "--data", "a", capsys=capsys)
 
 

@@ -20,6 +20,7 @@ from small import config, randomise
 import dpt
 from dpt.commands import main, running
 from dpt.system.endings import CommandError
+from dpt.training.runs import Training
 from dpt.zoo import CONFIGS, PARAMETERS
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +39,7 @@ def weights(tmp_path_factory):
 def small(monkeypatch):
     """The named model is a small one, and training draws no curves."""
     monkeypatch.setitem(CONFIGS, "dpt-tiny-depth", DEPTH)
-    monkeypatch.setattr("dpt.training.runs.draw_curve", lambda *arguments: None)
+    monkeypatch.setattr("dpt.training.logs.draw_curve", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -60,8 +61,8 @@ def commands(data: Path, weights: str, out: Path) -> dict[str, list[str]]:
         "predict": ["predict", str(data / "images"), "-o", str(out), "--weights", weights],
         "evaluate": ["evaluate", "--data", str(data), "--weights", weights, "--json", str(out) + ".json"],
         "train": [
-            *("train", "--model", "dpt-tiny-depth", "--data", str(data), "-o", str(out), "--start-from", weights, "--crop", "32", "32"),
-            *("--steps", "2", "--batch-size", "1", "--workers", "0", "--coarse", "0"),
+            *("train", "scenes-depth", "--data", str(data), "-o", str(out), "--workers", "0"),
+            *("--set", f"start_from={weights}", "crop=32,32", "steps=2", "batch_size=1", "coarse=0", "log_every=1"),
         ],
         "demo": ["demo", "-o", str(out)],
     }
@@ -73,7 +74,11 @@ def outcome(command: str, out: Path) -> np.ndarray:
         return np.stack([np.load(path) for path in sorted(out.glob("*.npy"))])
     if command == "evaluate":
         return np.array(list(json.loads(Path(f"{out}.json").read_text())["figures"]["dpt-tiny-depth"].values()))
-    return np.array([row["loss"] for row in json.loads((out / "log.json").read_text())["log"]])
+    return np.array([row["loss"] for row in rows_of(out) if "loss" in row])
+
+
+def rows_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "train"])
@@ -96,24 +101,28 @@ def test_fast_is_the_same_on_other_modules(command, small, data, weights, tmp_pa
 
 def test_a_training_goes_on_fused_where_it_ended_plain(small, data, weights, tmp_path, capsys):
     """Blind spot: fast as a part of the recipe, or a checkpoint that only the modules read that wrote it."""
-    command = commands(data, weights, tmp_path / "run")["train"]
-    command[command.index("--steps") + 1] = "4"
+    command = [*commands(data, weights, tmp_path / "run")["train"], "steps=4", "checkpoint_every=2", "validate_every=2"]
     logs = []
     for first, then in (("--no-fast", "--no-fast"), ("--fast", "--no-fast"), ("--no-fast", "--fast")):
         command[command.index("-o") + 1] = str(tmp_path / f"run {first} {then}")
-        run = [*command, "--device", "cpu", "--checkpoint-every", "2", "--validate-every", "2"]
+        run = [*command, "--device", "cpu"]
+        save = Training.save
+
+        def die(self, save=save):
+            save(self)
+            raise KeyboardInterrupt
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                "dpt.training.runs.Training._batches", lambda self, whole=dpt.training.runs.Training._batches: list(whole(self))[:2]
-            )
-            assert main.main([*run, first]) == 0
+            patch.setattr(Training, "save", die)
+            assert main.main([*run, first]) == 130
         assert main.main([*run, then]) == 0
         capsys.readouterr()
-        logs.append(json.loads((tmp_path / f"run {first} {then}" / "log.json").read_text()))
-    assert [[row["step"] for row in log["log"]] for log in logs] == [[2, 4]] * 3
-    assert logs[0]["recipe"] == logs[1]["recipe"] == logs[2]["recipe"]
-    for log in logs[1:]:
-        np.testing.assert_allclose([row["loss"] for row in log["log"]], [row["loss"] for row in logs[0]["log"]], rtol=1e-5)
+        logs.append((rows_of(tmp_path / f"run {first} {then}"), json.loads((tmp_path / f"run {first} {then}" / "run.json").read_text())))
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows, _ in logs]
+    assert all(len(found) == 4 and described["resumed_at"] == 2 for found, (_, described) in zip(losses, logs, strict=True))
+    assert all(described["recipe"] == logs[0][1]["recipe"] for _, described in logs)
+    for found in losses[1:]:
+        np.testing.assert_allclose(found, losses[0], rtol=1e-5)
 
 
 def test_fast_by_default_on_cuda_where_triton_is():
