@@ -50,6 +50,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.data, self.config, self.augmentation, self.seed = data, config, augmentation, seed
         self._pipelines: dict[tuple[int, int], Any] = {}  # of albumentations, by size
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader's processes, which make their own pipelines."""
+        return {**self.__dict__, "_pipelines": {}}
+
     def __len__(self) -> int:
         return len(self.data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import pickle
 import random
 import sys
 from dataclasses import replace
@@ -365,8 +366,8 @@ def test_odds_of_the_mirror():
 
 
 def test_a_sample_depends_on_its_key_and_the_seed_alone():
-    """Blind spot: a state that goes on from sample to sample, which a resumed run does not share; one seed for all epochs; decisions of
-    two transforms that are one draw."""
+    """Blind spot: a state that goes on from sample to sample, which a resumed run or a loader's process does not share; one seed for all
+    epochs; decisions of two transforms that are one draw."""
     image = np.random.default_rng(1).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     labels = np.random.default_rng(2).integers(0, 9, (90, 120))
     how = replace(WINDOW, scale=(256, 64), ratio=(0.5, 2.0), cat_max_ratio=0.75, flip=0.5, distortion=True)
@@ -375,6 +376,8 @@ def test_a_sample_depends_on_its_key_and_the_seed_alone():
     np.random.default_rng(0).random(5), random.random(), torch.rand(3), np.random.rand(2)
     for epoch in (0, 5):
         assert all(torch.equal(*pair) for pair in zip(one[epoch, 0, (64, 64)], two[epoch, 0, (64, 64)], strict=True))
+    sent = pickle.loads(pickle.dumps(one))
+    assert torch.equal(sent[5, 0, (64, 64)][0], two[5, 0, (64, 64)][0])
     assert not torch.equal(one[0, 0, (64, 64)][0], one[1, 0, (64, 64)][0])
     assert not torch.equal(one[0, 0, (64, 64)][0], Crops(one.data, SCENES.input, how, seed=4)[0, 0, (64, 64)][0])
 
