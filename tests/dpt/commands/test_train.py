@@ -9,6 +9,7 @@ import datasets
 import discs
 import pytest
 import torch
+from PIL import Image
 from small import config, randomise
 
 import dpt
@@ -31,12 +32,10 @@ def small(monkeypatch, tmp_path):
         if recipe.start_from in CONFIGS:
             source = config(recipe.start_from, classes=max(len(CONFIGS[recipe.start_from].head.classes), 5))
             dpt.save(randomise(dpt.DPT(source)), tmp_path / "start.safetensors")
-        else:  # a ViT of timm's
-            encoder = randomise(dpt.DPT(chosen)).encoder.state_dict()
-            torch.save(
-                {key.replace("patch_embed.", "patch_embed.proj."): value for key, value in encoder.items()}, tmp_path / "start.safetensors"
-            )
-        return str(tmp_path / "start.safetensors")
+            return str(tmp_path / "start.safetensors")
+        encoder = randomise(dpt.DPT(chosen)).encoder.state_dict()  # a ViT of timm's
+        torch.save({key.replace("patch_embed.", "patch_embed.proj."): value for key, value in encoder.items()}, tmp_path / "start.pth")
+        return str(tmp_path / "start.pth")
 
     return made
 
@@ -47,6 +46,8 @@ def test_each_recipe_trains_on_its_kind_of_data(name, small, tmp_path, capsys):
     recipe = OF_DATA[name]
     start = small(recipe)
     datasets.WRITERS[recipe.data](tmp_path / "data", 3)
+    for path in (tmp_path / "data").glob("official_splits/*/*/*"):  # of NYUv2, whose crop is of pictures of one size
+        Image.open(path).resize((640, 480), Image.Resampling.NEAREST).save(path)
     patch = CONFIGS[recipe.model].encoder.patch_size
     changes = [
         f"start_from={start}",
