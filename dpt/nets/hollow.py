@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,24 +26,29 @@ class TrainingForward(nn.Module):
         return pytree.tree_leaves(found)
 
 
+def without_numbers(model: DPTNetwork, made: Callable[[Tensor], Tensor]) -> DPTNetwork:
+    """A copy whose parameters and buffers are what `made` gives for each: none of the model's memory is copied. Norms that processes share
+    are common ones in it, for alone, or on a CPU, they do not run in training."""
+    copies: dict[int, object] = {id(buffer): made(buffer) for buffer in model.buffers()}
+    copies |= {id(parameter): nn.Parameter(made(parameter), parameter.requires_grad) for parameter in model.parameters()}
+    copied = copy.deepcopy(model, copies)
+    norms: list[Any] = [module for module in copied.modules() if type(module) is nn.SyncBatchNorm]
+    for norm in norms:
+        norm.__class__ = nn.BatchNorm2d
+    return copied
+
+
 def hollow_forward(model: DPTNetwork, batch: int, size: tuple[int, int]) -> tuple[dict[str, nn.Parameter], list[Tensor]]:
     """The parameters by name, and the outputs for `batch` pictures of `size` (height, width), of a model like this one, on fake tensors.
 
     These are a CPU's: PyTorch without CUDA indexes no others. Parameters want a gradient as the model's do. The model, in whatever mode it
     is and wherever, stays as it is, and so do the random numbers.
     """
-    step = TrainingForward(model)
     with FakeTensorMode(), torch.enable_grad(), torch.device("cpu"):
-
-        def fake(value: Tensor) -> Tensor:
-            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-
-        given: dict[str, Any] = {name: nn.Parameter(fake(p), p.requires_grad) for name, p in step.named_parameters()}
-        buffers = {name: fake(buffer) for name, buffer in step.named_buffers()}
+        fake = without_numbers(model, lambda value: torch.empty_strided(value.shape, value.stride(), dtype=value.dtype))
         x = torch.empty(batch, 3, *size, dtype=next(model.parameters()).dtype).to(memory_format=torch.channels_last)
         prompt = torch.empty(batch, 192, 256) if model.config.decoder.prompt else None
-        found = torch.func.functional_call(step, {**given, **buffers}, (x, prompt))
-    return {name.removeprefix("model."): parameter for name, parameter in given.items()}, found
+        return dict(fake.named_parameters()), TrainingForward(fake)(x, prompt)
 
 
 def unreached(model: DPTNetwork) -> list[str]:

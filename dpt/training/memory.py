@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import DPTConfig
 from ..nets.dpt import DPTNetwork
-from ..nets.hollow import hollow_forward, unreached
+from ..nets.hollow import hollow_forward, unreached, without_numbers
 from .objective import objective
 from .recipes import Recipe
 
@@ -100,7 +99,7 @@ def counted(
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: it must be at least 1")
-    plain = _without_memory(model)
+    plain = without_numbers(model, lambda value: torch.empty_like(value, device="meta"))
     fast = find_spec("triton") is not None
     if fast:
         from ..fast.acceleration import accelerate, as_on_a_gpu, decelerate
@@ -122,16 +121,6 @@ def counted(
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _without_memory(model: DPTNetwork) -> DPTNetwork:
-    """A copy on the meta device."""
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    copies: dict[int, object] = {}
-    for tensor in tensors:
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-        copies[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, copies)
 
 
 def _saved(

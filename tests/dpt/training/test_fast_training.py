@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dpt
 from dpt.model import DPT
-from dpt.nets.hollow import TrainingForward, freeze_unreached
+from dpt.nets.hollow import TrainingForward, freeze_unreached, unreached
 
 WORLD, BATCH, SIZE = 2, 4, (48, 64)  # pictures of all processes together
 WAYS = {
@@ -77,6 +77,8 @@ def process(rank: int, port: int, folder: str, frozen: Sequence[str]) -> None:
             model.set_checkpointing(options.get("checkpointing", False))
             torch.manual_seed(rank)
             found[way, kind] = gradients(step, pictures(kind)[rank::WORLD], options.get("parts", 1), options.get("autocast"))
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model_of("fast", ()).train())  # which runs on no CPU now
+    assert unreached(shared) == frozen
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
