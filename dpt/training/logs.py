@@ -130,6 +130,12 @@ def commit() -> str | None:
     return head + "+" * bool(changes)
 
 
+def in_words(row: dict[str, float]) -> str:
+    """A row of training, for a terminal."""
+    speed, memory = row["pictures_per_second"], row["memory"]
+    return f"loss {row['loss']:.4f}, rate {row['rate']:.3g}, {speed:.3g} pictures/s, {memory:.3g} GB"
+
+
 def peak_memory(device: torch.device) -> float:
     """GB: of a GPU what PyTorch had allocated at most, else the process's largest resident size."""
     if device.type == "cuda":

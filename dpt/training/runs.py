@@ -181,7 +181,7 @@ class Training:
                 if now % recipe.log_every == 0 or last:
                     self.seconds = time.monotonic() - started
                     row = self._training_row(value, norm)
-                    bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+                    bar.set_postfix_str(logs.in_words(row), refresh=False)
                     log.add(row)
                 if now % recipe.validate_every == 0 or last:
                     log.add(self._validate(log, started))
