@@ -28,7 +28,7 @@ from ..evaluation.protocols import protocol_of
 from ..evaluation.scoring import evaluate
 from ..factory import build
 from ..model import DPT
-from ..nets.hollow import unreached
+from ..nets.hollow import freeze_unreached
 from ..system.disk import must_be_replaceable, prepare, write_whole
 from ..system.endings import leave_words_to_the_main_process, leaving_signals_to_us
 from ..system.processes import Place, place
@@ -92,8 +92,7 @@ class Training:
         self.model = with_synchronised_norms(self._built(order), self.device)
         if recipe.start_from is not None and not self.checkpoint.exists():
             start_from(self.model, recipe.start_from, accept_license)
-        for name in unreached(self.model):  # DistributedDataParallel would wait for their gradients
-            self.model.get_parameter(name).requires_grad_(False)
+        freeze_unreached(self.model)  # DistributedDataParallel would wait for their gradients
         self.model.set_drop_path(recipe.drop_path)
         self.model.set_checkpointing(recipe.checkpointing)
         self.shared = Shared(Step(self.model, lambda *seen: self._loss(*seen)), parallel, self.device)
