@@ -1,4 +1,4 @@
-"""What several processes of test_resuming.py run: trainings in OUT/ddp, OUT/fsdp and, with shards too and interrupted, OUT/killed."""
+"""What two processes of test_resuming.py run: trainings in OUT/whole, ddp, fsdp and, with shards too and interrupted, killed."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,10 @@ from dpt.training.recipes import Recipe
 from dpt.training.runs import Training
 from dpt.zoo import CONFIGS
 
+CHANGES = (  # to "scenes", of OUT/whole
+    *("steps=14", "batch_size=4", "accumulate=2", "crop=32,32", "ema=0.9", "drop_path=0.3", "warmup=2"),
+    *("checkpoint_every=1", "log_every=3", "validate_every=14"),
+)
 # SGD: Adam divides by what is nearly nothing at first, and makes rounding as large as the rate.
 RECIPE = Recipe(
     model="dpt-tiny-scenes",
@@ -34,15 +38,17 @@ class Killed(Exception):
     pass
 
 
-def training(data: Path, out: Path, parallel: str) -> Training:
-    sets = (FolderDataset(data / split, CONFIGS[RECIPE.model].head) for split in ("train", "val"))
-    run = Training(RECIPE, *sets, out, workers=0, parallel=parallel)
-    run.model.head.dropout.p = 0.0  # it draws in the order of memory, which is the channels' last for copies and not for shards
+def training(data: Path, out: Path, parallel: str, recipe: Recipe = RECIPE) -> Training:
+    sets = (FolderDataset(data / split, CONFIGS[recipe.model].head) for split in ("train", "val"))
+    run = Training(recipe, *sets, out, workers=0, parallel=parallel)
+    if recipe is RECIPE:
+        run.model.head.dropout.p = 0.0  # it draws in the order of memory, which is the channels' last for copies and not for shards
     return run
 
 
 def main(data: Path, out: Path) -> None:
     with joined(torch.device("cpu")):
+        training(data, out / "whole", "ddp", Recipe.of("scenes").with_changes(CHANGES)).run()
         for parallel in ("ddp", "fsdp"):
             training(data, out / parallel, parallel).run()
         run = training(data, out / "killed", "fsdp")

@@ -117,26 +117,21 @@ def test_killed_at_random_steps(data, tmp_path, monkeypatch, way):
     assert kept == {"checkpoint.pt", *(f"checkpoint-{step:07d}.pt" for step in range(3, recipe.steps + 1, 3))}
 
 
-def words(data: Path, out: Path, *more: str) -> list[str]:
-    changes = ("steps=24", "batch_size=4", "accumulate=2", "crop=32,32", "ema=0.9", "drop_path=0.3", "checkpoint_every=1", "log_every=3")
-    fixed = ["-m", "dpt", "train", "scenes", "--data", str(data), "-o", str(out), "--no-fast", "--workers", "0", "--set", *changes]
-    return [*fixed, "validate_every=12", "warmup=2", *more]
-
-
 @pytest.fixture(scope="module")
-def of_two(data, tmp_path_factory):
-    """A run of two processes that was never killed."""
-    out = tmp_path_factory.mktemp("two")
-    torchrun.ended(torchrun.started(2, *words(data, out)))
+def ways(data, tmp_path_factory):
+    """The runs of `both_ways.py`."""
+    out = tmp_path_factory.mktemp("ways")
+    torchrun.ended(torchrun.started(2, str(Path(both_ways.__file__)), str(data), str(out)))
     return out
 
 
-def test_two_processes_killed_at_random_steps(data, tmp_path, of_two):
+def test_two_processes_killed_at_random_steps(data, tmp_path, ways):
     """Blind spot: what only the first process saves and each has of its own; a process that waits for one that is gone. torchrun starts
     both again, and they go on."""
     chance, out = random.Random(6), tmp_path / "run"
-    process = torchrun.started(2, *words(data, out), restarts=2)
-    for deadly in sorted(chance.sample(range(1, 20), 2)):
+    words = ["-m", "dpt", "train", "scenes", "--data", str(data), "-o", str(out), "--device", "cpu", "--workers", "0", "--set"]
+    process = torchrun.started(2, *words, *both_ways.CHANGES, restarts=2)
+    for deadly in sorted(chance.sample(range(1, 10), 2)):
         while process.poll() is None and (reached(out) < deadly or (rank := torchrun.of_rank(process, chance.randrange(2))) is None):
             time.sleep(0.01)
         os.kill(rank, signal.SIGKILL)
@@ -144,21 +139,13 @@ def test_two_processes_killed_at_random_steps(data, tmp_path, of_two):
             time.sleep(0.01)
     torchrun.ended(process)
     assert json.loads((out / "run.json").read_text())["resumed_at"] >= deadly
-    assert same_runs(of_two, out)
+    assert same_runs(ways / "whole", out)
 
 
 def reached(out: Path) -> int:
     """The step of the last checkpoint."""
     path = out / "checkpoint.pt"
     return torch.load(path, weights_only=True)["step"] if path.exists() else 0
-
-
-@pytest.fixture(scope="module")
-def ways(data, tmp_path_factory):
-    """The runs of `both_ways.py`."""
-    out = tmp_path_factory.mktemp("ways")
-    torchrun.ended(torchrun.started(2, str(Path(both_ways.__file__)), str(data), str(out)))
-    return out
 
 
 def test_shards_give_what_copies_give(data, ways):
