@@ -284,8 +284,9 @@ def train(parser: Parser) -> None:
     _fast(parser)
     what = "how several processes train: ddp, each with all parameters, or fsdp, which shares them out (default: %(default)s)"
     parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help=what)
-    what = "processes that read pictures, beside each that trains; with 0 the training itself reads (default: %(default)s)"
-    parser.add_argument("--workers", type=_COUNT_OR_NONE, default=1, metavar="N", help=what)
+    what = "processes that read pictures, beside each that trains; with 0 the training itself reads"
+    spared = "one a processor but one, at most 8, shared by those that train"
+    parser.add_argument("--workers", type=_COUNT_OR_NONE, metavar="N", help=f"{what} (default: {spared})")
 
 
 def evaluate(parser: Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, cast
@@ -59,6 +60,11 @@ def report(model: DPT) -> None:
     except ImportError as error:
         said = error
     print(f"{model.config.name}:\n{said}", file=sys.stderr)
+
+
+def readers() -> int:
+    """How many processes read pictures for each that trains: this machine's processors but one, at most 8, shared by those that train."""
+    return max(min((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 8), 1)
 
 
 def scenes_only(configs: Iterable[DPTConfig]) -> str | None:

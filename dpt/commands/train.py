@@ -33,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
     device = device_of_process(running.device_of(args.device), place())
     fast = running.is_fast(args.fast, device)
     out = args.out or Path("runs") / recipe.name
+    workers = running.readers() if args.workers is None else args.workers
     with joined(device) as own:
-        training = Training(recipe, train, validation, out, device, args.workers, fast, args.accept_license, args.parallel)
+        training = Training(recipe, train, validation, out, device, workers, fast, args.accept_license, args.parallel)
         if args.verbose and own.first:
             running.report(training.model)
         figures = training.run()

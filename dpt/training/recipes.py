@@ -126,7 +126,8 @@ class Recipe(Checked):
 
     @classmethod
     def of(cls, name: str) -> Recipe:
-        """The recipe of that name, or of a model the defaults with squares of the shorter side of its own size; ValueError for others."""
+        """The recipe of that name, or of a model's name its pretrained weights fine-tuned on a folder of pairs, at the rates of `nyuv2`, on
+        squares of the shorter side of its own size; ValueError for others."""
         if name in RECIPES:
             return RECIPES[name]
         if name not in CONFIGS:
@@ -134,7 +135,8 @@ class Recipe(Checked):
             raise ValueError(f"no recipe is named {name!r}{near}; there are {', '.join(RECIPES)}, and the models that dpt info lists")
         config = config_of(name)
         patch = config.encoder.patch_size
-        return cls(model=name, name=name, crop=(max(min(config.input.size) // patch, 1) * patch,) * 2)
+        crop = (max(min(config.input.size) // patch, 1) * patch,) * 2
+        return cls(model=name, name=name, crop=crop, start_from=name if config.source else None, **_FINE_TUNING)
 
     def with_changes(self, changes: Sequence[str]) -> Recipe:
         """The recipe with changes such as "batch_size=8", "crop=512,512", "amp=none" or "augmentation.flip=0"; ValueError for a mistake."""
@@ -241,6 +243,15 @@ _PAPER = replace(
     keep_every=10_000,
 )
 # Depth Anything V2's metric fine-tuning: AdamW, ten times the encoder's rate for the decoder, SILog, 120 epochs; here on other data.
+_FINE_TUNING: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "encoder_rate": 0.1,
+    "weight_decay": 0.01,
+    "schedule": "polynomial",
+    "power": 0.9,
+    "warmup": 0,
+    "clip": None,
+}
 _METRES = Recipe(
     name="nyuv2",
     model="depth-anything-v2-metric-hypersim-small",
@@ -249,13 +260,7 @@ _METRES = Recipe(
     start_from="depth-anything-v2-small",
     crop=(518, 518),
     steps=90_866,
-    learning_rate=5e-5,
-    encoder_rate=0.1,
-    weight_decay=0.01,
-    schedule="polynomial",
-    power=0.9,
-    warmup=0,
-    clip=None,
+    **_FINE_TUNING,
     max_depth=10.0,
     augmentation=Augmentation(crop="window", scale=(1 << 14, 518), colour=0),
     validate_every=5000,

@@ -129,7 +129,8 @@ class Training:
         for data in (self.train, self.validation):
             if data.head != self.config.head:
                 raise ValueError(f"{data.root} was read for the head {data.head}: it must be {recipe.model}'s, {self.config.head}")
-            data.check(progress=self.place.first)
+            if self.place.first:  # for all: where it raises, the others end too
+                data.check()
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         dtype = None if self.recipe.amp is None else getattr(torch, self.recipe.amp)

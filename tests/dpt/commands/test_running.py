@@ -231,3 +231,15 @@ def test_a_file_is_told_apart(weights, capsys):
     assert main.main(["info", weights]) == 0
     parameters = sum(parameter.numel() for parameter in dpt.DPT(DEPTH).parameters())
     assert f"{weights}: dpt layout, dpt-tiny-depth " in (said := capsys.readouterr().out) and f" {parameters / 1e6:.1f} M " in said
+
+
+@pytest.mark.parametrize(
+    ("processors", "processes", "wanted"), [(1, None, 1), (2, None, 1), (16, None, 8), (16, "4", 3), (4, "8", 1), (None, None, 1)]
+)
+def test_how_many_read_for_a_training(processors, processes, wanted, monkeypatch):
+    """Blind spot: a training that waits for one reader on a large machine, or whose readers crowd out each other."""
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert running.readers() == wanted
