@@ -1,7 +1,9 @@
 """The named recipes, and how a command line changes one."""
 
+import json
 import re
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from dpt.data.kinds import KINDS
 from dpt.training.recipes import RECIPES, Recipe
 from dpt.zoo import config_of, models
 
+ROOT = Path(__file__).parents[3]
 PLAIN = Recipe(model="dpt-large-midas", crop=(64, 64))
 
 
@@ -106,3 +109,17 @@ def test_a_recipe_reads_as_it_is_written(name):
 def test_each_field_has_a_rule():
     """Blind spot: a field that takes anything."""
     assert set(Recipe.RULES) == {field.name for field in fields(Recipe)}
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [("scenes", "scenes"), ("depth", "scenes-depth"), ("depth-again", "scenes-depth-again"), ("depth-sky", "scenes-depth-sky")],
+)
+def test_the_recorded_trainings_are_of_these_recipes(record, name):
+    """Blind spot: a value that is changed, and carried weights and curves that no command gives any more. Fields that a recipe has got
+    since are not recorded, and a path is another where the run lay elsewhere."""
+    recorded = json.loads((ROOT / "docs" / f"training-{record}.json").read_text())["recipe"]
+    now = json.loads(json.dumps(asdict(RECIPES[name])))
+    assert now["augmentation"].items() >= recorded.pop("augmentation").items()
+    assert (recorded.pop("start_from", None) is None) == (now["start_from"] is None)
+    assert {key: now.get(key) for key in recorded} == recorded and len(recorded) > 12
