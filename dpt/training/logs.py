@@ -27,6 +27,7 @@ SHOWN = 4  # pictures of the validation set
 UNITS = {  # of figures, by name: those of one unit share an axis of the curve
     "loss": "loss",
     "rate": "learning rate",
+    "gradient": "gradient's norm",
     "pictures_per_second": "pictures a second",
     "memory": "GB",
     "rmse": "metres",
@@ -34,6 +35,7 @@ UNITS = {  # of figures, by name: those of one unit share an axis of the curve
     "silog": "100 x ln",
     "rmselog": "ln",
     "log10": "log10",
+    **dict.fromkeys(("mIoU", "mAcc", "aAcc", "bad1"), "percent"),
 }
 SHARE = "share"  # the unit of the others
 
@@ -157,7 +159,10 @@ def draw_curve(rows: Sequence[dict[str, float]], path: Path, title: str) -> None
     lines = -(-len(units) // columns)
     figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
     figure.suptitle(title)
-    for axis, (unit, names) in zip(figure.subplots(lines, columns, squeeze=False).flat, units.items(), strict=False):
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis in axes[len(units) :]:
+        axis.remove()
+    for axis, (unit, names) in zip(axes, units.items(), strict=False):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=name)

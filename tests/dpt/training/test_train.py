@@ -29,6 +29,7 @@ from dpt.commands.main import parser_of
 from dpt.data.augmentation import Augmentation
 from dpt.data.crops import Crops
 from dpt.data.datasets import FolderDataset
+from dpt.evaluation.protocols import PROTOCOLS
 from dpt.training import logs, states
 from dpt.training.objective import normalised_inverse
 from dpt.training.optimization import rate
@@ -475,7 +476,7 @@ def test_what_a_run_leaves(data, tmp_path):
     assert described["recipe"] == json.loads(json.dumps(asdict(run.recipe)))
     assert described["packages"]["torch"] == torch.__version__.split("+")[0] or described["packages"]["torch"] == torch.__version__
     assert described["data"]["train"]["pictures"] == 6 and described["resumed_at"] == 0 and described["processes"] == 1
-    assert re.fullmatch(r"[0-9a-f]{40}\+?", described["commit"])
+    assert re.fullmatch(r"[0-9a-f]{40}\+?", described["commit"]) if (ROOT / ".git").exists() else described["commit"] is None
     for name, then in (("best", states_then[0]), ("model", states_then[1])):
         weights = safetensors.torch.load_file(tmp_path / f"{name}.safetensors")
         floats = [key for key, value in weights.items() if value.is_floating_point()]
@@ -496,14 +497,25 @@ def test_without_tensorboard(data, tmp_path, monkeypatch):
 
 
 def test_an_axis_a_unit(tmp_path, monkeypatch):
-    """Blind spot: metres, shares and a loss of thousands on one axis, of which one is then a flat line."""
+    """Blind spot: metres, shares, percent and a gradient of thousands on one axis, of which one is then a flat line; an empty axis."""
     seen = {}
     saved = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (seen.update(figure=figure), saved(figure, *a, **k)))
-    rows = [{"step": 1, "seconds": 1, "loss": 9.0, "rate": 1e-3}, {"step": 1, "seconds": 2, "absrel": 0.1, "rmse": 3.0, "delta1": 0.9}]
+    names = {name for protocols in PROTOCOLS.values() for protocol in protocols for name in protocol.figures}
+    trained = {"loss": 9.0, "rate": 1e-3, "gradient": 1e3, "pictures_per_second": 20.0, "memory": 8.0}
+    rows = [{"step": 1, "seconds": 1, **trained}, {"step": 1, "seconds": 2, **dict.fromkeys(names, 0.5)}]
     logs.draw_curve(rows, tmp_path / "curve.png", "name")
-    shown = {axis.get_ylabel(): [line.get_label() for line in axis.lines] for axis in seen["figure"].axes if axis.lines}
-    assert shown == {"loss": ["loss"], "learning rate": ["rate"], "metres": ["rmse"], "share": ["absrel", "delta1"]}
+    shown = {axis.get_ylabel(): {line.get_label() for line in axis.lines} for axis in seen["figure"].axes}
+    alone = {"loss": "loss", "learning rate": "rate", "gradient's norm": "gradient", "pictures a second": "pictures_per_second"}
+    assert shown == {unit: {name} for unit, name in alone.items()} | {
+        "GB": {"memory"},
+        "metres": {"rmse", "sqrel"},
+        "percent": {"mIoU", "mAcc", "aAcc", "bad1"},
+        "100 x ln": {"silog"},
+        "ln": {"rmselog"},
+        "log10": {"log10"},
+        "share": {"absrel", "delta1", "delta2", "delta3", "miou", "accuracy", "sky", "whdr"},
+    }
 
 
 def test_an_epoch_sees_each_picture_once(data, tmp_path):
