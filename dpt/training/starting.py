@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 from .. import checkpoints
 from ..checkpoints import Checkpoint, CheckpointError
 from ..checkpoints.stored import Stored
+from ..config import HeadConfig
 from ..factory import build, load
 from ..model import DPT
 from ..zoo import models
@@ -25,8 +27,8 @@ def start_from(model: DPT, start: str, accept_license: bool = False) -> list[str
         start: a named model, with its pretrained weights; a checkpoint of any layout, its address or a name on the hub; or a ViT of timm's,
             which gives the encoder.
 
-    The encoder is always given; where both decoders have the same configuration, Reassemble and Fusion too; and where the heads' are the
-    same as well, the head. CheckpointError where the encoders differ.
+    The encoder is always given; where both decoders have the same configuration, Reassemble and Fusion too; and where then the heads'
+    layers say the same, the head. CheckpointError where the encoders differ.
     """
     if start in models():
         return _take_over(model, build(start, weights="pretrained", accept_license=accept_license), start)
@@ -41,11 +43,17 @@ def _take_over(model: DPT, source: DPT, start: str) -> list[str]:
     parts = ["encoder"]
     if source.config.decoder == model.config.decoder:
         parts += ["reassemble", "fusion"]
-        if source.config.head == model.config.head:
+        if _layers_of(source.config.head) == _layers_of(model.config.head):
             parts += ["head"]
     for part in parts:
         _fill(getattr(model, part), getattr(source, part).state_dict(), start)
     return parts
+
+
+def _layers_of(head: HeadConfig) -> HeadConfig:
+    """The head before what it makes of its layers' numbers: isl-org's metres are the reciprocal of inverse depth as MiDaS' models say it."""
+    unscaled = replace(head, depth_scale=HeadConfig.depth_scale, bounds=None)
+    return replace(unscaled, inverse=True, reciprocal=None) if head.reciprocal else unscaled
 
 
 def _fill(module: torch.nn.Module, state: dict[str, Tensor], start: str) -> None:

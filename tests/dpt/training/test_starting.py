@@ -75,6 +75,15 @@ def test_a_vit_that_does_not_fit(tmp_path, spoil, message):
         start_from(model, str(tmp_path / "vit.pth"))
 
 
+def test_from_inverse_depth_to_metres_by_its_reciprocal(tmp_path):
+    """Blind spot: isl-org's metric models, whose layers say what MiDaS' do, started with a head that knows nothing."""
+    source = randomise(dpt.DPT(config("dpt-hybrid-midas")), seed=1)
+    dpt.save(source, tmp_path / "midas.safetensors")
+    model = randomise(dpt.DPT(config("dpt-hybrid-nyu")), seed=2)
+    assert start_from(model, str(tmp_path / "midas.safetensors")) == ["encoder", "reassemble", "fusion", "head"]
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in source.state_dict().items())
+
+
 def test_from_relative_depth_to_metres(tmp_path):
     """Blind spot: a head of inverse depth taken over for one of metres."""
     source = randomise(dpt.DPT(config("dpt-large-midas")), seed=1)
