@@ -51,7 +51,7 @@ def _take_over(model: DPT, source: DPT, start: str) -> list[str]:
 
 
 def _layers_of(head: HeadConfig) -> HeadConfig:
-    """The head before what it makes of its layers' numbers: isl-org's metres are the reciprocal of inverse depth as MiDaS' models say it."""
+    """The head before what it makes of its layers' numbers: isl-org's metres are the reciprocal of MiDaS' inverse depth."""
     unscaled = replace(head, depth_scale=HeadConfig.depth_scale, bounds=None)
     return replace(unscaled, inverse=True, reciprocal=None) if head.reciprocal else unscaled
 
