@@ -34,8 +34,8 @@ def test_a_row_in_words():
 
 @pytest.mark.parametrize("inverse", [True, False])
 def test_pictures_of_depth(inverse):
-    """Blind spot: truth whose far is bright where the prediction's is dark, unknown pixels and the sky taken for near. Of three pixels a row,
-    2 m, 1 m, and what is not known."""
+    """Blind spot: truth whose far is bright where the prediction's is dark, unknown pixels and the sky taken for near. Each row: 2 m, 1 m,
+    and what is not known."""
     head = DEPTH if inverse else replace(DEPTH, inverse=False, activation="sigmoid", max_depth=9.0)
     image, truth = np.full((2, 3, 3), 7, np.uint8), np.array([[2, 1, 0], [2, 1, np.inf]], np.float32)
     found = np.array([[0.5, 1, 0.7], [0.5, 1, 0.7]] if inverse else [[2, 1, 1.5], [2, 1, 1.5]], np.float32)
