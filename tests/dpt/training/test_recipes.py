@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpt.data.kinds import KINDS
+from dpt.evaluation.protocols import named
 from dpt.training.recipes import RECIPES, Recipe
 from dpt.zoo import config_of, models
 
@@ -22,6 +23,7 @@ def test_a_recipe_is_of_a_model_and_data_that_there_are(name):
     assert Recipe.of(name) is recipe and recipe.name == name
     kind = KINDS[recipe.data]
     assert kind.task in (None, config_of(recipe.model).head.task)
+    assert any(protocol.task == config_of(recipe.model).head.task and protocol.data == recipe.data for protocol in named(recipe.protocol))
     assert recipe.warmup < recipe.steps and recipe.validate_every <= recipe.steps
     assert recipe.start_from in (None, *models()) or re.match(r"https://|runs/", recipe.start_from)
 
@@ -123,3 +125,91 @@ def test_the_recorded_trainings_are_of_these_recipes(record, name):
     assert now["augmentation"].items() >= recorded.pop("augmentation").items()
     assert (recorded.pop("start_from", None) is None) == (now["start_from"] is None)
     assert {key: now.get(key) for key in recorded} == recorded and len(recorded) > 12
+
+
+WRONG = {  # a field's values that are refused: at its bounds, and of another kind
+    "model": ["dpt-lage", None, 7],
+    "crop": [(0, 64), (64,), 64, (64, 1 << 15)],
+    "name": ["a/b", "", None],
+    "data": ["a/b", ""],
+    "protocol": ["", None],
+    "classes": ["mine", None],
+    "start_from": [7],
+    "steps": [0, 1.5, None],
+    "batch_size": [0, True],
+    "accumulate": [0],
+    "optimizer": ["lamb"],
+    "learning_rate": [0, -1, float("nan"), "1e-3"],
+    "betas": [(0.9,), (0.9, 1.0), (-0.1, 0.9)],
+    "momentum": [1.0, -0.1],
+    "weight_decay": [-0.1, None],
+    "undecayed": ["norms"],
+    "encoder_rate": [0],
+    "layer_decay": [0, 1.1],
+    "schedule": ["step"],
+    "power": [0],
+    "warmup": [-1],
+    "warmup_start": [-0.1, 1.1],
+    "clip": [0, -1],
+    "drop_path": [1.0, -0.1],
+    "checkpointing": [1],
+    "amp": ["float32", "none"],
+    "sync_batch_norm": [0],
+    "ema": [0, 1, 1.0],
+    "seed": [-1, 1 << 32],
+    "coarse": [-0.1, 1.5, 4500, float("nan")],
+    "coarse_size": [(0, 16)],
+    "augmentation": [None],
+    "data_term": ["cubed"],
+    "gradient_weight": [-1],
+    "sky": [1],
+    "variance_focus": [1.5],
+    "max_depth": [0],
+    "auxiliary_weight": [-0.2],
+    "log_every": [0],
+    "validate_every": [0],
+    "checkpoint_every": [0],
+    "keep_every": [-1],
+    "pictures_every": [-1],
+    "saved_dtype": ["int8"],
+}
+RIGHT = {
+    "batch_size": [1],
+    "ema": [0.5, None],
+    "drop_path": [0.0],
+    "coarse": [0, 1],
+    "layer_decay": [1],
+    "warmup": [0],
+    "seed": [(1 << 32) - 1],
+}
+
+
+def test_each_field_is_held_to_its_rule():
+    """Blind spot: a rule that takes what the training cannot use, or refuses what it can."""
+    assert WRONG.keys() == Recipe.RULES.keys()
+    for name, values in WRONG.items():
+        for value in values:
+            with pytest.raises(ValueError, match=rf"Recipe\.{name}=.*: it must be "):
+                replace(PLAIN, **{name: value})
+    for name, values in RIGHT.items():
+        for value in values:
+            replace(PLAIN, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("ade20k-paper", ("sgd", 2e-3, 0.9, "polynomial", 0.9, 48, 240 * 20210 // 48, (480, 480), 0.2)),
+        ("pascal-context", ("sgd", 2e-3, 0.9, "polynomial", 0.9, 48, 50 * 4998 // 48, (480, 480), 0.2)),
+        ("nyuv2", ("adamw", 5e-5, 0.9, "polynomial", 0.9, 32, 120 * 24231 // 32, (518, 518), 0.2)),
+        ("kitti", ("adamw", 5e-5, 0.9, "polynomial", 0.9, 32, 120 * 23158 // 32, (518, 518), 0.2)),
+    ],
+)
+def test_the_others_numbers(name, wanted):
+    """Blind spot: a number of the paper's, or of Depth Anything's, that somebody turned: epochs of so many pictures as steps."""
+    recipe = RECIPES[name]
+    found = (recipe.optimizer, recipe.learning_rate, recipe.momentum, recipe.schedule, recipe.power, recipe.batch_size, recipe.steps)
+    assert (*found, recipe.crop, recipe.auxiliary_weight) == wanted
+    if name in ("nyuv2", "kitti"):
+        assert (recipe.encoder_rate, recipe.weight_decay, recipe.variance_focus) == (0.1, 0.01, 0.5)
+        assert recipe.max_depth == {"nyuv2": 10, "kitti": 80}[name]

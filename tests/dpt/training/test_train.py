@@ -456,6 +456,28 @@ def test_what_is_written_when(data, tmp_path):
     assert 0.05 < trained[0]["memory"] < 50 and trained[0]["pictures_per_second"] < 2 * 2 / 0.01
 
 
+def test_the_clock_of_a_training(data, tmp_path, monkeypatch):
+    """Blind spot: validations that count as training, whose pictures a second then fall with each of them; seconds that begin again. A step
+    takes a second here, and a validation a hundred."""
+    run = training(data, tmp_path, steps=6, log_every=2, validate_every=3)
+    clock, step = [0.0], run._take_step
+    monkeypatch.setattr("dpt.training.runs.time.monotonic", lambda: clock[0])
+
+    def take(batches):
+        clock[0] += 1
+        return step(batches)
+
+    def validate():
+        clock[0] += 100
+        return {"miou": 0.5, "accuracy": 0.5}
+
+    run._take_step, run.validate = take, validate
+    run.run()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["seconds"]) for row in rows] == [(2, 2), (3, 103), (4, 104), (6, 106), (6, 206)]
+    assert [row["pictures_per_second"] for row in rows if "rate" in row] == [2.0] * 3
+
+
 def test_what_a_run_leaves(data, tmp_path):
     """Blind spot: a recipe or versions that nobody can look up; a curve, a picture or TensorBoard's file that is not written; a model that
     was not the best."""
