@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..data import open_data
-from ..distributed import device_of_process, joined
+from ..distributed import joined
 from ..system.processes import place
 from ..training import memory
 from ..training.objective import trained_config
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         if place().first:
             print(f"\n{len(train)} pictures to learn from, {len(validation)} to validate on")
         return 0
-    device = device_of_process(running.device_of(args.device), place())
+    device = running.device_of(args.device)
     fast = running.is_fast(args.fast, device)
     out = args.out or Path("runs") / recipe.name
     workers = running.readers() if args.workers is None else args.workers

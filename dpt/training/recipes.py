@@ -222,8 +222,8 @@ _ADE20K = Recipe(
     checkpoint_every=1000,
     keep_every=16_000,
 )
-# Ranftl et al. 2021, section 4.2: SGD, batch 48, 240 epochs of 20210 pictures, an auxiliary loss of 0.2. What it does not say (the weight
-# decay, the range of sizes) is that of PyTorch-Encoding, whose protocol it follows.
+# Ranftl et al. 2021, section 4.2: SGD, batch 48, 240 epochs of 20210 pictures, an auxiliary loss of 0.2, sizes of 0.5 to 2 times 520:
+# from memory, for the paper could not be looked up here. The weight decay is PyTorch-Encoding's, whose protocol it follows.
 _PAPER = replace(
     _ADE20K,
     name="ade20k-paper",
