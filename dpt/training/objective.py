@@ -48,7 +48,7 @@ def objective(head: HeadConfig, recipe: Recipe, outputs: Sequence[Tensor], targe
         targets: (B, H, W), class indices or metres as `dpt.data.targets` reads them; depth of another size is resized to it.
     """
     if head.task == "segmentation":
-        losses = [_cross_entropy(output, targets) for output in outputs]
+        losses = [_cross_entropy(output, targets, recipe.averaged_over == "all") for output in outputs]
         return losses[0] + sum(recipe.auxiliary_weight * loss for loss in losses[1:])
     (output,) = outputs
     if output.shape != targets.shape:  # of a head with a size of its own
@@ -70,7 +70,7 @@ def normalised_inverse(depth: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, (inverse - low) / (high - low).clamp_min(1e-6), 0)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over labelled pixels; 0 where a batch has none."""
+def _cross_entropy(logits: Tensor, labels: Tensor, over_all: bool) -> Tensor:
+    """The sum over labelled pixels divided by their number, or by that of all pixels; 0 where a batch has none."""
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp_min(1)
+    return total / (labels.numel() if over_all else (labels != IGNORE).sum().clamp_min(1))

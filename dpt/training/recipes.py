@@ -62,6 +62,7 @@ class Recipe(Checked):
     sky: bool = True  # inverse depth is 0 where the data says that the sky is; or else unknown there, as metres are
     variance_focus: float = 0.5  # of the loss of metres
     max_depth: float | None = None  # metres; what is farther counts as unknown; None: see `dpt.evaluation.metrics.depth_limit`
+    averaged_over: str = "labelled"  # pixels that cross-entropy is averaged over; "all", those without a label, too, as mmsegmentation's is
     auxiliary_weight: float = 0.2  # of the auxiliary head's loss, where the model has that head
     log_every: int = 50
     validate_every: int = 500
@@ -108,6 +109,7 @@ class Recipe(Checked):
         "sky": TRUTH,
         "variance_focus": _SHARE,
         "max_depth": or_none(POSITIVE),
+        "averaged_over": one_of("labelled", "all"),
         "auxiliary_weight": _NOT_NEGATIVE,
         "log_every": _STEPS,
         "validate_every": _STEPS,
@@ -217,6 +219,7 @@ _ADE20K = Recipe(
     warmup=1500,
     warmup_start=1e-6,
     clip=None,
+    averaged_over="all",
     augmentation=Augmentation(crop="window", scale=(2048, 512), ratio=(0.5, 2.0), cat_max_ratio=0.75, distortion=True, colour=0),
     validate_every=16_000,
     checkpoint_every=1000,
@@ -236,6 +239,7 @@ _PAPER = replace(
     learning_rate=2e-3,
     weight_decay=1e-4,
     undecayed="nothing",
+    averaged_over="labelled",
     power=0.9,
     warmup=0,
     augmentation=Augmentation(crop="window", scale=(1 << 14, 520), ratio=(0.5, 2.0), colour=0),

@@ -34,6 +34,7 @@ def test_the_published_recipe():
     assert (recipe.model, recipe.steps, recipe.batch_size, recipe.crop) == ("dpt-base-ade20k", 160_000, 16, (512, 512))
     assert (recipe.optimizer, recipe.learning_rate, recipe.betas, recipe.weight_decay) == ("adamw", 6e-5, (0.9, 0.999), 0.01)
     assert (recipe.schedule, recipe.power, recipe.warmup, recipe.warmup_start, recipe.clip) == ("polynomial", 1.0, 1500, 1e-6, None)
+    assert recipe.averaged_over == "all" and recipe.undecayed == "positions"
     how = recipe.augmentation
     assert (how.scale, how.ratio, how.cat_max_ratio, how.flip, how.distortion) == ((2048, 512), (0.5, 2.0), 0.75, 0.5, True)
 
@@ -166,6 +167,7 @@ WRONG = {  # a field's values that are refused: at its bounds, and of another ki
     "variance_focus": [1.5],
     "max_depth": [0],
     "auxiliary_weight": [-0.2],
+    "averaged_over": ["some", None],
     "log_every": [0],
     "validate_every": [0],
     "checkpoint_every": [0],

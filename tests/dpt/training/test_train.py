@@ -31,7 +31,7 @@ from dpt.data.crops import Crops
 from dpt.data.datasets import FolderDataset
 from dpt.evaluation.protocols import PROTOCOLS
 from dpt.training import logs, states
-from dpt.training.objective import normalised_inverse
+from dpt.training.objective import normalised_inverse, objective
 from dpt.training.optimization import rate
 from dpt.training.recipes import Recipe
 from dpt.training.runs import Training
@@ -283,6 +283,15 @@ def test_the_auxiliary_head_trains(data, tmp_path, monkeypatch):
     before = run.model.auxiliary_head.classifier.weight.detach().clone()
     run.run()
     assert not torch.equal(before, run.model.auxiliary_head.classifier.weight)
+
+
+def test_what_cross_entropy_is_averaged_over():
+    """Blind spot: pixels without a label that count in a mean, as in mmsegmentation's, and not in others. Of three pixels two have a label,
+    and all classes are as likely: ln 9 each."""
+    labels = torch.tensor([[[0, 7, 255]]])
+    for over, share in (("labelled", 1), ("all", 2 / 3)):
+        loss = objective(SCENES.head, recipe(averaged_over=over), [torch.zeros(1, 9, 1, 3)], labels)
+        assert loss.item() == pytest.approx(share * math.log(9))
 
 
 def test_a_batch_without_labels_costs_nothing(data, tmp_path):
