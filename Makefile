@@ -7,8 +7,8 @@ RUN := .venv/bin/python
 .venv/ready: constraints.txt setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is " + sys.version'
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools wheel
-	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test,bench]'
+	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt setuptools wheel
+	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation --editable '.[test,bench]'
 	touch $@
 
 demo: .venv/ready

@@ -254,9 +254,9 @@ def test_the_exponential_follows_the_head(half):
 
 def test_training_is_refused(tmp_path):
     """Blind spot: a loss of metres on what is no metres."""
+    from dpt.training.objective import trained_config
     from dpt.training.recipes import Recipe
-    from dpt.training.runs import Training
 
     for name in (MONO, METRIC):
         with pytest.raises(ValueError, match=rf"{name} cannot be trained: there are losses for inverse depth"):
-            Training(Recipe.of(name), None, None, tmp_path, "meta")
+            trained_config(Recipe.of(name), tmp_path)

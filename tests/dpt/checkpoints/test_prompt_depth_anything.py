@@ -367,8 +367,8 @@ def test_equal_to_the_original_from_the_picture_to_the_map(name):
 
 def test_training_is_refused(tmp_path):
     """Blind spot: a training that reads all its data first, and then has no prompt."""
+    from dpt.training.objective import trained_config
     from dpt.training.recipes import Recipe
-    from dpt.training.runs import Training
 
     with pytest.raises(ValueError, match="prompt-depth-anything-small cannot be trained: it needs a sensor's depth"):
-        Training(Recipe.of("prompt-depth-anything-small"), None, None, tmp_path, "meta")
+        trained_config(Recipe.of("prompt-depth-anything-small"), tmp_path)

@@ -20,8 +20,8 @@ from dpt.commands.main import main
 from dpt.config import DPTConfig, HeadConfig, TaskConfig
 from dpt.inference import outputs
 from dpt.inference.prediction import Options, Prediction, predict
+from dpt.training.objective import trained_config
 from dpt.training.recipes import Recipe
-from dpt.training.runs import Training
 
 FULL = small_config("tipsv2-base", classes=3).with_("input", size=(28, 28), grey_levels=False)
 HEADS = {head.task: head for head in FULL.heads}
@@ -176,13 +176,10 @@ def test_a_file_states_its_tasks(change, message):
         config_from({**values, "further": change(values["further"])})
 
 
-def test_a_training_has_one_task(tmp_path, monkeypatch):
+def test_a_training_has_one_task(tmp_path):
     """Blind spot: a dictionary that reaches the loss."""
-    model = small("tipsv2-base")
-    monkeypatch.setattr("dpt.training.runs.build", lambda *args, **options: model)
-    recipe = dataclasses.replace(Recipe.of("dpt-tiny-depth"), model="tipsv2-base")
     with pytest.raises(ValueError, match="tipsv2-base cannot be trained: its tasks are depth, segmentation, normals"):
-        Training(recipe, None, None, tmp_path)
+        trained_config(Recipe.of("tipsv2-base"), tmp_path)
 
 
 def test_made_of_the_first_task_alone():
