@@ -12,8 +12,8 @@ from dpt.training.runs import Training
 from dpt.zoo import CONFIGS
 
 CHANGES = (  # to "scenes", of OUT/whole
-    *("steps=14", "batch_size=4", "accumulate=2", "crop=32,32", "ema=0.9", "drop_path=0.3", "warmup=2"),
-    *("checkpoint_every=1", "log_every=3", "validate_every=14"),
+    *("steps=9", "batch_size=4", "accumulate=2", "crop=32,32", "ema=0.9", "drop_path=0.3", "warmup=2"),
+    *("checkpoint_every=1", "log_every=3", "validate_every=9"),
 )
 # SGD: Adam divides by what is nearly nothing at first, and makes rounding as large as the rate.
 RECIPE = Recipe(
