@@ -22,7 +22,7 @@ from dpt.commands import demo
 from dpt.evaluation.metrics import DepthScorer
 from dpt.evaluation.protocols import PROTOCOLS
 
-pytest.importorskip("pybullet", reason="the scenes need the extra `train`")
+pytest.importorskip("pybullet", reason="the scenes need the extra `render`")
 
 from dpt.scenes import rendering, surfaces, world  # noqa: E402
 
