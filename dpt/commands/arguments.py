@@ -268,7 +268,7 @@ def train(parser: Parser) -> None:
     not. DIR of --out gets checkpoint.pt, model.safetensors and best.safetensors, which dpt.load reads, run.json, log.jsonl, curve.png,
     pictures/ and tensorboard/.
     """
-    what = f"{', '.join(RECIPES)}; or a model that dpt info lists, on a folder of pictures, by the defaults"
+    what = f"{', '.join(RECIPES)}; or a model that dpt info lists, whose weights are then fine-tuned on folders of pairs"
     parser.add_argument("recipe", metavar="RECIPE", type=_RECIPE, help=what)
     what = "folder of the data, laid out as the recipe's kind of data is (dpt data lists them)"
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help=what)

@@ -40,8 +40,8 @@ COMMANDS = {
     "convert": Command(arguments.convert, "a checkpoint in another layout"),
     "data": Command(arguments.data, "how data sets lie on the disk, and whether one does"),
     "render": Command(arguments.render, "the scenes that the carried models learn from"),
-    "train": Command(arguments.train, "train a model on a folder of pictures"),
-    "evaluate": Command(arguments.evaluate, "measure a model on a folder of pictures"),
+    "train": Command(arguments.train, "train a model by a recipe"),
+    "evaluate": Command(arguments.evaluate, "measure a model on a data set"),
 }
 
 

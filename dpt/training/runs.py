@@ -89,7 +89,9 @@ class Training:
         torch.manual_seed(recipe.seed)
         # FSDP2 shards contiguous parameters alone; the pictures are in channels-last order all the same.
         order = torch.contiguous_format if parallel == "fsdp" else torch.channels_last
-        self.model = with_synchronised_norms(self._built(order), self.device)
+        self.model = self._built(order)
+        if recipe.sync_batch_norm:
+            self.model = with_synchronised_norms(self.model, self.device)
         if recipe.start_from is not None and not self.checkpoint.exists():
             start_from(self.model, recipe.start_from, accept_license)
         freeze_unreached(self.model)  # DistributedDataParallel would wait for their gradients
@@ -185,6 +187,8 @@ class Training:
                     log.add(row)
                 if now % recipe.validate_every == 0 or last:
                     log.add(self._validate(log, started))
+                if now % (recipe.pictures_every or recipe.validate_every) == 0 or last:
+                    self._draw(log)
                 if now % recipe.checkpoint_every == 0 or last or (recipe.keep_every and now % recipe.keep_every == 0):
                     self.seconds = time.monotonic() - started
                     self.save()
@@ -235,21 +239,14 @@ class Training:
         }
 
     def _validate(self, log: logs.Log | _NoLog, started: float) -> dict[str, float]:
-        """A row of the validation's metrics; where they are the best so far, best.safetensors; where it is due, a picture."""
-        recipe, head, ticked = self.recipe, self.config.head, time.monotonic()
+        """A row of the validation's metrics; where they are the best so far, best.safetensors."""
+        recipe, ticked = self.recipe, time.monotonic()
         metrics = self.validate()
         name = self.protocol.figures[0]
         sign = 1 if name in LARGER_IS_BETTER else -1
         if self.best is None or sign * metrics[name] > sign * self.best:
             self.best = metrics[name]
             self._write_weights(self.directory / BEST)
-        due, model = recipe.pictures_every or recipe.validate_every, self.evaluated()
-        if self.place.first and (self.step % due == 0 or self.step == recipe.steps):
-            picture = logs.sheet(self._examples(model), head)
-            folder = self.directory / "pictures"
-            prepare(folder)
-            logs.save_sheet(folder / f"step-{self.step:07d}.png", picture)
-            log.picture(self.step, picture)
         then, step = self._ticked
         self._ticked = (then + time.monotonic() - ticked, step)  # which is no training
         self.seconds = time.monotonic() - started
@@ -259,6 +256,18 @@ class Training:
             words = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
             tqdm.write(f"step {self.step}/{recipe.steps}: {words}", file=sys.stderr)
         return row
+
+    def _draw(self, log: logs.Log | _NoLog) -> None:
+        """A picture of what is now predicted of the first validation pictures."""
+        ticked, model = time.monotonic(), self.evaluated()  # for which all processes must ask
+        if self.place.first:
+            picture = logs.sheet(self._examples(model), self.config.head)
+            folder = self.directory / "pictures"
+            prepare(folder)
+            logs.save_sheet(folder / f"step-{self.step:07d}.png", picture)
+            log.picture(self.step, picture)
+        then, step = self._ticked
+        self._ticked = (then + time.monotonic() - ticked, step)
 
     def validate(self) -> dict[str, float]:
         """The figures of the recipe's protocol on the validation set, of the averaged weights where there are such."""

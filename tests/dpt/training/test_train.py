@@ -520,6 +520,21 @@ def test_what_a_run_leaves(data, tmp_path):
     assert "training/loss" in accumulator.Tags()["scalars"] and accumulator.Tags()["images"] == ["predictions"]
 
 
+def test_pictures_are_drawn_when_the_recipe_says(data, tmp_path):
+    """Blind spot: pictures at validations alone, whatever was asked for."""
+    training(data, tmp_path, steps=5, validate_every=3, pictures_every=2).run()
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [f"step-{step:07d}.png" for step in (2, 4, 5)]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_whose_statistics_norms_have_is_the_recipes(data, tmp_path, monkeypatch, wanted):
+    """Blind spot: norms that are exchanged whatever the recipe says, or never."""
+    asked = []
+    monkeypatch.setattr("dpt.training.runs.with_synchronised_norms", lambda model, device: asked.append(device) or model)
+    training(data, tmp_path, sync_batch_norm=wanted)
+    assert asked == [torch.device("cpu")] * wanted
+
+
 def test_without_tensorboard(data, tmp_path, monkeypatch):
     """Blind spot: a training that asks for a package that only shows it."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
