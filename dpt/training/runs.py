@@ -316,7 +316,8 @@ class Training:
         """Write run.json: what this run is, and of what it is made."""
         if not self.place.first:
             return
-        data = {split: {"folder": str(set_.root), "pictures": len(set_)} for split, set_ in self._sets().items()}
+        sets = {"train": self.train, "val": self.validation}
+        data = {split: {"folder": str(each.root), "pictures": len(each)} for split, each in sets.items()}
         described = {
             "recipe": asdict(self.recipe),
             "data": data,
@@ -326,9 +327,6 @@ class Training:
         }
         text = json.dumps(described, indent=1) + "\n"
         write_whole(self.directory / "run.json", lambda file: file.write(text.encode()))
-
-    def _sets(self) -> dict[str, PairDataset]:
-        return {"train": self.train, "val": self.validation}
 
 
 class _NoLog:
