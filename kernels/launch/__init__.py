@@ -22,6 +22,7 @@ from .checks import (
     check_vector,
     describable,
     input_precision,
+    product_dtype,
 )
 from .devices import INTERPRETED, INTERPRETED_FAMILY_VARIABLE, device_family, has_kernels, only, runs_kernels, stand_ins
 from .families import FAMILIES, TABLES, family_of_capability
@@ -57,6 +58,7 @@ __all__ = [
     "load_table",
     "only",
     "overridden",
+    "product_dtype",
     "record",
     "runs_kernels",
     "select",

@@ -27,6 +27,16 @@ def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
 
 
+def product_dtype(weight: torch.Tensor) -> torch.dtype:
+    """The dtype in which a product takes ``weight``: autocast's where autocast is on, else its own.
+
+    An op takes its weights as they are and converts them inside, in the forward and again in the backward: what it saves for the backward
+    is then the parameter itself, and no copy of it.
+    """
+    device_type = weight.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+
+
 def describable(*tensors: torch.Tensor) -> bool:
     """Whether TMA can address every tensor: the base and all strides but the last multiples of 16 bytes, the last stride 1, none 0."""
     return all(_describable(tensor) for tensor in tensors)
@@ -68,13 +78,18 @@ def check_input(name: str, x: torch.Tensor) -> None:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: it must be (..., C) with C at least 1")
 
 
-def check_operand(name: str, tensor: torch.Tensor | None, shape: Sequence[int], x: torch.Tensor, vector: bool = False) -> None:
-    """TypeError or ValueError unless ``tensor`` has ``shape`` and x's device and dtype; a ``vector`` may be float32 or None too."""
+def check_operand(
+    name: str, tensor: torch.Tensor | None, shape: Sequence[int], x: torch.Tensor, vector: bool = False, weight: bool = False
+) -> None:
+    """TypeError or ValueError unless ``tensor`` has ``shape`` and x's device and dtype; a ``vector`` may be float32 or None too, and of a
+    ``weight`` what counts is the dtype that its product takes it in (:func:`product_dtype`).
+    """
     if vector and tensor is None:
         return
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} is a {type(tensor).__name__}: it must be a tensor")
-    if tensor.dtype != x.dtype and not (vector and tensor.dtype == torch.float32):
+    dtype = product_dtype(tensor) if weight else tensor.dtype
+    if dtype != x.dtype and not (vector and dtype == torch.float32):
         raise TypeError(
             f"{name} is {tensor.dtype} and the input {x.dtype}: it must be of the input's dtype{' or float32' if vector else ''}"
         )
@@ -95,9 +110,11 @@ def check_vector(name: str, vector: torch.Tensor | None, weight: torch.Tensor) -
         raise ValueError(f"{name} is {tuple(vector.shape)} on {vector.device}: must be {wanted}, one for each channel that comes out")
 
 
-def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], x: torch.Tensor) -> None:
-    """TypeError or ValueError unless ``tensor`` has ``shape`` (None: any) and the dtype and device of ``x``."""
-    if tensor.dtype != x.dtype:
+def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], x: torch.Tensor, weight: bool = False) -> None:
+    """TypeError or ValueError unless ``tensor`` has ``shape`` (None: any) and the dtype and device of ``x``; of a ``weight`` what counts is
+    the dtype that its product takes it in (:func:`product_dtype`).
+    """
+    if (product_dtype(tensor) if weight else tensor.dtype) != x.dtype:
         raise TypeError(f"{name} is {tensor.dtype}: must be {x.dtype}, as x is")
     fits = tensor.dim() == len(shape) and all(want is None or want == side for want, side in zip(shape, tensor.shape, strict=True))
     if not fits or tensor.device != x.device:
