@@ -8,9 +8,12 @@ pictures is in the inputs below; that these are enough is tested with others (`t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import itertools
 import json
+import os
+import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,6 +33,7 @@ from ..harness.hollow import Form, Hollow, implementation
 from ..harness.shrunk import shortened
 
 HALVES = (torch.bfloat16, torch.float16)
+CALLS_VARIABLE = "DPT_NAMED_CALLS"  # of the environment
 ALIGNMENT = 16  # bytes; what Triton asks of an address
 
 
@@ -196,7 +200,21 @@ def launching(configs: Iterable[DPTConfig]) -> list[DPTConfig]:
 
 @functools.cache
 def named_calls() -> dict[Call, str]:
-    """Those of all named models."""
+    """Those of all named models, which take minutes: processes that want them at once share them in the file that ``CALLS_VARIABLE`` names,
+    which must not be there before."""
+    if CALLS_VARIABLE not in os.environ:
+        return _named_calls()
+    with open(os.environ[CALLS_VARIABLE], "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        if kept := file.read():
+            return pickle.loads(kept)
+        found = _named_calls()
+        file.write(pickle.dumps(found))
+        return found
+
+
+def _named_calls() -> dict[Call, str]:
     found: dict[Call, str] = {}
     for config in launching(CONFIGS.values()):
         for backward, batches in ((False, (1, 16)), (True, (2,))):

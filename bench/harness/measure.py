@@ -266,7 +266,7 @@ def synchronize(device: torch.device) -> None:
 
 def gemm_rate(dtype: torch.dtype, device: torch.device, side: int | None = None) -> float:
     """FLOP/s of a square matrix product of random numbers, the median of several: the roof."""
-    side = side or (8192 if device.type == "cuda" else 2048)
+    side = side or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / _median_seconds(lambda index: a @ b, device)
 

@@ -23,6 +23,10 @@ from dpt.kernels import launch
 from dpt.kernels.tools import compiler, ledger, spaces
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+
+from sharing import shared_folder, sharing_calls  # noqa: E402
+
 MODELS = "bench.cases.launches"
 # Another Triton than the record's compiles everything, so it is held to one architecture (kernels/README.md says what an older one spills).
 FAMILIES = compiler.DEFAULT_FAMILIES if triton.__version__ == compiler.TABLE_TRITON else ("sm_90",)
@@ -30,9 +34,9 @@ DRAWN = 1  # of the recorded, a module
 OPS = spaces.ops()
 
 
-def run_compiler(*arguments):
+def run_compiler(*arguments, environment=os.environ):
     """``python -m dpt.kernels.tools.compiler`` in a fresh process."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = {key: value for key, value in environment.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "dpt.kernels.tools.compiler", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -41,14 +45,14 @@ def run_compiler(*arguments):
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory):
     """Op, and the models' launches -> reports of every case, made in one go, and once: one of xdist's processes makes them, others wait."""
-    base = tmp_path_factory.getbasetemp()
-    file = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reports.json"
+    file = shared_folder(tmp_path_factory) / "reports.json"
     with open(file.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
             arch = [part for family in FAMILIES for part in ("--arch", family)]
             drawn = ["--draw", str(DRAWN), "--seed", str(random.randrange(2**32))]
-            done = run_compiler("--cases", MODELS, *arch, *drawn, "--json", str(file))
+            environment = sharing_calls(tmp_path_factory)
+            done = run_compiler("--cases", MODELS, *arch, *drawn, "--json", str(file), environment=environment)
             assert file.exists(), done.stderr[-4000:]
     return {op: [compiler.Report(**report) for report in reports] for op, reports in json.loads(file.read_text()).items()}
 

@@ -58,15 +58,16 @@ def again(seen: stub.Seen, calls: dict[launches.Call, str]) -> None:
 
 
 def models(gpu: stub.Stub, families: Sequence[str]) -> None:
-    """All calls of the named models, at the gate's sizes; and each model whole, at a size of its own."""
+    """All calls of the named models, at the gate's sizes; and each model whole, at a size of its own, on the first family, and the calls
+    that it made there on the others."""
+    seen, own = gpu.use(families[0]), dict[launches.Call, str]()
+    for config, how in itertools.product(launches.launching(CONFIGS.values()), OTHER_RUNS):
+        short, patch = shortened(config), config.encoder.patch_size
+        model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
+        with Hollow(lambda op, arguments: own.setdefault(launches.Call.of(op, arguments), seen.where)):
+            launches.run(model, how, config.encoder.fixed_size or (5 * patch, 13 * patch), 3)
     for family in families:
-        seen = gpu.use(family)
-        again(seen, launches.named_calls())
-        for config, how in itertools.product(launches.launching(CONFIGS.values()), OTHER_RUNS):
-            short, patch = shortened(config), config.encoder.patch_size
-            model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
-            with Hollow():
-                launches.run(model, how, config.encoder.fixed_size or (5 * patch, 13 * patch), 3)
+        again(gpu.use(family), {**own, **launches.named_calls()} if family != families[0] else launches.named_calls())
 
 
 def sizes(gpu: stub.Stub, families: Sequence[str]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 import triton  # noqa: E402
+from sharing import sharing_calls  # noqa: E402
 
 from dpt.kernels import launch  # noqa: E402
 from dpt.kernels.tools import compiler, ledger  # noqa: E402
@@ -24,11 +25,11 @@ NO_COMPILER = 3
 COMPILES_AT_MOST = 3  # times a launch of an op, a dtype, over all sizes
 
 
-def on_stub(what, folder):
+def on_stub(what, folder, environment=None):
     """Family -> what `run.py` saw."""
     file = folder / "seen.json"
     command = [sys.executable, ROOT / "tests" / "host" / "run.py", "--what", what, "--json", file]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == NO_COMPILER:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
@@ -37,10 +38,10 @@ def on_stub(what, folder):
     return found
 
 
-def test_models(tmp_path):
+def test_models(tmp_path, tmp_path_factory):
     """Every launch of every named model: tensor maps, grids, shared memory, parameters; and nothing is asked for that the gate on compiled
     code does not hold."""
-    for family, seen in on_stub("models", tmp_path).items():
+    for family, seen in on_stub("models", tmp_path, sharing_calls(tmp_path_factory)).items():
         assert seen["launches"] > 3000
         missing = {key: seen["keys"][key] for key in set(seen["keys"]) - set(ledger.read(family))}
         assert not missing, "what runs is not in the gate: run `make compiled-code`, or give bench/cases/launches.py what is missing"
