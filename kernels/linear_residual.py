@@ -32,7 +32,7 @@ def linear_residual_ref(
     layer_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`linear_residual` in plain PyTorch, any device and floating dtype."""
-    out = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     return residual + (out if layer_scale is None else out * layer_scale.to(x.dtype))
 
 
@@ -48,12 +48,12 @@ def linear_residual(
     x: (..., K), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or
     bfloat16. weight: (N, K) and residual: (..., N), of x's leading sizes, in x's dtype. bias, layer_scale: (N,) or None, in x's dtype or
     float32. Returns (..., N) in x's dtype, contiguous; differentiable once. Products accumulate in float32, and those of float32 are exact
-    unless PyTorch's own switch allows tf32. Under autocast x, weight and residual are cast to autocast's dtype first, so the sum is of that
+    unless PyTorch's own switch allows tf32. Under autocast x, weight and residual are taken in autocast's dtype, so the sum is of that
     dtype.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
     launch.check_input("x", x)
-    x, weight, residual = launch.autocast(x, weight, residual)
+    x, residual = launch.autocast(x, residual)
     columns = products.check_linear("the", weight, bias, x.shape[-1], x)
     launch.check_operand("residual", residual, (*x.shape[:-1], columns), x)
     launch.check_operand("layer_scale", layer_scale, (columns,), x, vector=True)
@@ -63,41 +63,42 @@ def linear_residual(
 
 
 def scaled(grad: torch.Tensor, weight: torch.Tensor, layer_scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(grad (M, N), weight (N, K)), one of them with LayerScale in it, whose product is the gradient of the layer's input.
+    """(grad (M, N), weight (N, K)), both in grad's dtype, one of them with LayerScale in it, whose product is the gradient of the layer's
+    input.
 
     The weight is the smaller, but in float16 its product with 1e-5, where LayerScale begins, is subnormal; a gradient is in range there,
     for the loss is scaled.
     """
     if layer_scale is None:
-        return grad, weight
-    if weight.dtype == torch.float16:
-        return (grad * layer_scale).to(grad.dtype), weight
-    return grad, (weight * layer_scale[:, None]).to(weight.dtype)
+        return grad, weight.to(grad.dtype)
+    if grad.dtype == torch.float16:
+        return (grad * layer_scale).to(grad.dtype), weight.to(grad.dtype)
+    return grad, (weight * layer_scale[:, None]).to(grad.dtype)
 
 
 def gradients(
     grad: torch.Tensor,
     x: torch.Tensor,
-    prologue: str,
+    activation: str,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     layer_scale: torch.Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of (weight, bias, layer_scale), each if needed, from the output's, (M, N). The layer's input is prologue(x), (M, K)."""
+    """Gradients of (weight, bias, layer_scale), each if needed, from the output's, (M, N). The layer's input is activation(x), (M, K)."""
     weight_grad = bias_grad = scale_grad = sums = None
     if needs[1] or (needs[2] and bias is not None):
         sums = grad.sum(0, dtype=torch.float32)
-    if prologue == "none" and layer_scale is None:
+    if activation == "none" and layer_scale is None:
         weight_grad = grad.T @ x if needs[0] else None
     elif needs[0] or needs[2]:
         scale_operands = (None, None) if layer_scale is None else (layer_scale, weight)
-        weight_grad, scale_grad = torch.ops.dpt.linear_weight_gradient(grad, x, prologue, None, None, None, None, *scale_operands)
+        weight_grad, scale_grad = torch.ops.dpt.linear_weight_gradient(grad, x, activation, *scale_operands)
     if needs[2]:
         scale_grad = (scale_grad if bias is None else scale_grad + bias * sums).to(layer_scale.dtype)
     if needs[1]:
         bias_grad = (sums if layer_scale is None else sums * layer_scale).to(bias.dtype)
-    return weight_grad if needs[0] else None, bias_grad, scale_grad if needs[2] else None
+    return weight_grad.to(weight.dtype) if needs[0] else None, bias_grad, scale_grad if needs[2] else None
 
 
 @torch.library.custom_op("dpt::linear_residual", mutates_args=())
@@ -108,16 +109,8 @@ def _linear_residual_op(
     residual: torch.Tensor,
     layer_scale: torch.Tensor | None,
 ) -> torch.Tensor:
-    out, _, _ = products.linear(
-        "linear_residual",
-        rows_of(x),
-        weight.contiguous(),
-        launch.input_precision(x.dtype),
-        epilogue="residual",
-        bias=bias,
-        scale=layer_scale,
-        extra=rows_of(residual),
-    )
+    options = {"epilogue": "residual", "bias": bias, "scale": layer_scale, "extra": rows_of(residual)}
+    out, _ = products.linear("linear_residual", rows_of(x), weight, launch.input_precision(x.dtype), **options)
     return out.reshape(residual.shape)
 
 

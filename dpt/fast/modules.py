@@ -54,20 +54,18 @@ def _after_attention(block: Block, mixed: Tensor, x: Tensor) -> Tensor:
     """A block behind its attention; `mixed` is what that gave, before its projection."""
     norm, mlp = block.norm2, block.mlp
     x = _added(block, mixed, block.attn.proj, block.ls1, x)
-    if isinstance(mlp, SwiGLU):
-        w12 = mlp.w12
-        gate, value = layernorm_linear(x, norm.weight, norm.bias, w12.weight, w12.bias, norm.eps).chunk(2, dim=-1)
-        return _added(block, F.silu(gate) * value, mlp.w3, block.ls2, x)
-    fc1, fc2 = mlp.fc1, mlp.fc2
+    activation, first, second = ("swiglu", mlp.w12, mlp.w3) if isinstance(mlp, SwiGLU) else (mlp.activation, mlp.fc1, mlp.fc2)
     if block.drops:
-        return _added(block, layernorm_linear(x, norm.weight, norm.bias, fc1.weight, fc1.bias, norm.eps, "gelu"), fc2, block.ls2, x)
-    return layernorm_mlp(x, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias, norm.eps, _gamma(block.ls2))
+        hidden = layernorm_linear(x, norm.weight, norm.bias, first.weight, first.bias, norm.eps, activation)
+        return _added(block, hidden, second, block.ls2, x)
+    layers = (first.weight, first.bias, second.weight, second.bias)
+    return layernorm_mlp(x, norm.weight, norm.bias, *layers, norm.eps, _gamma(block.ls2), activation=activation)
 
 
 class FastBlock(Block):
-    """`Block` in five launches: LN + qkv, attention, projection + residual, LN + fc1 + GELU, fc2 + residual.
+    """`Block` in seven launches: LN, qkv, attention, projection + residual, LN, fc1 + activation, fc2 + residual.
 
-    A rotation is PyTorch's, before the attention; and so is SwiGLU's gate, between LN + w12 and w3 + residual.
+    A rotation is PyTorch's, before the attention.
     """
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:

@@ -149,7 +149,7 @@ BLOCK: dict[str, Check] = {
     "attn.proj": LINEAR,
     "ls1": LAYER_SCALE,
     "norm2": layer_norm,
-    "mlp": either(has({"activation": "gelu"}, MLP), is_a(SwiGLU)),
+    "mlp": either(has({"activation": "gelu"}, MLP), has({"activation": "gelu_tanh"}, MLP), is_a(SwiGLU)),
     "mlp.fc1": LINEAR,
     "mlp.fc2": LINEAR,
     "mlp.w12": LINEAR,

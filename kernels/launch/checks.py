@@ -34,7 +34,8 @@ def product_dtype(weight: torch.Tensor) -> torch.dtype:
     is then the parameter itself, and no copy of it.
     """
     device_type = weight.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+    follows = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if follows else weight.dtype
 
 
 def describable(*tensors: torch.Tensor) -> bool:

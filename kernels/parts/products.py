@@ -1,26 +1,23 @@
-"""The matrix products of the encoder's linear layers, with what stands before and behind them, and their weight gradients.
+"""The matrix products of the encoder's linear layers, with what stands behind them, and their weight gradients.
 
-    linear           out = epilogue(prologue(x) @ weight.T + bias)        x (M, K), weight (N, K), out (M, N)
-    weight_gradient  dweight = scale * grad.T @ prologue(x)               grad (M, N), x (M, K), dweight (N, K)
+    linear           out = epilogue(x @ weight.T + bias)                  x (M, K), weight (N, K), out (M, N)
+    weight_gradient  dweight = scale * grad.T @ activation(x)             grad (M, N), x (M, K), dweight (N, K)
 
-Not an op by itself: ``layernorm_linear``, ``linear_residual`` and ``layernorm_mlp`` are made of these two launches. 2*M*N*K FLOPs each;
-x, weight and out are moved once through memory, x once more per N tile out of L2.
+Not an op by itself: ``layernorm_linear``, ``linear_residual`` and ``layernorm_mlp`` are made of these launches. 2*M*N*K FLOPs each; x, weight
+and out are moved once through memory, x and weight once more per tile out of L2.
 
-LayerNorm is a prologue: a tile of x passes through registers between its load and the dot, (x - mean) * rstd * gamma + beta, rounded to x's
-dtype as PyTorch rounds it. The algebraic alternative is an epilogue, rstd * (acc - mean * colsum(W')) + b' with W' = W * gamma, which keeps
-both operands out of the registers; it needs W' and two column sums prepared anew after each optimiser step, and it cancels: with |mean| =
-30 sigma a float32 accumulator loses five bits to a product that is then subtracted. The prologue serves inference and training, every dtype
-and any mean with one form, and what it costs, four instructions per element and N tile against 2*BLOCK_N FLOPs, runs beside the tensor
-cores.
+Of a tile's two operands BLOCK_M + BLOCK_N rows come out of L2 for BLOCK_M * BLOCK_N results: tiles of 128x256 need a quarter less than
+128x128. ``GROUP`` row blocks are walked together, column block by column block, so that what neighbours read is still in L2. The epilogue
+runs on ``PARTS`` pieces of a tile in turn, which keeps its temporaries out of the way of the accumulator.
 
-The row statistics come from a first pass over the rows in the same launch (block means and squared deviations, merged as in Chan, Golub and
-LeVeque 1983: no cancellation), once for every ``TILES`` tiles of N that a program computes. They are written out for the backward, by every
-program of a row block alike: the same bits.
+"swiglu", the one activation of two matrices, is silu(gate) * value, whose rows of weight are the first and the second half: a tile of N
+is one of each, multiplied together, and the pre-activation and its gradient are (M, 2, N).
 
-``IN_REGISTERS``: whether the prologue's result goes from registers straight to the tensor core (an operand of wgmma may lie there), or is
-stored to shared memory again. The first is sm_90's way: half the traffic in shared memory, and the wgmma stays asynchronous; where warps
-share rows (mma on sm_80, sm_89 and sm_120) it would repeat the prologue in each of them. The epilogue runs on the two halves of a tile in
-turn, which keeps its temporaries out of the way of the accumulator: without it GELU costs the second CTA on the SM.
+By the configuration's ``backend`` the product is cuBLAS's: with a bias alone in one launch, else with one of ours for the rest behind it.
+
+``IN_REGISTERS``: whether the activation of the weight gradient's operand goes from registers straight to the tensor core (an operand of
+wgmma may lie there), or is stored to shared memory again. The first is sm_90's way: half the traffic in shared memory, and the wgmma stays
+asynchronous; where warps share rows (mma on sm_80, sm_89 and sm_120) it would repeat the activation in each of them.
 """
 
 from __future__ import annotations
@@ -28,109 +25,180 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import launch
-from .activations import gelu, gelu_slope
-from .matrices import load_tile, load_vector, store_tile
-from .norms import LayerNorm, Statistics, normalise, row_statistics
+from .activations import activate, activation_slope, silu, silu_slope
+from .matrices import load_pair, load_tile, load_vector, store_tile
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu")  # the exact GELU, that by tanh, and silu(gate) * value
+
+
+@triton.jit
+def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right half of a (ROWS, COLUMNS) tile."""
+    return tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
 
 
 @triton.jit
 def _finish(
-    tile, vectors, extra, out, pre, row, column, rows, columns,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EPILOGUE: tl.constexpr, DESCRIPTOR: tl.constexpr,
+    tile, value, vectors, extra, out, pre, row, column, rows, columns,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
+    EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, DESCRIPTOR: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue of a (ROWS, COLUMNS) piece of the product, and its store."""
-    bias, scale = vectors
-    if bias is not None:
-        tile += load_vector(bias, column, columns, COLUMNS)[None, :]
-    if EPILOGUE == "gelu":
-        if pre is not None:
-            store_tile(pre, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
-        tile = gelu(tile)
-    elif EPILOGUE == "gelu_gradient":
-        tile *= gelu_slope(load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32))
-    elif EPILOGUE == "residual":
-        if scale is not None:
-            tile *= load_vector(scale, column, columns, COLUMNS)[None, :]
-        tile += load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32)
-    store_tile(out, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
+    """The epilogue of a (ROWS, COLUMNS) tile of the product, PARTS pieces of it in turn, and its store. ``value``: beside the gate, the
+    other tile of "swiglu"; else None."""
+    if PARTS > 1:
+        HALF: tl.constexpr = COLUMNS // 2
+        left, right = _halves(tile, ROWS, COLUMNS)
+        if value is None:
+            value_left, value_right = None, None
+        else:
+            value_left, value_right = _halves(value, ROWS, COLUMNS)
+        _finish(
+            left, value_left, vectors, extra, out, pre, row, column, rows, columns,
+            ROWS, HALF, PARTS // 2, EPILOGUE, ACTIVATION, DESCRIPTOR,
+        )  # fmt: skip
+        _finish(
+            right, value_right, vectors, extra, out, pre, row, column + HALF, rows, columns,
+            ROWS, HALF, PARTS // 2, EPILOGUE, ACTIVATION, DESCRIPTOR,
+        )  # fmt: skip
+    else:
+        bias, scale = vectors
+        if bias is not None:
+            tile += load_vector(bias, column, columns, COLUMNS)[None, :]
+            if value is not None:
+                value += load_vector(bias + columns, column, columns, COLUMNS)[None, :]
+        if EPILOGUE == "residual":
+            if scale is not None:
+                tile *= load_vector(scale, column, columns, COLUMNS)[None, :]
+            tile += load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32)
+        elif EPILOGUE == "activation":
+            if value is None:
+                if pre is not None:
+                    store_tile(pre, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
+                tile = activate(tile, ACTIVATION)
+            else:
+                if pre is not None:
+                    store_tile(pre, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 0)
+                    store_tile(pre, value, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 1)
+                tile = silu(tile) * value
+        elif ACTIVATION == "swiglu":
+            gate = load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 0).to(tl.float32)
+            factor = load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 1).to(tl.float32)
+            store_tile(out, tile * factor * silu_slope(gate), row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 0)
+            store_tile(out, tile * silu(gate), row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 1)
+        else:
+            before = load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32)
+            tile *= activation_slope(before, ACTIVATION)
+        if EPILOGUE != "gradient" or ACTIVATION != "swiglu":
+            store_tile(out, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
+
+
+@triton.jit
+def _place(program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """The first row and column of a program's tile: GROUP row blocks, one column block of all of them after the other."""
+    width = GROUP * tl.cdiv(columns, BLOCK_N)
+    first = program // width * GROUP
+    size = tl.minimum(tl.cdiv(rows, BLOCK_M) - first, GROUP)
+    return (first + program % width % size) * BLOCK_M, program % width // size * BLOCK_N
 
 
 @triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
     x,  # (rows, depth); this and the other matrices are pointers, or descriptors if DESCRIPTOR
-    weight,  # (columns, depth); for the epilogue "gelu_gradient" (depth, columns)
-    vectors,  # (bias, scale), (columns,) or None each; scale is for the epilogue "residual"
-    extra,  # (rows, columns): the residual, or the pre-activation for "gelu_gradient"; else None
-    out,  # (rows, columns)
-    pre,  # (rows, columns): where "gelu" stores what it is applied to; or None
-    norm,  # (weight (depth,), bias (depth,), mean and 1 / deviation (rows,) float32, which are written, eps); or None without LayerNorm
+    weight,  # (columns, depth); for "swiglu" (2, columns, depth); for the epilogue "gradient" (depth, columns)
+    vectors,  # (bias, scale), (columns,) or None each; for "swiglu" the bias is (2 * columns,); scale is for the epilogue "residual"
+    extra,  # (rows, columns): the residual, or the pre-activation for "gradient", (rows, 2, columns) of "swiglu"; else None
+    out,  # (rows, columns); for "gradient" of "swiglu" (rows, 2, columns)
+    pre,  # (rows, columns), of "swiglu" (rows, 2, columns): where what is activated is stored; or None
     rows,
     columns,
     depth,
     EPILOGUE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TILES: tl.constexpr,
-    STATISTICS_STAGES: tl.constexpr,
-    IN_REGISTERS: tl.constexpr,
+    PARTS: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
-    """One program: TILES neighbouring (BLOCK_M, BLOCK_N) tiles of a row block; neighbouring programs share the rows."""
+    """One program: a (BLOCK_M, BLOCK_N) tile; of "swiglu", whose gate and value share it, half as many columns."""
     tl.assume(
         depth > 0
     )  # without a way around the loop, or ptxas sees the zeros that it starts from join the wgmmas' results, and serialises
-    HALF: tl.constexpr = BLOCK_N // 2
-    groups = tl.cdiv(columns, BLOCK_N * TILES)
-    row = tl.program_id(0) // groups * BLOCK_M
-    first = tl.program_id(0) % groups * (BLOCK_N * TILES)
-    if norm is not None:
-        norm_weight, norm_bias, mean_ptr, rstd_ptr, eps = norm
-        mean, rstd = row_statistics(x, row, rows, depth, eps, BLOCK_M, BLOCK_K, STATISTICS_STAGES, DESCRIPTOR)
-        i = row + tl.arange(0, BLOCK_M)
-        tl.store(mean_ptr + i, mean, mask=i < rows)
-        tl.store(rstd_ptr + i, rstd, mask=i < rows)
-        if IN_REGISTERS:  # read back: the compiler moves an operand's layout up to its loads only where all it depends on are loads
-            tl.debug_barrier()
-            mean = tl.load(mean_ptr + i, mask=i < rows, other=0.0)
-            rstd = tl.load(rstd_ptr + i, mask=i < rows, other=0.0)
-    for tile in tl.static_range(TILES):
-        column = first + tile * BLOCK_N
-        accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for k in range(0, depth, BLOCK_K):
-            a = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
-            if norm is not None:
-                gamma = load_vector(norm_weight, k, depth, BLOCK_K)
-                a = normalise(a, mean, rstd, gamma, load_vector(norm_bias, k, depth, BLOCK_K))
-            if EPILOGUE == "gelu_gradient":
-                b = load_tile(weight, k, column, depth, columns, BLOCK_K, BLOCK_N, DESCRIPTOR)
-            else:
-                b = load_tile(weight, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR).T
-            accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
-        left, right = accumulator.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
-        _finish(left, vectors, extra, out, pre, row, column, rows, columns, BLOCK_M, HALF, EPILOGUE, DESCRIPTOR)
-        _finish(right, vectors, extra, out, pre, row, column + HALF, rows, columns, BLOCK_M, HALF, EPILOGUE, DESCRIPTOR)
+    GATED: tl.constexpr = ACTIVATION == "swiglu" and EPILOGUE == "activation"
+    COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
+    row, column = _place(tl.program_id(0), rows, columns, BLOCK_M, COLUMNS, GROUP)
+    accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, depth, BLOCK_K):
+        a = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
+        if EPILOGUE == "gradient":
+            b = load_tile(weight, k, column, depth, columns, BLOCK_K, BLOCK_N, DESCRIPTOR)
+        elif GATED:
+            b = load_pair(weight, column, k, columns, depth, COLUMNS, BLOCK_K, DESCRIPTOR).T
+        else:
+            b = load_tile(weight, column, k, columns, depth, BLOCK_N, BLOCK_K, DESCRIPTOR).T
+        accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
+    if GATED:
+        gate, value = _halves(accumulator, BLOCK_M, BLOCK_N)
+        _finish(
+            gate, value, vectors, extra, out, pre, row, column, rows, columns,
+            BLOCK_M, COLUMNS, PARTS, EPILOGUE, ACTIVATION, DESCRIPTOR,
+        )  # fmt: skip
+    else:
+        _finish(
+            accumulator, None, vectors, extra, out, pre, row, column, rows, columns,
+            BLOCK_M, COLUMNS, PARTS, EPILOGUE, ACTIVATION, DESCRIPTOR,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows"])
+def linear_epilogue(
+    product,  # (rows, columns); for "swiglu" (rows, 2, columns), but not for its gradient; and the rest as of linear_kernel
+    vectors,
+    extra,
+    out,
+    pre,
+    rows,
+    columns,
+    EPILOGUE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """What follows a product that another library computed. One program: a (BLOCK_M, BLOCK_N) tile."""
+    row, column = _place(tl.program_id(0), rows, columns, BLOCK_M, BLOCK_N, 1)
+    if ACTIVATION == "swiglu" and EPILOGUE == "activation":
+        tile = load_tile(product, row, column, rows, columns, BLOCK_M, BLOCK_N, False, 0).to(tl.float32)
+        value = load_tile(product, row, column, rows, columns, BLOCK_M, BLOCK_N, False, 1).to(tl.float32)
+        _finish(
+            tile, value, vectors, extra, out, pre, row, column, rows, columns, BLOCK_M, BLOCK_N, 1, EPILOGUE, ACTIVATION, False
+        )  # fmt: skip
+    else:
+        tile = load_tile(product, row, column, rows, columns, BLOCK_M, BLOCK_N, False).to(tl.float32)
+        _finish(
+            tile, None, vectors, extra, out, pre, row, column, rows, columns, BLOCK_M, BLOCK_N, 1, EPILOGUE, ACTIVATION, False
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
 def weight_gradient_kernel(
     grad,  # (rows, columns); this and the other matrices are pointers, or descriptors if DESCRIPTOR
-    x,  # (rows, depth)
+    x,  # (rows, depth); of "swiglu" (rows, 2, depth)
     out,  # (columns, depth)
-    norm,  # (weight (depth,), bias (depth,), mean and 1 / deviation (rows,) float32); None but for the prologue "layernorm"
     scale,  # (columns,) or None
     weight,  # (columns, depth), for the gradient of scale; or None
-    scale_partial,  # (depth blocks, columns) float32: the share of each block of depth in sum_k weight * grad.T @ x; or None
+    scale_partial,  # (depth blocks, columns) float32: the share of each block of depth in sum_k weight * grad.T @ activation(x); or None
     rows,
     columns,
     depth,
-    PROLOGUE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -143,21 +211,20 @@ def weight_gradient_kernel(
     blocks = tl.cdiv(depth, BLOCK_K)
     column = tl.program_id(0) // blocks * BLOCK_N
     k = tl.program_id(0) % blocks * BLOCK_K
-    if PROLOGUE == "layernorm":
-        norm_weight, norm_bias, mean_ptr, rstd_ptr = norm
-        gamma = load_vector(norm_weight, k, depth, BLOCK_K)
-        beta = load_vector(norm_bias, k, depth, BLOCK_K)
     if IN_REGISTERS:  # only the left operand of a dot may come from registers: the tile is computed transposed
         accumulator = tl.zeros([BLOCK_K, BLOCK_N], tl.float32)
     else:
         accumulator = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for row in range(0, rows, BLOCK_M):
         g = load_tile(grad, row, column, rows, columns, BLOCK_M, BLOCK_N, DESCRIPTOR)
-        a = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
-        if PROLOGUE == "layernorm":
-            a = normalise(a, load_vector(mean_ptr, row, rows, BLOCK_M), load_vector(rstd_ptr, row, rows, BLOCK_M), gamma, beta)
-        elif PROLOGUE == "gelu":
-            a = gelu(a.to(tl.float32)).to(a.dtype)
+        if ACTIVATION == "swiglu":
+            gate = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR, 0)
+            value = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR, 1).to(tl.float32)
+            a = (silu(gate.to(tl.float32)) * value).to(gate.dtype)
+        else:
+            a = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
+            if ACTIVATION != "none":
+                a = activate(a.to(tl.float32), ACTIVATION).to(a.dtype)
         if IN_REGISTERS:
             accumulator = tl.dot(a.T, g, accumulator, input_precision=PRECISION)
         else:
@@ -177,9 +244,14 @@ def check_linear(prefix: str, weight: torch.Tensor, bias: torch.Tensor | None, f
     if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or weight.shape[0] == 0:
         found = tuple(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
         raise ValueError(f"{prefix} weight is {found}: it must be a tensor of shape (features out, {features})")
-    launch.check_operand(f"{prefix} weight", weight, (weight.shape[0], features), x)
+    launch.check_operand(f"{prefix} weight", weight, (weight.shape[0], features), x, weight=True)
     launch.check_operand(f"{prefix} bias", bias, (weight.shape[0],), x, vector=True)
     return weight.shape[0]
+
+
+def activated_columns(activation: str, columns: int) -> int:
+    """How many columns the activation of (M, ``columns``) has."""
+    return columns // 2 if activation == "swiglu" else columns
 
 
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:
@@ -194,11 +266,11 @@ def rows_of(tensor: torch.Tensor) -> torch.Tensor:
 
 def _configuration(name: str, x: torch.Tensor, columns: int, matrices: list[torch.Tensor | None], **shape: Any) -> dict[str, Any]:
     """The launch's configuration: the table's, without descriptors where TMA cannot address the matrices."""
-    rows, depth = x.shape
+    rows, depth = x.shape[0], x.shape[-1]
     describable = launch.describable(*(matrix for matrix in matrices if matrix is not None))
     shape = {"rows": rows, "columns": columns, "depth": depth, "describable": int(describable), **shape}
     config = launch.config(name, launch.device_family(x.device), x.dtype, **shape)
-    return {**config, "descriptor": config["descriptor"] and describable}
+    return {**config, "descriptor": config["descriptor"] and describable} if "descriptor" in config else config
 
 
 def _tiles(tensor: torch.Tensor | None, block: list[int], descriptor: bool) -> torch.Tensor | TensorDescriptor | None:
@@ -217,51 +289,66 @@ def linear(
     weight: torch.Tensor,
     precision: str,
     *,
-    epilogue: str = "none",
+    epilogue: str = "activation",
+    activation: str = "none",
     bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     extra: torch.Tensor | None = None,
-    norm: LayerNorm | None = None,
-    eps: float = 0.0,
     save_pre: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None, Statistics | None]:
-    """One launch of :func:`linear_kernel`: (out (M, N), the pre-activation (M, N) if ``save_pre``, the statistics if ``norm``).
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One launch of :func:`linear_kernel`, or cuBLAS's product and what follows it: (out (M, N), the pre-activation if ``save_pre``).
 
-    ``name``: of the configuration. All matrices contiguous, in x's dtype. ``epilogue``: "none" (bias), "gelu" (bias, GELU), "residual"
-    (bias, scale, plus extra) or "gelu_gradient" (times GELU'(extra); the weight is (K, N)).
+    ``name``: of the configuration. x and extra contiguous, in one dtype, the weight in any. ``epilogue``: "activation" (bias, activation;
+    of "swiglu" weight and bias have 2 * N rows), "residual" (bias, scale, plus extra), or "gradient" (times the activation's slope at
+    extra; the weight is (K, N), and of "swiglu" extra and out are (M, 2 * N), as the pre-activation is).
     """
-    rows, depth = x.shape
-    columns = weight.shape[1] if epilogue == "gelu_gradient" else weight.shape[0]
-    out = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
-    pre = torch.empty_like(out) if save_pre else None
-    statistics = Statistics(*(torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))) if norm else None
+    rows, gradient = x.shape[0], epilogue == "gradient"
+    weight = weight.to(x.dtype).contiguous()
+    gated, gated_weight = activation == "swiglu", activation == "swiglu" and not gradient
+    columns = weight.shape[1] if gradient else activated_columns(activation, weight.shape[0])
+    one, both = (rows, columns), (rows, 2, columns) if gated else (rows, columns)
+    out = torch.empty(both if gradient else one, dtype=x.dtype, device=x.device)
+    pre = torch.empty(both, dtype=x.dtype, device=x.device) if save_pre else None
+    results = out.view(rows, -1), None if pre is None else pre.view(rows, -1)
     if rows == 0:
-        return out, pre, statistics
+        return results
+    extra = extra.view(both) if gradient else extra
+    weight = weight.view(2, columns, -1) if gated_weight else weight
     config = _configuration(name, x, columns, [x, weight, out, extra], precision=precision)
+    options = {"EPILOGUE": epilogue, "ACTIVATION": activation}
+    vectors = _contiguous(bias, scale)
+    if config.pop("backend") == "cublas":
+        if (epilogue, activation) == ("activation", "none"):
+            torch.addmm(bias.to(x.dtype), x, weight.T, out=out) if bias is not None else torch.mm(x, weight.T, out=out)
+            return results
+        product = x @ (weight if gradient else weight.flatten(0, -2).T)
+        programs = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
+        launch.launch(linear_epilogue, (programs,), product, vectors, extra, out, pre, rows, columns, **options, **config)
+        return results
     descriptor = config.pop("descriptor")
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    weight_block = [block_k, block_n] if epilogue == "gelu_gradient" else [block_n, block_k]
-    half = [block_m, block_n // 2]
+    tile_n = block_n // 2 if gated_weight else block_n
+    piece = tile_n // config["PARTS"]
+    piece_of_one, piece_of_both = [block_m, piece], [block_m, 1, piece] if gated else [block_m, piece]
+    weight_block = [block_k, block_n] if gradient else [2, tile_n, block_k] if gated else [block_n, block_k]
     launch.launch(
         linear_kernel,
-        (triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n * config["TILES"]),),
+        (triton.cdiv(rows, block_m) * triton.cdiv(columns, tile_n),),
         _tiles(x, [block_m, block_k], descriptor),
         _tiles(weight, weight_block, descriptor),
-        _contiguous(bias, scale),
-        _tiles(extra, half, descriptor),
-        _tiles(out, half, descriptor),
-        _tiles(pre, half, descriptor),
-        (*_contiguous(*norm), *statistics, eps) if norm else None,
+        vectors,
+        _tiles(extra, piece_of_both if gradient else piece_of_one, descriptor),
+        _tiles(out, piece_of_both if gradient else piece_of_one, descriptor),
+        _tiles(pre, piece_of_both, descriptor),
         rows,
         columns,
-        depth,
-        EPILOGUE=epilogue,
-        STATISTICS_STAGES=config["num_stages"] * (block_m + block_n) // block_m,  # as much shared memory as the products take
+        x.shape[1],
         DESCRIPTOR=descriptor,
         PRECISION=precision,
+        **options,
         **config,
     )
-    return out, pre, statistics
+    return results
 
 
 def weight_gradient(
@@ -269,23 +356,24 @@ def weight_gradient(
     x: torch.Tensor,
     precision: str,
     *,
-    prologue: str = "none",
-    norm: LayerNorm | None = None,
-    statistics: Statistics | None = None,
+    activation: str = "none",
     scale: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One launch of :func:`weight_gradient_kernel`: (dweight (N, K) in x's dtype, sum_k weight * grad.T @ prologue(x) (N,) float32 or
+    """One launch of :func:`weight_gradient_kernel`: (dweight (N, K) in x's dtype, sum_k weight * grad.T @ activation(x) (N,) float32 or
     None).
 
-    grad (M, N) and x (M, K) contiguous, of one dtype. ``prologue``: "none", "layernorm" (with ``norm`` and ``statistics``) or "gelu". With
-    ``scale`` the gradient is scaled by it, and the second result is the gradient of the scale, but for the bias's share in it.
+    grad (M, N) and x (M, K), of "swiglu" (M, 2 * K), contiguous, of one dtype; the weight in any. With ``scale`` the gradient is scaled by
+    it, and the second result is the gradient of the scale, but for the bias's share in it.
     """
-    (rows, columns), depth = grad.shape, x.shape[1]
+    (rows, columns), depth = grad.shape, activated_columns(activation, x.shape[1])
     if rows == 0:
         return x.new_zeros((columns, depth)), None if scale is None else x.new_zeros(columns, dtype=torch.float32)
+    gated = activation == "swiglu"
+    x = x.view(rows, 2, depth) if gated else x
+    weight = None if weight is None else weight.to(x.dtype).contiguous()
     out = torch.empty((columns, depth), dtype=x.dtype, device=x.device)
-    config = _configuration("weight_gradient", x, columns, [grad, x, out, weight], precision=precision, prologue=prologue)
+    config = _configuration("weight_gradient", x, columns, [grad, x, out, weight], precision=precision, activation=activation)
     descriptor = config.pop("descriptor")
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     blocks = triton.cdiv(depth, block_k)
@@ -294,16 +382,15 @@ def weight_gradient(
         weight_gradient_kernel,
         (triton.cdiv(columns, block_n) * blocks,),
         _tiles(grad, [block_m, block_n], descriptor),
-        _tiles(x, [block_m, block_k], descriptor),
+        _tiles(x, [block_m, 1, block_k] if gated else [block_m, block_k], descriptor),
         _tiles(out, [block_n, block_k], descriptor),
-        (*_contiguous(*norm), *statistics) if norm else None,
         *_contiguous(scale),
         _tiles(weight, [block_n, block_k], descriptor),
         partial,
         rows,
         columns,
         depth,
-        PROLOGUE=prologue,
+        ACTIVATION=activation,
         DESCRIPTOR=descriptor,
         PRECISION=precision,
         **config,
@@ -313,31 +400,14 @@ def weight_gradient(
 
 @torch.library.custom_op("dpt::linear_weight_gradient", mutates_args=())
 def _weight_gradient_op(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    prologue: str,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    rstd: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    weight: torch.Tensor | None,
+    grad: torch.Tensor, x: torch.Tensor, activation: str, scale: torch.Tensor | None, weight: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    normalised = prologue == "layernorm"
-    gradient, scale_gradient = weight_gradient(
-        grad,
-        x,
-        launch.input_precision(x.dtype),
-        prologue=prologue,
-        norm=LayerNorm(norm_weight, norm_bias) if normalised else None,
-        statistics=Statistics(mean, rstd) if normalised else None,
-        scale=scale,
-        weight=None if weight is None else weight.contiguous(),
-    )
+    precision = launch.input_precision(x.dtype)
+    gradient, scale_gradient = weight_gradient(grad, x, precision, activation=activation, scale=scale, weight=weight)
     return gradient, grad.new_empty(0, dtype=torch.float32) if scale_gradient is None else scale_gradient
 
 
 @_weight_gradient_op.register_fake
-def _(grad, x, prologue, norm_weight, norm_bias, mean, rstd, scale, weight):
-    columns = grad.shape[1]
-    return x.new_empty((columns, x.shape[1])), x.new_empty(0 if scale is None else columns, dtype=torch.float32)
+def _(grad, x, activation, scale, weight):
+    columns, depth = grad.shape[1], activated_columns(activation, x.shape[1])
+    return x.new_empty((columns, depth)), x.new_empty(0 if scale is None else columns, dtype=torch.float32)

@@ -24,11 +24,12 @@ def compiled_variants() -> Iterator[tuple[torch.dtype, str, str, dict[str, bool]
 # enter it. bfloat16 has every epilogue and prologue; float16, the same code with another MMA, and float32 have what takes the most
 # registers: the pre-activation saved, LayerScale. Vectors have x's dtype and a bias is there: float32 vectors and none are wider loads and
 # fewer.
+Compiled = Sequence[tuple[str, int, int, Sequence[str]]]
 COMPILED_ROWS = (577, 9 * 1025)  # the second, many pictures', is a case of its own only where the table has another entry for it
 
 
 def compiled_operands(
-    compiled: Sequence[tuple[str, int, int, Sequence[str]]],
+    compiled: Compiled,
 ) -> Iterator[tuple[str, str, str, dict[str, Any], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Of (kind of product, K, N, launches), for each launch and number of rows: (launch, case's name, precision, what must show,
     (x (rows, K), weight (N, K), grad (rows, N)))."""
@@ -53,20 +54,27 @@ def tuned_variants() -> Iterator[tuple[str, dict[str, Any]]]:
             yield kind, {"dtype": dtype, "precision": precision, "shows": shows, "narrow": narrow}
 
 
-def linear_candidates(kind: str, prologue: bool) -> list[dict[str, Any]]:
-    """Of :func:`linear`, by ``kind`` of product. Without a prologue nothing passes through registers, and no statistics are shared."""
-    ways = tiles("TILES IN_REGISTERS", (1, True), (1, False), (2, True)) if prologue else tiles("TILES IN_REGISTERS", (1, False))
-    names = "BLOCK_M BLOCK_N BLOCK_K num_warps"
+# The product by cuBLAS, and what follows it in one launch. No table has it yet.
+CUBLAS = combinations([{"backend": "cublas"}], BLOCK_M=(32, 64), BLOCK_N=(64, 128), num_warps=(4,), num_stages=(1,))
+
+
+def linear_candidates(kind: str) -> list[dict[str, Any]]:
+    """Of :func:`linear`, by ``kind`` of product."""
+    names = "BLOCK_M BLOCK_N BLOCK_K num_warps PARTS"
     if kind == "float32":
-        blocks = tiles(names, (32, 32, 32, 4), (32, 64, 32, 4), (64, 32, 32, 4), (64, 64, 16, 8), (64, 64, 32, 4), (64, 64, 32, 8))
-        return combinations(blocks, **{"TILES": (1,), "IN_REGISTERS": (False,)}, num_stages=(2,), descriptor=(True, False))
-    if kind == "tf32":
-        blocks = tiles(names, (64, 64, 32, 4), (64, 128, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8))
-        return [{**way, **c} for way in ways[:2] for c in combinations(blocks, num_stages=(2, 3, 4), descriptor=(True,))]
-    blocks = tiles(names, (64, 64, 64, 4), (64, 128, 64, 4), (128, 64, 64, 4), (128, 128, 64, 4), (128, 128, 64, 8), (128, 256, 64, 8))
-    blocks += [] if prologue else tiles(names, (256, 128, 64, 8), (64, 64, 128, 4), (128, 128, 128, 8))
-    found = [{**way, **c} for way in ways for c in combinations(blocks, num_stages=(3, 4), descriptor=(True,))]
-    return found + combinations([{**blocks[0], **ways[0]}, {**blocks[3], **ways[0]}], num_stages=(3,), descriptor=(False,))
+        blocks = tiles(names, (32, 32, 32, 4, 2), (32, 64, 32, 4, 2), (64, 32, 32, 4, 2), (64, 64, 16, 8, 2), (64, 64, 32, 4, 2), (64, 64, 32, 8, 2))
+        stages, loads = (2,), (True, False)
+    elif kind == "tf32":
+        blocks = tiles(names, (64, 64, 32, 4, 2), (64, 128, 32, 4, 2), (128, 64, 32, 4, 2), (128, 128, 32, 8, 2))
+        stages, loads = (2, 3, 4), (True,)
+    else:
+        blocks = tiles(names, (64, 64, 64, 4, 2), (64, 128, 64, 4, 2), (128, 64, 64, 4, 2), (128, 128, 64, 4, 2), (128, 128, 64, 8, 2))
+        blocks += tiles(names, (128, 256, 64, 8, 4), (128, 256, 64, 8, 8), (256, 128, 64, 8, 4), (128, 128, 128, 8, 2))
+        stages, loads = (3, 4), (True,)
+    own = combinations([{"backend": "triton", "GROUP": 8, **block} for block in blocks], num_stages=stages, descriptor=loads)
+    if kind == "bfloat16":
+        own += [{**c, "GROUP": 1} for c in own[8:12]] + [{**c, "descriptor": False} for c in own[::8]]
+    return own + CUBLAS
 
 
 def weight_gradient_candidates(kind: str) -> list[dict[str, Any]]:

@@ -43,9 +43,9 @@ def _without_eps(function: Callable[..., torch.Tensor], eps: float, *last: Any) 
     return lambda *tensors: function(*tensors, eps, *last)
 
 
-def _mlp_without_eps(function: Callable[..., torch.Tensor], eps: float) -> Callable[..., torch.Tensor]:
+def _mlp_without_eps(function: Callable[..., torch.Tensor], eps: float, activation: str) -> Callable[..., torch.Tensor]:
     """layernorm_mlp of tensors only."""
-    return lambda *tensors: function(*tensors[:-1], eps, tensors[-1])
+    return lambda *tensors: function(*tensors[:-1], eps, tensors[-1], activation)
 
 
 class _Random:
@@ -76,10 +76,11 @@ def layernorm_linear_case(
     mean: float = 0.0,
     eps: float = EPS,
 ) -> Case:
-    """x (*leading, depth) with ``mean`` and a standard deviation of 1, weight (columns, depth)."""
+    """x (*leading, depth) with ``mean`` and a standard deviation of 1, weight (columns, depth), of "swiglu" (2 * columns, depth)."""
     random = _Random(dtype, device, vectors)
     norm = [random.vector(depth, mean=1.0), random.vector(depth)]
-    inputs = [random.rows(*leading, depth, mean=mean), *norm, random.weight(columns, depth), random.vector(columns, bias)]
+    features = 2 * columns if activation == "swiglu" else columns
+    inputs = [random.rows(*leading, depth, mean=mean), *norm, random.weight(features, depth), random.vector(features, bias)]
     functions = (_without_eps(f, eps, activation) for f in (layernorm_linear, layernorm_linear_ref))
     return Case(*functions, ("x", "norm_weight", "norm_bias", "weight", "bias"), inputs)
 
@@ -112,14 +113,16 @@ def layernorm_mlp_case(
     vectors: torch.dtype | None = None,
     mean: float = 0.0,
     eps: float = EPS,
+    activation: str = "gelu",
 ) -> Case:
     """x (*leading, depth), the hidden layer of ``columns``."""
     random = _Random(dtype, device, vectors)
     norm = [random.vector(depth, mean=1.0), random.vector(depth)]
-    first = [random.weight(columns, depth), random.vector(columns, bias)]
+    features = 2 * columns if activation == "swiglu" else columns
+    first = [random.weight(features, depth), random.vector(features, bias)]
     second = [random.weight(depth, columns), random.vector(depth, bias)]
     inputs = [random.rows(*leading, depth, mean=mean), *norm, *first, *second, random.vector(depth, scale)]
-    functions = (_mlp_without_eps(f, eps) for f in (layernorm_mlp, layernorm_mlp_ref))
+    functions = (_mlp_without_eps(f, eps, activation) for f in (layernorm_mlp, layernorm_mlp_ref))
     return Case(*functions, ("x", "norm_weight", "norm_bias", "w1", "b1", "w2", "b2", "layer_scale"), inputs)
 
 
@@ -128,4 +131,5 @@ CASES: dict[str, Callable[..., Case]] = {
     "layernorm_linear": functools.partial(layernorm_linear_case, activation="gelu"),
     "linear_residual": linear_residual_case,
     "layernorm_mlp": layernorm_mlp_case,
+    "layernorm_mlp swiglu": functools.partial(layernorm_mlp_case, activation="swiglu"),
 }

@@ -14,6 +14,10 @@ PARITY = {  # one row; rows that no 16-byte copy fits; several tiles of N and bl
     "tiles": dict(leading=(5, 13), depth=104, columns=136, activation="gelu"),
     "no bias": dict(leading=(2, 17), depth=40, columns=72, bias=False),
     "gelu, no bias": dict(leading=(17,), depth=72, columns=40, bias=False, activation="gelu"),
+    "gelu_tanh": dict(leading=(17,), depth=72, columns=136, activation="gelu_tanh"),
+    "swiglu, odd": dict(leading=(17,), depth=37, columns=51, activation="swiglu"),
+    "swiglu, tiles": dict(leading=(5, 13), depth=104, columns=136, activation="swiglu"),
+    "swiglu, no bias": dict(leading=(17,), depth=72, columns=40, bias=False, activation="swiglu"),
     "vectors in float32": dict(leading=(17,), depth=40, columns=72, activation="gelu", vectors=torch.float32),
 }
 
@@ -41,8 +45,9 @@ def test_parity_many_rows(rows, depth, activation, device, path):
 
 
 def test_parity_deep_rows(device):
-    """More than 512 channels: the other configuration of LayerNorm's gradient, and more blocks of K than are ever under way."""
+    """More than 512 and 1024 channels: the other configurations of LayerNorm, and more blocks of K than are ever under way."""
     layernorm_linear_case((37,), 520, 24, torch.float32, device).assert_parity()
+    layernorm_linear_case((5,), 1032, 24, torch.float32, device).assert_parity()
 
 
 @pytest.mark.parametrize("mean", (30.0, -1000.0))
@@ -83,18 +88,21 @@ EXTREMES = {
 
 
 @pytest.mark.parametrize("values", EXTREMES)
+@pytest.mark.parametrize("activation", ("gelu", "gelu_tanh", "swiglu"))
 @pytest.mark.parametrize("make", (layernorm_linear_case, layernorm_mlp_case), ids=("layernorm_linear", "layernorm_mlp"))
-def test_gelu(make, values, dtype, device, path):
-    """GELU and its slope where they bend, and where erf is 1 and exp is 0: no NaN from infinity times 0. The weight is zero, so the
-    pre-activation is the bias, and the bias's gradient is the slope."""
-    options = {"activation": "gelu"} if make is layernorm_linear_case else {}
-    case = make((17,), 40, 72, dtype, device, **options)
+def test_activations(make, activation, values, dtype, device, path):
+    """An activation and its slope where they bend, and where erf and tanh are 1 and exp is 0: no NaN from infinity times 0. The weight is
+    zero, so the pre-activation is the bias, and the bias's gradient is the slope."""
+    case = make((17,), 40, 72, dtype, device, activation=activation)
     weight, bias = ("weight", "bias") if make is layernorm_linear_case else ("w1", "b1")
-    case = case.replaced(**{weight: torch.zeros_like(case[weight]), bias: EXTREMES[values].to(device, dtype)})
+    spread = EXTREMES[values].to(device, dtype)
+    if activation == "swiglu":
+        spread = torch.cat([spread, torch.linspace(-1, 1, 72, device=device).to(dtype)])  # gates, and what they are multiplied with
+    case = case.replaced(**{weight: torch.zeros_like(case[weight]), bias: spread})
     if make is layernorm_mlp_case:
         case["w2"].mul_(2**-8)  # or the product overflows float16, in PyTorch too
         case["layer_scale"].mul_(2**-4)  # or the gradient of w2 does
-    case.assert_parity()
+    case.assert_parity(cotangent=torch.randn_like(case.function(*case.inputs)) / 16)  # or that of a value times 6e4
 
 
 def test_reference_is_the_formula():
@@ -108,6 +116,11 @@ def test_reference_is_the_formula():
     torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight, None, 0.1), linear)
     torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight, bias, 0.1), linear + bias)
     torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight, bias, 0.1, "gelu"), gelu)
+    pre = linear + bias
+    by_tanh = 0.5 * pre * (1 + (math.sqrt(2 / math.pi) * (pre + 0.044715 * pre**3)).tanh())
+    torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight, bias, 0.1, "gelu_tanh"), by_tanh)
+    gated = linear[..., :3] / (1 + (-linear[..., :3]).exp()) * linear[..., 3:6]
+    torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight[:6], None, 0.1, "swiglu"), gated)
 
 
 def arguments(**changed):
@@ -138,7 +151,12 @@ def arguments(**changed):
         ({"weight": torch.zeros(6, 8, device="meta")}, ValueError, "the weight is on meta and the input on cpu"),
         ({"bias": torch.zeros(5)}, ValueError, r"the bias has shape \(5,\): it must be \(6,\)"),
         ({"bias": torch.zeros(6, dtype=torch.int64)}, TypeError, "the bias is torch.int64"),
-        ({"activation": "relu"}, ValueError, "activation='relu': it must be None or 'gelu'"),
+        ({"activation": "relu"}, ValueError, "activation='relu': it must be None or 'gelu' or 'gelu_tanh' or 'swiglu'"),
+        (
+            {"weight": torch.zeros(5, 8), "bias": None, "activation": "swiglu"},
+            ValueError,
+            "activation='swiglu' of 5 features: they must be even, half of them the gate",
+        ),
     ],
 )
 def test_errors(changed, error, says):

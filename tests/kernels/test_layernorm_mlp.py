@@ -16,6 +16,10 @@ PARITY = {  # one row; rows that no 16-byte copy fits; several tiles and blocks 
     "no LayerScale": dict(leading=(2, 17), depth=72, columns=40, scale=False),
     "bare": dict(leading=(17,), depth=40, columns=72, bias=False, scale=False),
     "vectors in float32": dict(leading=(17,), depth=40, columns=72, vectors=torch.float32),
+    "gelu_tanh": dict(leading=(17,), depth=40, columns=72, activation="gelu_tanh"),
+    "swiglu, odd": dict(leading=(17,), depth=37, columns=51, activation="swiglu"),
+    "swiglu, tiles": dict(leading=(5, 13), depth=72, columns=136, activation="swiglu"),
+    "swiglu, bare": dict(leading=(17,), depth=72, columns=40, bias=False, scale=False, activation="swiglu"),
     "large mean": dict(leading=(17,), depth=72, columns=40, mean=30.0),
 }
 
@@ -43,6 +47,10 @@ def test_reference_is_the_formula():
     mlp = torch.einsum("btk,nk->btn", 0.5 * pre * (1 + torch.special.erf(pre / math.sqrt(2))), w2) + b2
     torch.testing.assert_close(layernorm_mlp_ref(x, gamma, beta, w1, b1, w2, b2, 0.1), x + mlp)
     torch.testing.assert_close(layernorm_mlp_ref(x, gamma, beta, w1, b1, w2, b2, 0.1, scale), x + scale * mlp)
+    gate = torch.einsum("btk,nk->btn", normalised, w1)[..., :3]
+    hidden = gate / (1 + (-gate).exp()) * torch.einsum("btk,nk->btn", normalised, w1)[..., 3:6]
+    gated = x + torch.einsum("btk,nk->btn", hidden, w2[:, :3])
+    torch.testing.assert_close(layernorm_mlp_ref(x, gamma, beta, w1[:6], None, w2[:, :3], None, 0.1, None, "swiglu"), gated)
 
 
 def arguments(**changed):
@@ -63,6 +71,8 @@ def arguments(**changed):
         ({"w2": torch.zeros(8, 7)}, ValueError, r"w2, b2: weight has shape \(8, 7\): it must be \(8, 6\)"),
         ({"w2": torch.zeros(9, 6)}, ValueError, r"w2 has shape \(9, 6\): it must be \(8, 6\), for its output is added to x"),
         ({"b2": torch.zeros(6)}, ValueError, r"w2, b2: bias has shape \(6,\): it must be \(8,\)"),
+        ({"activation": None}, ValueError, "activation=None: it must be 'gelu' or 'gelu_tanh' or 'swiglu'"),
+        ({"activation": "swiglu"}, ValueError, r"w2, b2: weight has shape \(8, 6\): it must be \(8, 3\)"),
         ({"layer_scale": torch.zeros(6)}, ValueError, r"layer_scale has shape \(6,\): it must be \(8,\)"),
     ],
 )

@@ -11,9 +11,9 @@ import torch
 from both_passes import in_both, values_and_gradients
 from linear_cases import CASES, EPS, layernorm_linear_case, layernorm_mlp_case, linear_residual_case
 
-from dpt.kernels import launch, layernorm_linear
-from dpt.kernels.parts import products
-from dpt.kernels.parts.norms import LayerNorm, Statistics
+from dpt.kernels import launch
+from dpt.kernels.parts import layernorm, products
+from dpt.kernels.parts.layernorm import LayerNorm, Statistics
 from dpt.kernels.tools.parity import assert_parity
 
 OPS = pytest.mark.parametrize("op", CASES)
@@ -84,7 +84,7 @@ def test_nothing_beyond_the_edges_is_used(op, leading, device, path):
 def test_rows_are_independent(op, device, path):
     """NaN and infinity in a row of x reach all of that row's output and input gradient, and nothing of any other's."""
     case = CASES[op]((21,), 40, 72, torch.float32, device)
-    cotangent = torch.randn_like(case["x" if op == "layernorm_mlp" else "bias"].expand(21, -1))
+    cotangent = torch.randn_like(case.function(*case.inputs))
     x = case["x"].clone()
     x[3, 5], x[17, 39] = float("nan"), float("inf")
     clean = torch.tensor([row for row in range(21) if row not in (3, 17)], device=device)
@@ -142,14 +142,53 @@ def test_gradients_alone(op, options, device):
         (CASES["layernorm_linear"], [(15, 72), (15,), (15,)]),
         (linear_residual_case, []),
         (layernorm_mlp_case, [(15, 72), (15,), (15,)]),
+        (CASES["layernorm_mlp swiglu"], [(15, 144), (15,), (15,)]),
     ],
-    ids=("layernorm_linear", "layernorm_linear gelu", "linear_residual", "layernorm_mlp"),
+    ids=("layernorm_linear", "layernorm_linear gelu", "linear_residual", "layernorm_mlp", "layernorm_mlp swiglu"),
 )
 def test_saved(make, extra, device):
     """Saved for the backward: inputs, statistics, pre-activation; not the residual, no normalised copy, no GELU output."""
     case = make((3, 5), 40, 72, torch.float32, device)
     inputs = [tuple(t.shape) for name, t in zip(case.names, case.inputs, strict=True) if name != "residual"]
     assert checks.saved_shapes(case.function, case.inputs) == sorted(inputs + extra)
+
+
+@OPS
+def test_saved_under_autocast(op, device):
+    """Blind spot: a copy of a weight in autocast's dtype, kept for the backward. What is kept of the weights are the parameters."""
+    case = CASES[op]((3, 5), 40, 72, torch.float32, device)
+    leaves, saved = [t.clone().requires_grad_() for t in case.inputs], []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+        torch.autocast(device.type, dtype=torch.float16),
+    ):
+        case.function(*leaves)
+    weights = {leaf.data_ptr() for name, leaf in zip(case.names, leaves, strict=True) if name in ("weight", "w1", "w2")}
+    kept = [t for t in saved if t.data_ptr() in weights]
+    assert len(kept) == len(weights) and {t.dtype for t in kept} == {torch.float32}
+    rest = [t for t in saved if t.data_ptr() not in weights and t.dim() > 1]
+    assert all(t.shape[0] in (3, 15) and t.dtype == torch.float16 for t in rest)  # x, and the pre-activation
+
+
+BY_CUBLAS = {"backend": "cublas", "BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
+
+
+@pytest.mark.parametrize("activation", (None, *products.ACTIVATIONS))
+@pytest.mark.parametrize("op", ("layernorm_linear", "linear_residual", "layernorm_mlp"))
+def test_parity_cublas(op, activation, dtype, device, monkeypatch):
+    """The other backend: PyTorch's product, alone or with the epilogue kernel after it, in either pass."""
+    options = {"activation": activation} if op == "layernorm_linear" or activation and op == "layernorm_mlp" else {}
+    make = {"layernorm_linear": layernorm_linear_case, "linear_residual": linear_residual_case, "layernorm_mlp": layernorm_mlp_case}[op]
+    case = make((5, 13), 40, 72, dtype, device, **options)
+    launches = checks.spied_launches(monkeypatch)
+    with (
+        launch.using("layernorm_linear", BY_CUBLAS),
+        launch.using("linear_residual", BY_CUBLAS),
+        launch.using("activation_input_gradient", BY_CUBLAS),
+    ):
+        case.assert_parity()
+    names = [name for name, _ in launches]
+    assert "linear_kernel" not in names and ("linear_epilogue" in names) == (op != "layernorm_linear" or activation is not None)
 
 
 @pytest.mark.parametrize("op", ("layernorm_linear", "layernorm_mlp"))
@@ -221,13 +260,14 @@ def test_without_kernels(op, device, monkeypatch):
 
 
 LAUNCHES = {  # of the forward, and of the backward where everything needs a gradient
-    "layernorm_linear": (["linear_kernel"], ["weight_gradient_kernel", "layernorm_backward_kernel"]),
+    "layernorm_linear": (["layernorm_kernel", "linear_kernel"], ["layernorm_backward_kernel"]),
     "linear_residual": (["linear_kernel"], ["weight_gradient_kernel"]),
     "layernorm_mlp": (
-        ["linear_kernel", "linear_kernel"],
-        ["weight_gradient_kernel", "linear_kernel", "weight_gradient_kernel", "layernorm_backward_kernel"],
+        ["layernorm_kernel", "linear_kernel", "linear_kernel"],
+        ["weight_gradient_kernel", "linear_kernel", "layernorm_backward_kernel"],
     ),
 }
+LAUNCHES["layernorm_mlp swiglu"] = LAUNCHES["layernorm_mlp"]
 
 
 @OPS
@@ -246,7 +286,7 @@ def test_launches(op, depth, described, monkeypatch, device):
         assert [name for name, _ in launches] == LAUNCHES[op][0]
         torch.autograd.grad(out.sum(), leaves)
         assert [name for name, _ in launches] == LAUNCHES[op][0] + LAUNCHES[op][1]
-        taken = {options["DESCRIPTOR"] for name, options in launches if name != "layernorm_backward_kernel"}
+        taken = {options["DESCRIPTOR"] for _, options in launches if "DESCRIPTOR" in options}
         assert taken == {described and family == "sm_90"}
 
 
@@ -259,36 +299,46 @@ def test_descriptors_need_tmas_alignment(monkeypatch, device):
         case = CASES["layernorm_linear"]((21,), depth, 72, torch.float16, device)
         with launch.using("layernorm_linear", {**LONG_ROWS, "BLOCK_K": 64, "descriptor": True}):
             case.function(*case.inputs)
-    assert [options["DESCRIPTOR"] for _, options in launches] == [True, False]
+    assert [options["DESCRIPTOR"] for name, options in launches if name == "linear_kernel"] == [True, False]
 
 
 # Large blocks along what is long, for the interpreter's time is that of its steps; small ones on a GPU, where those would fit nowhere. The
 # same for the whole and for its part, in which the last rows stand first in their block, so that both are added up in one order.
-LONG_ROWS = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64, "TILES": 1, "IN_REGISTERS": False, "num_warps": 4, "num_stages": 2}
-MANY_ROWS = LONG_ROWS
+BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
+LONG_ROWS = {"backend": "triton", **BLOCKS, "PARTS": 2, "GROUP": 2}
+MANY_ROWS = {**BLOCKS, "IN_REGISTERS": False}
 if launch.INTERPRETED:
     LONG_ROWS = {**LONG_ROWS, "BLOCK_M": 16, "BLOCK_K": 2048}
-    MANY_ROWS = {**LONG_ROWS, "BLOCK_M": 2048, "BLOCK_K": 16}
+    MANY_ROWS = {**MANY_ROWS, "BLOCK_M": 2048, "BLOCK_K": 16}
 
 
 def test_offsets_beyond_int32_of_inputs(device, far):
-    """Offsets are 64 bits wide: rows that lie 2^31 elements into x are normalised and multiplied, and reach the weight's gradient."""
+    """Offsets are 64 bits wide: rows that lie 2^31 elements into x are multiplied, and reach the weight's gradient."""
     rows, depth, columns, last = 2**16 + 5, 2**15, 24, slice(-5, None)
     x, grad = far.zeros((rows, depth)), far.zeros((rows, columns))
     x[last], grad[last] = torch.randn(5, depth), torch.randn(5, columns)
-    weight, vector = torch.randn(columns, depth, device=device).half() / depth**0.5, torch.randn(depth, device=device).half()
-    norm = LayerNorm(vector, vector)
+    weight = torch.randn(columns, depth, device=device).half() / depth**0.5
     with launch.using("layernorm_linear", {**LONG_ROWS, "descriptor": False}):
-        whole, _, _ = products.linear("layernorm_linear", x, weight, "ieee", norm=norm, eps=EPS)
-        part, _, few = products.linear("layernorm_linear", x[last].clone(), weight, "ieee", norm=norm, eps=EPS)
+        whole, _ = products.linear("layernorm_linear", x, weight, "ieee")
+        part, _ = products.linear("layernorm_linear", x[last].clone(), weight, "ieee")
     assert torch.equal(whole[last], part)
-    statistics = Statistics(*(torch.cat([statistic.new_zeros(rows - 5), statistic]) for statistic in few))
-    options = {"prologue": "layernorm", "norm": norm}
-    config = {key: value for key, value in MANY_ROWS.items() if key != "TILES"} | {"descriptor": False}
-    with launch.using("weight_gradient", config):
-        whole, _ = products.weight_gradient(grad, x, "ieee", statistics=statistics, **options)
-        part, _ = products.weight_gradient(grad[last].clone(), x[last].clone(), "ieee", statistics=few, **options)
-    assert torch.equal(whole[:, -16:], part[:, -16:])
+    with launch.using("weight_gradient", {**MANY_ROWS, "descriptor": False}):
+        for activation in ("gelu", "swiglu"):
+            whole, _ = products.weight_gradient(grad, x, "ieee", activation=activation)
+            part, _ = products.weight_gradient(grad[last].clone(), x[last].clone(), "ieee", activation=activation)
+            assert torch.equal(whole[:, -16:], part[:, -16:])
+
+
+def test_offsets_beyond_int32_of_weights(device, far):
+    """The same for the two halves of a gated layer's weight, of which the second begins beyond 2^31."""
+    columns, depth = 2**16 + 5, 2**15
+    x, weight = torch.randn(3, depth, device=device).half(), far.zeros((2 * columns, depth))
+    weight[columns - 5 : columns], weight[-5:] = torch.randn(2, 5, depth) / depth**0.5
+    few = torch.cat([weight[columns - 5 : columns], weight[-5:]])
+    with launch.using("layernorm_linear", {**LONG_ROWS, "BLOCK_N": 32, "descriptor": False}):
+        whole, _ = products.linear("layernorm_linear", x, weight, "ieee", activation="swiglu")
+        part, _ = products.linear("layernorm_linear", x, few, "ieee", activation="swiglu")
+    assert torch.equal(whole[:, -5:], part)
 
 
 def test_offsets_beyond_int32_of_outputs(device, far):
@@ -303,19 +353,22 @@ def test_offsets_beyond_int32_of_outputs(device, far):
     assert torch.equal(whole[-5:, -24:], part)
 
 
-def test_offsets_beyond_int32_of_norm_gradients(device, far, monkeypatch):
-    """The same for the gradient of LayerNorm, whose programs take whole rows."""
+def test_offsets_beyond_int32_of_norms(device, far, monkeypatch):
+    """The same for LayerNorm and its gradient, whose programs take whole rows."""
     monkeypatch.setattr(torch, "empty_like", lambda t: far.zeros(t.shape, t.dtype))
     rows, depth, last = 2**17 + 3, 2**14, slice(-3, None)
     grad, x, skip = (far.zeros((rows, depth)) for _ in range(3))
     for tensor in (grad, x, skip):
         tensor[last] = torch.randn(3, depth)
-    statistics = Statistics(torch.randn(rows, device=device), torch.rand(rows, device=device))
-    vector = torch.randn(depth, device=device).half()
-    whole, _ = layernorm_linear._layernorm_backward(grad, x, statistics, vector, skip, True, False)
-    few = [t[last].clone() for t in (grad, x, *statistics, skip)]
-    part, _ = layernorm_linear._layernorm_backward(*few[:2], Statistics(*few[2:4]), vector, few[4], True, False)
+    norm = LayerNorm(*torch.randn(2, depth, device=device).half())
+    whole, _ = layernorm.layer_norm(x, norm, EPS, False)
+    part, _ = layernorm.layer_norm(x[last].clone(), norm, EPS, False)
     assert torch.equal(whole[last], part)
+    statistics = Statistics(torch.randn(rows, device=device), torch.rand(rows, device=device))
+    whole, _, again = layernorm.layernorm_backward(grad, x, statistics, norm, skip, True, False, True)
+    few = [t[last].clone() for t in (grad, x, *statistics, skip)]
+    part, _, part_again = layernorm.layernorm_backward(*few[:2], Statistics(*few[2:4]), norm, few[4], True, False, True)
+    assert torch.equal(whole[last], part) and torch.equal(again[last], part_again)
 
 
 def op_arguments(device):
@@ -328,32 +381,36 @@ def op_arguments(device):
     x_leaf = leaf(x.clone().view(2, 3, 8))
     mlp = [leaf(weight.clone()), leaf(wide.clone()), leaf(w2.clone()), leaf(vector.clone())]
     mlp_without = [leaf(weight.clone()), None, leaf(w2.clone()), None]
+    gated = [leaf(weight.clone()), leaf(wide.clone()), leaf(w2[:, :8].clone()), None]
     return {
         "layernorm_linear": [
-            (x_leaf, *norm, mlp[0], mlp[1], EPS, True, True),
-            (x_leaf, *norm, mlp[0], None, EPS, False, True),
-            (x, vector, vector, weight, wide, EPS, True, False),
+            (x_leaf, *norm, mlp[0], mlp[1], EPS, "gelu", True),
+            (x_leaf, *norm, mlp[0], mlp[1], EPS, "swiglu", True),
+            (x_leaf, *norm, mlp[0], None, EPS, "none", True),
+            (x, vector, vector, weight, wide, EPS, "gelu_tanh", False),
         ],
         "linear_residual": [
             (x_leaf, mlp[0], mlp[1], leaf(grad.clone().view(2, 3, 16)), leaf(wide.clone())),
             (x, weight, None, grad, None),
         ],
         "layernorm_mlp": [
-            (x_leaf, *norm, *mlp, EPS, leaf(vector.clone()), True),
-            (x_leaf, *norm, *mlp_without, EPS, None, True),
-            (x, vector, vector, weight, wide, w2, vector, EPS, vector, False),
+            (x_leaf, *norm, *mlp, EPS, leaf(vector.clone()), "gelu", True),
+            (x_leaf, *norm, *mlp_without, EPS, None, "gelu_tanh", True),
+            (x_leaf, *norm, *gated, EPS, None, "swiglu", True),
+            (x, vector, vector, weight, wide, w2, vector, EPS, vector, "gelu", False),
         ],
         "linear_weight_gradient": [
-            (grad, x, "layernorm", vector, vector, mean, rstd, None, None),
-            (skip, pre, "gelu", None, None, None, None, vector, w2),
-            (grad, x, "none", None, None, None, None, None, None),
+            (skip, pre, "gelu", vector, w2),
+            (skip, pre, "swiglu", vector, w2[:, :8].clone()),
+            (grad, x, "none", None, None),
         ],
-        "gelu_gradient": [(grad, pre)],
-        "gelu_input_gradient": [(skip, w2, pre)],
+        "activation_gradient": [(grad, pre, "gelu"), (grad, pre, "gelu_tanh"), (skip, pre, "swiglu")],
+        "activation_input_gradient": [(skip, w2, pre, "gelu"), (skip, w2[:, :8].clone(), pre, "swiglu")],
         "layernorm_backward": [
-            (x, skip, mean, rstd, vector, x, True, True),
-            (x, skip, mean, rstd, vector, None, True, False),
-            (x, skip, mean, rstd, vector, None, False, True),
+            (x, skip, mean, rstd, vector, vector, x, True, True, True),
+            (x, skip, mean, rstd, vector, vector, None, True, False, False),
+            (x, skip, mean, rstd, vector, vector, None, False, True, False),
+            (None, skip, mean, rstd, vector, vector, None, False, False, True),
         ],
     }
 
@@ -382,14 +439,14 @@ def test_export(op, device):
     def call(x):
         return case.function(x, *(x if name == "residual" else t for name, t in zip(case.names[1:], rest, strict=True)))
 
-    checks.assert_exports(call, x, other, 1, f"dpt.{op}.default")
+    checks.assert_exports(call, x, other, 1, f"dpt.{op.split()[0]}.default")
 
 
 def test_statistics(device, path):
     """What the forward keeps of each row is its mean and 1 / sqrt(variance + eps), over several blocks and a partial one."""
     x = torch.randn(21, 150, device=device) * 3 + 2
     vector, weight = torch.ones(150, device=device), torch.zeros(16, 150, device=device)
-    _, _, mean, rstd = torch.ops.dpt.layernorm_linear(x, vector, vector, weight, None, 0.5, False, True)
+    _, _, mean, rstd = torch.ops.dpt.layernorm_linear(x, vector, vector, weight, None, 0.5, "none", True)
     double = x.double()
     assert_parity(mean, double.mean(1), x.mean(1), "mean")
     variances = [t.var(1, correction=0) + 0.5 for t in (double, x)]

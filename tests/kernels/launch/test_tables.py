@@ -24,6 +24,9 @@ CHOICES = {  # every kernel with a choice of backends: what its launcher calls t
     "conv3x3": "pixels",
     "depth_head": "pixels",
     "depth_head_backward": "pixels",
+    "layernorm_linear": "rows",
+    "linear_residual": "rows",
+    "activation_input_gradient": "rows",
     "readout_project": "rows",
     "readout_project_backward": "rows",
     "transposed_conv": "rows",
@@ -47,11 +50,13 @@ def test_a_backend_can_be_chosen_by_size(monkeypatch):
     assert named == set(CHOICES)
 
 
+SWIGLU = functools.partial(layernorm_mlp_case, activation="swiglu")
 TUNED = {  # of every kernel's configurations: the calls that take each
-    "layernorm_linear": [functools.partial(layernorm_linear_case, activation="gelu")],
+    "layernorm": [layernorm_linear_case],
+    "layernorm_linear": [functools.partial(layernorm_linear_case, activation="gelu"), SWIGLU],
     "linear_residual": [linear_residual_case],
-    "gelu_input_gradient": [layernorm_mlp_case],
-    "weight_gradient": [layernorm_mlp_case, linear_residual_case],
+    "activation_input_gradient": [layernorm_mlp_case, SWIGLU],
+    "weight_gradient": [layernorm_mlp_case, SWIGLU, linear_residual_case],
     "layernorm_backward": [layernorm_linear_case],
 }
 CONFIGURATIONS = {f"{kernel} {name}": c for kernel in TUNED for name, c in checks.shipped_configurations(kernel).items()}
@@ -90,14 +95,20 @@ def test_what_an_entry_serves():
                 assert (dtype == torch.float32) == (entry["when"].get("dtype") == "float32")
 
 
-@pytest.mark.parametrize("tiles", (2, 3))
+@pytest.mark.parametrize("parts", (1, 2, 4))
 @pytest.mark.parametrize("descriptor", (False, True))
-@pytest.mark.parametrize("in_registers", (False, True))
-def test_several_tiles_a_program(tiles, descriptor, in_registers, device):
-    """TILES shares a row block's statistics among neighbouring tiles: the last group may have tiles that lie beyond the edge."""
+@pytest.mark.parametrize("group", (1, 2, 3))
+def test_parts_and_groups(group, descriptor, parts, device):
+    """Every tile is computed once in whatever order, the last group's rows too, which are fewer; and stored in pieces."""
     if device.type == "cuda" and descriptor and torch.cuda.get_device_capability(device)[0] < 9:
         pytest.skip("descriptors need compute capability 9.0")
-    blocks = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    case = layernorm_linear_case((50,), 72, 136, torch.float16, device, activation="gelu")
-    with launch.using("layernorm_linear", {**blocks, "TILES": tiles, "IN_REGISTERS": in_registers, "descriptor": descriptor}):
-        case.assert_parity()
+    blocks = {"backend": "triton", "BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+    config = {**blocks, "PARTS": parts, "GROUP": group, "descriptor": descriptor}
+    for activation in ("gelu", "swiglu"):
+        case = layernorm_mlp_case((150,), 72, 136, torch.float16, device, activation=activation)
+        with (
+            launch.using("layernorm_linear", config),
+            launch.using("linear_residual", config),
+            launch.using("activation_input_gradient", config),
+        ):
+            case.assert_parity()
