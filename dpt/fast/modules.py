@@ -23,7 +23,6 @@ from ..kernels.residual_conv import residual_conv_unit
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.beit import BEiTBlock
-from ..nets.encoders.rotary import rotated
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
 from ..nets.functional import statically_equal
 from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, depth_from, finished, own_size
@@ -63,24 +62,20 @@ def _after_attention(block: Block, mixed: Tensor, x: Tensor) -> Tensor:
 
 
 class FastBlock(Block):
-    """`Block` in seven launches: LN, qkv, attention, projection + residual, LN, fc1 + activation, fc2 + residual.
-
-    A rotation is PyTorch's, before the attention.
+    """`Block` in seven launches: LN, qkv, attention, projection + residual, LN, fc1 + activation, fc2 + residual; a rotation is one more.
     """
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        qkv = _qkv(self, x)
-        if rotation is not None:
-            qkv = rotated(qkv, self.attn.num_heads, rotation)
-        return _after_attention(self, attention(qkv, self.attn.num_heads), x)
+        return _after_attention(self, attention(_qkv(self, x), self.attn.num_heads, rotation=rotation), x)
 
 
 class FastBEiTBlock(BEiTBlock):
-    """`BEiTBlock` as `FastBlock`, but with PyTorch's attention: the kernel's has no bias."""
+    """`BEiTBlock` as `FastBlock`, its bias by relative position read by the attention."""
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
         attn: Any = self.attn
-        return _after_attention(self, attn.mixed(_qkv(self, x), grid), x)
+        qkv = _qkv(self, x)
+        return _after_attention(self, attention(qkv, attn.num_heads, bias=attn.position(grid)[0].to(qkv.dtype)), x)
 
 
 class FastReassemble(Reassemble):

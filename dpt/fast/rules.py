@@ -86,8 +86,8 @@ def resampling(module: nn.Module) -> str | None:
 
 def head_size(block: Block) -> str | None:
     size = block.attn.proj.in_features // block.attn.num_heads
-    if size % 16 or not 32 <= size <= 128:
-        return f"heads of {size} channels: the attention kernel takes multiples of 16 from 32 to 128"
+    if size % 8 or not 32 <= size <= 128:
+        return f"heads of {size} channels: the attention kernel takes multiples of 8 from 32 to 128"
     return None
 
 
@@ -108,12 +108,6 @@ def readout_is_plain(module: nn.Module) -> str | None:
 def drops_branches(block: Block) -> str | None:
     """What runs otherwise in a block that now drops branches."""
     return "its projections and residual sums in PyTorch, since it drops branches; the rest as elsewhere" if block.drops else None
-
-
-def without_bias(block: Block) -> str:
-    """What of BEiT's blocks is PyTorch's."""
-    what = "all but its attention, which is PyTorch's: the kernel's has no bias"
-    return f"{what}; and {drops_branches(block)}" if block.drops else what
 
 
 def takes_statistics(*names: str) -> Callable[[nn.Module], str | None]:
@@ -162,7 +156,8 @@ FAST: dict[type[nn.Module], Replacement] = {
         FastBEiTBlock,
         reads={**BLOCK, "attn": is_a(BEiTAttention)},
         calls=("attn.position",),
-        note=without_bias,
+        rule=head_size,
+        note=drops_branches,
     ),
     Reassemble: Replacement(
         FastReassemble,
@@ -224,7 +219,7 @@ FAST: dict[type[nn.Module], Replacement] = {
     LinearHead: Replacement(FastLinearHead, reads={"project": convolution(3)}, calls=("linear",)),
 }
 NO_FORM: dict[type[nn.Module], str] = {  # what makes much of a model, and why the kernels do not compute it
-    SwinBlock: "its norms stand behind attention and MLP, and the kernels' before; its attention has a bias, and the kernel's none",
+    SwinBlock: "its norms stand behind attention and MLP, and the kernels' before; its attention is by windows",
 }
 PLAIN = {replacement.fast: plain for plain, replacement in FAST.items()}
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from both_passes import in_both, lost_units, values_and_gradients
+from both_passes import assert_op_parity, in_both, lost_units, values_and_gradients
 
 from dpt.kernels import launch
-from dpt.kernels.attention import _load_rows, _store_rows, attention, attention_ref
+from dpt.kernels.attention import attention, attention_qkv, attention_qkv_ref, attention_ref, rotated_ref
+from dpt.kernels.parts.attention import _load_rows, _store_rows
 from dpt.kernels.tools.parity import assert_parity
 
 
@@ -19,12 +20,27 @@ def packed(batch, tokens, heads, dim, dtype, device, spread=1.0):
     return qkv.reshape(batch, tokens, -1).to(dtype)
 
 
-def assert_attention_parity(qkv, heads, scale=None):
-    """Output, dq, dk and dv, each by the rule. The terms of dq and dk cancel (entirely, for one token): ``tiny`` counts from the terms."""
+def turning(patches, dim, device):
+    """Random cosines and sines (2, patches, D) of any angles, not the same for both of a pair: a rotation and more."""
+    angles = torch.rand(patches, dim, device=device) * 6.3
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def assert_attention_parity(qkv, heads, scale=None, bias=None, rotation=None, apart=False):
+    """Output, dq, dk and dv, and the gradient of the bias, each by the rule; with ``apart``, of three tensors q, k and v. The terms
+    of dq and dk cancel (entirely, for one token): ``tiny`` counts from the terms."""
     cotangent = torch.randn(*qkv.shape[:2], qkv.shape[2] // 3, device=qkv.device).to(qkv.dtype)
-    out, dqkv = values_and_gradients(lambda x: attention(x, heads, scale), [qkv], cotangent)
-    expected = in_both(lambda dtype: values_and_gradients(lambda x: attention_ref(x, heads, scale), [qkv], cotangent, dtype))
-    (out64, dqkv64), (out_torch, dqkv_torch) = expected
+
+    def of_op(x, b):
+        if apart:
+            return attention_qkv(*(t.unflatten(-1, (heads, -1)) for t in x.chunk(3, -1)), scale, b, rotation).flatten(2)
+        return attention(x, heads, scale, b, rotation)
+
+    out, dqkv, dbias = values_and_gradients(of_op, [qkv, bias], cotangent)
+    expected = in_both(
+        lambda dtype: values_and_gradients(lambda x, b: attention_ref(x, heads, scale, b, rotation), [qkv, bias], cotangent, dtype)
+    )
+    (out64, dqkv64, dbias64), (out_torch, dqkv_torch, dbias_torch) = expected
     assert_parity(out, out64, out_torch, "output")
     delta = (cotangent * out64).unflatten(-1, (heads, -1)).sum(-1)  # dq = scale * sum_j weights_j (dweights_j - delta) k_j
     q, k, _ = qkv.double().chunk(3, -1)
@@ -36,12 +52,15 @@ def assert_attention_parity(qkv, heads, scale=None):
         if size[name] is not None:
             largest = largest.maximum(lost * delta.abs().max() * size[name].abs().max() * (scale or (q.shape[-1] // heads) ** -0.5))
         assert_parity(*parts, name=name, magnitude=largest.item())
+    if bias is not None:
+        assert_parity(dbias, dbias64, dbias_torch, "gradient of the bias", magnitude=(lost * delta.abs().max()).item())
 
 
 SHAPES = [  # (B, N, H, D): one token; a tail of one query block; 64k+1; padded and wide heads; several blocks; an odd everything
     (1, 1, 1, 32),
     (2, 17, 2, 64),
     (2, 65, 3, 32),
+    (1, 65, 2, 72),
     (1, 65, 2, 80),
     (1, 64, 1, 128),
     (1, 100, 1, 48),
@@ -60,9 +79,85 @@ def test_parity_many_blocks(device):
     assert_attention_parity(packed(1, 577, 1, 64, torch.float32, device), 1)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 65, 2, 72), (1, 130, 2, 64)], ids=str)
+@pytest.mark.parametrize("what", ["apart", "bias", "rotation", "all"])
+def test_parity_of_forms(what, shape, dtype, device, path):
+    """Three tensors, a bias, a rotation, and all at once: each of them in every pass, over tails, blocks and padded heads."""
+    batch, tokens, heads, dim = shape
+    bias = torch.randn(heads, tokens, tokens, device=device).to(dtype) if what in ("bias", "all") else None
+    rotation = turning(tokens - tokens // 8, dim, device) if what in ("rotation", "all") else None
+    assert_attention_parity(packed(*shape, dtype, device), heads, None, bias, rotation, what in ("apart", "all"))
+
+
+def test_pipelined(dtype, device, path):
+    """The scores that run one block ahead are of the right block, with none, one and several full blocks."""
+    table = launch.config(
+        "attention_forward", launch.device_family(device), dtype, D=64, N=9, B=1, H=1, queries=9, precision="tf32", bias=0
+    )
+    for tokens in (20, 37, 101):
+        with launch.using("attention_forward", {**table, "BLOCK_N": 32, "PIPELINED": True}):
+            assert_attention_parity(packed(1, tokens, 1, 64, dtype, device), 1)
+
+
+@pytest.mark.parametrize("layout", ("heads first", "odd rows", "of one"))
+def test_three_layouts(layout, device, path):
+    """q, k and v each with strides of its own: transformers' (B, H, N, D), rows at odd places, and one tensor in three roles."""
+    made = {
+        "heads first": lambda: torch.randn(2, 3, 33, 32, device=device).half().transpose(1, 2),
+        "odd rows": lambda: torch.randn(2, 33, 3, 37, device=device).half()[..., 2:34],
+        "of one": lambda: torch.randn(2, 33, 3, 32, device=device).half(),
+    }[layout]
+    inputs = [made()] * 3 if layout == "of one" else [made(), made().contiguous(), made()]
+    assert_op_parity(attention_qkv, attention_qkv_ref, inputs, ("q", "k", "v"))
+
+
+def test_three_tensors_are_read_in_place(device, monkeypatch):
+    """No copy of what transformers has: the kernel gets the very memory."""
+    given = [torch.randn(1, 2, 33, 32, device=device).half().transpose(1, 2) for _ in range(3)]
+    seen = []
+    launched = launch.launch
+    monkeypatch.setattr(
+        launch, "launch", lambda kernel, grid, *args, **options: (seen.append(args), launched(kernel, grid, *args, **options))
+    )
+    attention_qkv(*given)
+    assert [arg[0].data_ptr() for arg in seen[0][:3]] == [x.data_ptr() for x in given]
+
+
+@pytest.mark.parametrize("layout", ("aligned", "odd rows", "shared by heads", "transposed"))
+def test_layouts_of_bias(layout, device, path):
+    """A bias in place, with rows that begin anywhere, of stride 0 and transposed; its gradient has its shape."""
+    bias = {
+        "aligned": lambda: torch.randn(2, 33, 40, device=device).half()[..., :33],
+        "odd rows": lambda: torch.randn(2, 33, 33, device=device).half(),
+        "shared by heads": lambda: torch.randn(1, 33, 33, device=device).half().expand(2, -1, -1),
+        "transposed": lambda: torch.randn(2, 33, 33, device=device).half().transpose(1, 2),
+    }[layout]()
+    assert_attention_parity(packed(2, 33, 2, 32, torch.float16, device), 2, bias=bias)
+
+
+def test_bias_alone_has_a_gradient(device, path):
+    """And without one that is wanted, no pass for it is launched."""
+    qkv, bias = packed(2, 20, 1, 32, torch.float32, device), torch.randn(1, 20, 20, device=device)
+    cotangent = torch.randn(2, 20, 32, device=device)
+    (of_both,) = torch.autograd.grad(attention(qkv.requires_grad_(), 1, bias=bias.requires_grad_()), [bias], cotangent)
+    (alone,) = torch.autograd.grad(attention(qkv.detach(), 1, bias=bias), [bias], cotangent)
+    assert torch.equal(of_both, alone)
+    (of_qkv,) = torch.autograd.grad(attention(qkv, 1, bias=bias.detach()), [qkv], cotangent)
+    assert of_qkv.shape == qkv.shape
+
+
+def test_rotation_is_a_rotation(device):
+    """Against the formula of complex numbers; the tokens before the patches stay as they are."""
+    x, angles = torch.randn(1, 7, 2, 32, device=device, dtype=torch.float64), torch.rand(5, 16, device=device, dtype=torch.float64)
+    table = torch.stack((angles.cos(), angles.sin())).tile(1, 1, 2)
+    numbers = torch.complex(*x[:, 2:].chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    torch.testing.assert_close(rotated_ref(x, table), torch.cat((x[:, :2], torch.cat((numbers.real, numbers.imag), -1)), 1))
+
+
 def test_custom_scale(dtype, device, path):
     """A scale that is not D**-0.5 reaches the forward and each gradient, once."""
     assert_attention_parity(packed(1, 70, 2, 64, dtype, device), 2, scale=0.3)
+    assert_attention_parity(packed(1, 70, 2, 64, dtype, device), 2, 0.2, torch.randn(2, 70, 70, device=device).to(dtype))
 
 
 def test_large_logits(device, path):
@@ -139,8 +234,9 @@ def test_expanded_gradient(device, path):
 
 @triton.jit
 def _copy_tile(ptr, batch, N, C, D: tl.constexpr, ROWS: tl.constexpr):
-    tile = _load_rows((ptr, N * tl.cast(C, tl.int64), C), None, batch, 1, N - ROWS, N, D, ROWS, D, True, False)
-    _store_rows(ptr, tile, batch, 0, N - ROWS, N, C, D, ROWS, D)
+    tensor = (ptr, N * tl.cast(C, tl.int64), C, D)
+    tile = _load_rows(tensor, None, batch, 1, N - ROWS, N, D, ROWS, D, True, False)
+    _store_rows(tensor, tile, batch, 0, N - ROWS, N, D, ROWS, D)
 
 
 def test_offsets_beyond_int32(far, device):
@@ -156,10 +252,10 @@ def test_offsets_beyond_int32(far, device):
 
 def test_reproducible_gradients(device, path):
     """No atomics: the same call gives the same bits."""
-    qkv = packed(1, 150, 2, 64, torch.float32, device)
-    cotangent = torch.randn(1, 150, 128, device=device)
-    first, second = (values_and_gradients(lambda x: attention(x, 2), [qkv], cotangent)[1] for _ in range(2))
-    assert torch.equal(first, second)
+    qkv, bias = packed(2, 150, 2, 64, torch.float32, device), torch.randn(2, 150, 150, device=device)
+    cotangent = torch.randn(2, 150, 128, device=device)
+    first, second = (values_and_gradients(lambda x, b: attention(x, 2, bias=b), [qkv, bias], cotangent)[1:] for _ in range(2))
+    assert all(map(torch.equal, first, second))
 
 
 def test_gradient_only_where_required(device):
@@ -172,12 +268,14 @@ def test_gradient_only_where_required(device):
 
 
 def test_saved_memory(device):
-    """Saved for the backward: qkv, the output and the log-sum-exp; no N x N map, no copy."""
+    """Saved for the backward: qkv, the output and the log-sum-exp; no N x N map, no copy, nothing turned."""
     saved = []
     qkv = packed(1, 40, 2, 32, torch.float32, device).requires_grad_()
+    table = turning(40, 32, device)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        out = attention(qkv, 2)
-    assert sorted(tuple(t.shape) for t in saved) == sorted([tuple(qkv.shape), tuple(out.shape), (1, 2, 40)])
+        out = attention(qkv, 2, rotation=table)
+    assert {t.data_ptr() for t in saved if t.shape[-1] == 32} == {qkv.data_ptr(), out.data_ptr(), table.data_ptr()}
+    assert [tuple(t.shape) for t in saved if t.shape[-1] != 32] == [(1, 2, 40)]
 
 
 def test_autocast_is_followed(device):
@@ -192,18 +290,24 @@ def test_autocast_is_followed(device):
 
 def test_empty_batch(device, path):
     """A batch of nothing gives nothing, forward and backward, without a launch."""
-    qkv = torch.zeros(0, 5, 96, device=device, requires_grad=True)
-    out = attention(qkv, 1)
+    qkv, bias = torch.zeros(0, 5, 96, device=device, requires_grad=True), torch.zeros(1, 5, 5, device=device, requires_grad=True)
+    out = attention(qkv, 1, bias=bias)
     assert out.shape == (0, 5, 32)
-    assert torch.autograd.grad(out.sum(), qkv)[0].shape == (0, 5, 96)
+    dqkv, dbias = torch.autograd.grad(out.sum(), [qkv, bias])
+    assert dqkv.shape == (0, 5, 96) and torch.equal(dbias, torch.zeros(1, 5, 5, device=device))
 
 
 def test_opcheck(device, path, monkeypatch):
     """PyTorch's own checks of the registration: schema, fake kernels, autograd, compilation with static and dynamic shapes."""
-    qkv = packed(1, 18, 1, 32, torch.float32, device).requires_grad_()
-    torch.library.opcheck(torch.ops.dpt.attention.default, (qkv, 1, 0.2))
-    out, lse = torch.ops.dpt.attention(qkv.detach(), 1, 0.2)
-    torch.library.opcheck(torch.ops.dpt.attention_backward.default, (torch.randn_like(out), qkv.detach(), out, lse, 1, 0.2))
+    qkv = packed(1, 18, 1, 32, torch.float32, device).view(1, 18, 3, 1, 32)
+    bias, table = torch.randn(1, 18, 18, device=device), turning(17, 32, device)
+    apart = tuple(x.contiguous().requires_grad_() for x in qkv.unbind(2))
+    for arguments in ((qkv.clone().requires_grad_(), None, None, 0.2, None, None), (*apart, 0.2, bias.clone().requires_grad_(), table)):
+        torch.library.opcheck(torch.ops.dpt.attention.default, arguments)
+        q, k, v, scale, added, turned = (x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
+        out, lse = torch.ops.dpt.attention(q, k, v, scale, added, turned)
+        gradient = (torch.randn_like(out), q, k, v, out, lse, scale, added, turned, added is not None)
+        torch.library.opcheck(torch.ops.dpt.attention_backward.default, gradient)
 
 
 def test_compile_fullgraph(device):
@@ -239,11 +343,20 @@ def test_export(device):
         (lambda: (torch.zeros(1, 0, 96), 1), ValueError, "N, its second size, must be at least 1"),
         (lambda: (torch.zeros(1, 4, 96), 0), ValueError, "num_heads=0"),
         (lambda: (torch.zeros(1, 4, 100), 1), ValueError, r"100, must be 3 \* num_heads \* D"),
-        (lambda: (torch.zeros(1, 4, 3 * 40), 1), ValueError, "D=40: must be a multiple of 16"),
+        (lambda: (torch.zeros(1, 4, 3 * 36), 1), ValueError, "D=36 channels: must be a multiple of 8 from 32 to 128"),
         (lambda: (torch.zeros(1, 4, 48), 1), ValueError, "D=16"),
         (lambda: (torch.zeros(1, 4, 3 * 144), 1), ValueError, "D=144"),
         (lambda: (torch.zeros(1, 4, 96), 1, 0.0), ValueError, "scale=0.0"),
         (lambda: (torch.zeros(1, 4, 96), 1, float("nan")), ValueError, "scale=nan"),
+        (lambda: (torch.zeros(1, 4, 96), 1, None, torch.zeros(4, 4)), ValueError, r"bias has shape \(4, 4\): it must be \(1, 4, 4\)"),
+        (lambda: (torch.zeros(1, 4, 96), 1, None, torch.zeros(1, 4, 4).half()), TypeError, "bias is torch.float16 and the input"),
+        (lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 4, 32).half()), TypeError, "rotation is torch.float16"),
+        (
+            lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 5, 32)),
+            ValueError,
+            r"\(2, 5, 32\): it must be \(2, P, 32\) with P",
+        ),
+        (lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 4, 32, requires_grad=True)), ValueError, "rotation requires"),
     ],
 )
 def test_errors(arguments, error, says):
@@ -252,10 +365,27 @@ def test_errors(arguments, error, says):
         attention(*arguments())
 
 
+@pytest.mark.parametrize(
+    ("k", "error", "says"),
+    [
+        (None, TypeError, "k is a NoneType"),
+        (torch.zeros(1, 4, 32), ValueError, r"k has shape \(1, 4, 32\): it must be \(B, N, H, D\)"),
+        (torch.zeros(1, 5, 1, 32), ValueError, r"k has shape \(1, 5, 1, 32\): it must be \(1, 4, 1, 32\)"),
+        (torch.zeros(1, 4, 1, 32).half(), TypeError, "k is torch.float16"),
+    ],
+)
+def test_errors_of_three(k, error, says):
+    """q, k and v are of one shape and dtype, each named."""
+    q = torch.zeros(1, 4, 1, 32)
+    with pytest.raises(error, match=says):
+        attention_qkv(q, k, q)
+
+
 def test_reference_is_softmax_of_scores():
     """The reference itself, against the formula written out: a mistake in the packing of heads would pass every test above."""
-    qkv = torch.randn(2, 5, 3, 2, 32, dtype=torch.float64)
+    qkv, bias = torch.randn(2, 5, 3, 2, 32, dtype=torch.float64), torch.randn(2, 5, 5, dtype=torch.float64)
     q, k, v = qkv.unbind(2)
-    weights = torch.einsum("bihd,bjhd->bhij", q, k).mul(0.7).softmax(-1)
-    expected = torch.einsum("bhij,bjhd->bihd", weights, v).reshape(2, 5, 64)
-    torch.testing.assert_close(attention_ref(qkv.reshape(2, 5, -1), 2, 0.7), expected)
+    for added in (None, bias):
+        weights = (torch.einsum("bihd,bjhd->bhij", q, k).mul(0.7) + (0 if added is None else added)).softmax(-1)
+        expected = torch.einsum("bhij,bjhd->bihd", weights, v).reshape(2, 5, 64)
+        torch.testing.assert_close(attention_ref(qkv.reshape(2, 5, -1), 2, 0.7, added), expected)

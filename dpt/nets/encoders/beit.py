@@ -49,7 +49,7 @@ class RelativePosition(nn.Module):
         y, x = (torch.arange(side, device=table.device) for side in grid)
         y, x = y[:, None].expand(grid).flatten(), x.expand(grid).flatten()  # of each patch
         apart = (y[:, None] - y + grid[0] - 1) * width + (x[:, None] - x + grid[1] - 1)  # (h*w, h*w), query by key
-        # Each row of the bias begins at a multiple of 8 numbers: else CUDA's attention copies it into such memory every time. A compiler,
+        # Each row of the bias begins at a multiple of 8 numbers: else attention on CUDA copies it into such memory every time. A compiler,
         # which lays memory out by itself, would settle the number of tokens by it.
         tokens = 1 + grid[0] * grid[1]
         spare = 0 if torch.compiler.is_compiling() else -tokens % 8
@@ -66,11 +66,8 @@ class BEiTAttention(Attention):
         self.position = RelativePosition(config)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        return self.proj(self.mixed(self.qkv(x), grid))
-
-    def mixed(self, qkv: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The values of packed qkv (B, N, 3*D), mixed by attention: (B, N, D)."""
-        return sdpa(qkv, self.num_heads, self.position(grid).to(qkv.dtype))
+        qkv = self.qkv(x)
+        return self.proj(sdpa(qkv, self.num_heads, self.position(grid).to(qkv.dtype)))
 
 
 class BEiTBlock(Block):

@@ -41,14 +41,14 @@ def test_predictions_are_the_plain_ones():
     assert np.abs(ours.depth - theirs.depth).max() < 1e-3 and np.abs(ours.normals - theirs.normals).max() < 1e-3
 
 
-def test_heads_of_72_channels_stay_plain():
-    """Blind spot: an error from inside the attention kernel at the first picture of the SO400m."""
+def test_heads_of_72_channels_are_fused_and_of_36_stay_plain():
+    """Blind spot: an error from inside the attention kernel at the first picture of a model whose heads it does not take."""
     full = CONFIGS["tipsv2-so400m"].encoder
     assert full.embed_dim // full.num_heads == 72
-    model = small("tipsv2-base", embed_dim=144)
-    with pytest.raises(
-        ValueError, match=r"encoder\.blocks\.0 cannot run fused: heads of 72 channels: the attention kernel takes multiples"
-    ):
+    quick = dpt.accelerate(small("tipsv2-base", embed_dim=144), strict=True)
+    assert quick.encoder.blocks[0].attn.num_heads == 2 and type(quick.encoder.blocks[0]) is modules.FastBlock
+    model = small("tipsv2-base", embed_dim=72)
+    with pytest.raises(ValueError, match=r"encoder\.blocks\.0 cannot run fused: heads of 36 channels: the attention kernel takes"):
         dpt.accelerate(copy.deepcopy(model), strict=True)
     quick = dpt.accelerate(model)
     assert type(model.encoder.blocks[0]) is not modules.FastBlock

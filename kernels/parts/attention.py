@@ -1,0 +1,454 @@
+"""The kernels of attention: online softmax over blocks of keys, both passes of its backward, the gradient of its bias, and rotation.
+
+Tensors of heads are (B, N, H, D) with any strides that are multiples of UNIT; ``of_x`` is the pointer to x with its strides of B, N and H.
+Weights are taken in base 2: what the scores lack to the logarithm's argument is ``scale_log2``, and log2(e) for the bias.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(math.log2(math.e))
+UNIT = tl.constexpr(8)  # elements that divide every stride, so that rows begin where 16-byte copies can
+COUNTS = [
+    "N",
+    "H",
+    "B",
+    "patches",
+    "stride_h",
+    "stride_n",
+    "dbias_stride_h",
+    "dbias_stride_n",
+]  # nothing in the code depends on whether 16 divides them
+
+
+@triton.jit
+def _first(tensor, batch, head, row):
+    """The pointer to a row of a head of (B, N, H, D)."""
+    ptr, stride_b, stride_n, stride_h = tensor
+    before = tl.cast(batch, tl.int64) * (stride_b // UNIT) + tl.cast(row, tl.int64) * (stride_n // UNIT)
+    return ptr + (before + tl.cast(head, tl.int64) * (stride_h // UNIT)) * UNIT
+
+
+@triton.jit
+def _load_rows(
+    tensor,  # (pointer to (B, N, H, D), its strides of B, N and H)
+    desc,  # descriptor of (B, H, N, D), block (1, 1, ROWS, BLOCK_D), or None
+    batch,
+    head,
+    start,
+    N,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,  # the rows from N on come as zeros; only the pointer path needs to be told
+    DESCRIPTOR: tl.constexpr,
+):
+    """(ROWS, BLOCK_D): rows start... of one head; the columns from D on are zeros."""
+    if DESCRIPTOR:
+        return desc.load([batch, head, start, 0]).reshape(ROWS, BLOCK_D)
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_D)
+    pointers = _first(tensor, batch, head, start) + rows[:, None] * (tensor[2] // UNIT * UNIT) + columns[None, :]
+    if MASKED:
+        if BLOCK_D == D:
+            return tl.load(pointers, mask=(start + rows < N)[:, None], other=0.0)
+        return tl.load(pointers, mask=(start + rows < N)[:, None] & (columns < D)[None, :], other=0.0)
+    if BLOCK_D == D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _store_rows(tensor, values, batch, head, start, N, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store (ROWS, BLOCK_D) as rows start... of one head of (B, N, H, D)."""
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_D)
+    pointers = _first(tensor, batch, head, start) + rows[:, None] * (tensor[2] // UNIT * UNIT) + columns[None, :]
+    tl.store(pointers, values.to(tensor[0].dtype.element_ty), mask=(start + rows < N)[:, None] & (columns < D)[None, :])
+
+
+@triton.jit
+def _bias_pointers(ptr, stride_h, stride_n, head, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """To the block (ROWS, COLUMNS) of (H, N, N) at a row and a column of a head."""
+    first = ptr + (tl.cast(head, tl.int64) * (stride_h // UNIT) + tl.cast(row, tl.int64) * (stride_n // UNIT)) * UNIT + column
+    return first + tl.arange(0, ROWS)[:, None] * (stride_n // UNIT * UNIT) + tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _load_bias(
+    ptr,  # (H, N, N), query by key, or None: there is no bias
+    desc,  # descriptor of it, block (1, ROWS, COLUMNS), or None
+    stride_h,
+    stride_n,
+    head,
+    row,
+    column,
+    N,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+):
+    """(ROWS, COLUMNS) of a head's bias; zeros beyond N; None where there is none."""
+    if ptr is None:
+        block: tl.constexpr = None
+    elif DESCRIPTOR:
+        block = desc.load([head, row, column]).reshape(ROWS, COLUMNS)
+    else:
+        inside = (row + tl.arange(0, ROWS) < N)[:, None] & (column + tl.arange(0, COLUMNS) < N)[None, :]
+        block = tl.load(_bias_pointers(ptr, stride_h, stride_n, head, row, column, ROWS, COLUMNS), mask=inside, other=0.0)
+    return block
+
+
+@triton.jit
+def _exponents(scores, bias, scale_log2):
+    """The scores as exponents of 2, with the bias where there is one."""
+    exponents = scores * scale_log2
+    if bias is not None:
+        exponents += bias.to(tl.float32) * LOG2_E
+    return exponents
+
+
+@triton.jit
+def _own_block(N, H, BLOCK: tl.constexpr):
+    """(b * H + h, b, h, first row) of the block of one head that this program owns.
+
+    The blocks of a head are neighbours, so that they share what they walk over in L2.
+    """
+    blocks = tl.cdiv(N, BLOCK)
+    head_of_batch = tl.program_id(0) // blocks
+    start = (tl.program_id(0) % blocks) * BLOCK
+    return head_of_batch, head_of_batch // H, head_of_batch % H, start
+
+
+@triton.jit
+def _attend(scores, v, bias, acc, top, total, scale_log2, keys_left, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """One step of the online softmax over a block of keys. ``top`` is the running maximum of the scaled scores, in base 2."""
+    if MASKED:
+        scores = tl.where((tl.arange(0, v.shape[0]) < keys_left)[None, :], scores, float("-inf"))
+    if bias is None:  # scaled after the maximum, in one instruction with the subtraction
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+        weights = tl.exp2(scores * scale_log2 - new_top[:, None])
+    else:
+        exponents = _exponents(scores, bias, scale_log2)
+        new_top = tl.maximum(top, tl.max(exponents, 1))
+        weights = tl.exp2(exponents - new_top[:, None])
+    if PRECISION == "tf32":  # only what the tensor core will read of them is summed: divided by the sum, they are 1 together
+        weights = (weights.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    shrink = tl.exp2(top - new_top)
+    total = total * shrink + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, new_top, total
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def attention_forward(
+    of_q,
+    of_k,
+    of_v,
+    bias_ptr,  # (H, N, N), query by key, or None
+    q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
+    k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
+    v_desc,  # the same of v
+    bias_desc,  # (H, N, N), block (1, BLOCK_M, BLOCK_N), or None
+    of_out,
+    lse_ptr,  # (B, H, N) float32, base 2
+    stride_h,  # of the bias
+    stride_n,
+    N,
+    H,
+    scale_log2,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PIPELINED: tl.constexpr,  # the scores of the next block are computed before this block's softmax, which they then hide behind
+    PRECISION: tl.constexpr,
+):
+    """One program: BLOCK_M queries of one head."""
+    head_of_batch, b, h, start_m = _own_block(N, H, BLOCK_M)
+    q = _load_rows(of_q, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    full = (N - 1) // BLOCK_N * BLOCK_N
+    TAIL_DESCRIPTOR: tl.constexpr = DESCRIPTOR and TAIL == BLOCK_N
+    tail_k = _load_rows(of_k, k_desc, b, h, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_v = _load_rows(of_v, v_desc, b, h, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_bias = _load_bias(bias_ptr, bias_desc, stride_h, stride_n, h, start_m, full, N, BLOCK_M, TAIL, TAIL_DESCRIPTOR)
+    tail_scores = tl.dot(q, tl.trans(tail_k), input_precision=PRECISION)
+    acc, top, total = _attend(tail_scores, tail_v, tail_bias, acc, top, total, scale_log2, N - full, True, PRECISION)
+    if PIPELINED:
+        k = _load_rows(of_k, k_desc, b, h, 0, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
+        ahead = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    for start in tl.range(0, full, BLOCK_N):
+        if PIPELINED:
+            scores = ahead
+            following = tl.minimum(start + BLOCK_N, full - BLOCK_N)  # behind the last block comes that block again, and is not used
+            k = _load_rows(of_k, k_desc, b, h, following, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
+            ahead = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        else:
+            k = _load_rows(of_k, k_desc, b, h, start, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        v = _load_rows(of_v, v_desc, b, h, start, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
+        bias = _load_bias(bias_ptr, bias_desc, stride_h, stride_n, h, start_m, start, N, BLOCK_M, BLOCK_N, DESCRIPTOR)
+        acc, top, total = _attend(scores, v, bias, acc, top, total, scale_log2, 0, False, PRECISION)
+    _store_rows(of_out, acc / total[:, None], b, h, start_m, N, D, BLOCK_M, BLOCK_D)
+    rows = start_m + tl.arange(0, BLOCK_M)
+    tl.store(lse_ptr + tl.cast(head_of_batch, tl.int64) * N + rows, top + tl.log2(total), mask=rows < N)
+
+
+@triton.jit
+def _dq_step(q, dout, k, v, bias, lse, delta, dq, scale_log2, keys_left, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """dq += ds k for a block of keys. Masked weights are set to 0: exp2(0 - lse) of a key that is not there may be infinite."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    dweights = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+    weights = tl.exp2(_exponents(scores, bias, scale_log2) - lse[:, None])
+    if MASKED:
+        weights = tl.where((tl.arange(0, k.shape[0]) < keys_left)[None, :], weights, 0.0)
+    dscores = weights * (dweights - delta[:, None])
+    return tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def attention_backward_dq(
+    of_q,
+    of_k,
+    of_v,
+    bias_ptr,  # (H, N, N), query by key, or None
+    of_dout,
+    q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
+    k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
+    v_desc,  # the same of v
+    bias_desc,  # (H, N, N), block (1, BLOCK_M, BLOCK_N), or None
+    of_out,
+    lse_ptr,  # (B, H, N) float32, base 2
+    delta_ptr,  # (B, H, N) float32, written here for the other passes
+    of_dq,
+    stride_h,  # of the bias
+    stride_n,
+    N,
+    H,
+    scale,
+    scale_log2,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: the gradient of BLOCK_M queries of one head, over all keys."""
+    head_of_batch, b, h, start_m = _own_block(N, H, BLOCK_M)
+    q = _load_rows(of_q, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
+    dout = _load_rows(of_dout, None, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, False)
+    out = _load_rows(of_out, None, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, False)
+    delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
+    rows = start_m + tl.arange(0, BLOCK_M)
+    row_of_head = tl.cast(head_of_batch, tl.int64) * N + rows
+    tl.store(delta_ptr + row_of_head, delta, mask=rows < N)
+    lse = tl.load(lse_ptr + row_of_head, mask=rows < N, other=0.0)
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    full = (N - 1) // BLOCK_N * BLOCK_N
+    TAIL_DESCRIPTOR: tl.constexpr = DESCRIPTOR and TAIL == BLOCK_N
+    tail_k = _load_rows(of_k, k_desc, b, h, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_v = _load_rows(of_v, v_desc, b, h, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_bias = _load_bias(bias_ptr, bias_desc, stride_h, stride_n, h, start_m, full, N, BLOCK_M, TAIL, TAIL_DESCRIPTOR)
+    dq = _dq_step(q, dout, tail_k, tail_v, tail_bias, lse, delta, dq, scale_log2, N - full, True, PRECISION)
+    for start in tl.range(0, full, BLOCK_N):
+        k = _load_rows(of_k, k_desc, b, h, start, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
+        v = _load_rows(of_v, v_desc, b, h, start, N, D, BLOCK_N, BLOCK_D, False, DESCRIPTOR)
+        bias = _load_bias(bias_ptr, bias_desc, stride_h, stride_n, h, start_m, start, N, BLOCK_M, BLOCK_N, DESCRIPTOR)
+        dq = _dq_step(q, dout, k, v, bias, lse, delta, dq, scale_log2, 0, False, PRECISION)
+    _store_rows(of_dq, dq * scale, b, h, start_m, N, D, BLOCK_M, BLOCK_D)
+
+
+@triton.jit
+def _dkv_step(q, dout, k, v, bias, lse, delta, dk, dv, scale_log2, PRECISION: tl.constexpr):
+    """dk += ds^T q and dv += p^T dout for a block of queries; transposed throughout, so that the products feed the next dot.
+
+    The rows of keys that are not there may come out infinite; they mix with no other row and are not stored.
+    """
+    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    dweights = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+    if bias is not None:
+        bias = tl.trans(bias)
+    weights = tl.exp2(_exponents(scores, bias, scale_log2) - lse[None, :])
+    dv = tl.dot(weights.to(dout.dtype), dout, dv, input_precision=PRECISION)
+    dscores = weights * (dweights - delta[None, :])
+    dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def attention_backward_dkv(
+    of_q,
+    of_k,
+    of_v,
+    bias_ptr,  # (H, N, N), query by key, or None
+    of_dout,
+    q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
+    k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
+    v_desc,  # the same of v
+    bias_desc,  # (H, N, N), block (1, BLOCK_M, BLOCK_N), or None
+    dout_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
+    lse_ptr,  # (B, H, N) float32, base 2
+    delta_ptr,  # (B, H, N) float32
+    of_dk,
+    of_dv,
+    stride_h,  # of the bias
+    stride_n,
+    N,
+    H,
+    scale,
+    scale_log2,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: the gradients of BLOCK_N keys and values of one head, over all queries."""
+    head_of_batch, b, h, start_n = _own_block(N, H, BLOCK_N)
+    k = _load_rows(of_k, k_desc, b, h, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
+    v = _load_rows(of_v, v_desc, b, h, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
+    lse_ptr += tl.cast(head_of_batch, tl.int64) * N
+    delta_ptr += tl.cast(head_of_batch, tl.int64) * N
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    full = (N - 1) // BLOCK_M * BLOCK_M
+    TAIL_DESCRIPTOR: tl.constexpr = DESCRIPTOR and TAIL == BLOCK_M
+    tail_q = _load_rows(of_q, q_desc, b, h, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_dout = _load_rows(of_dout, dout_desc, b, h, full, N, D, TAIL, BLOCK_D, True, TAIL_DESCRIPTOR)
+    tail_bias = _load_bias(bias_ptr, bias_desc, stride_h, stride_n, h, full, start_n, N, TAIL, BLOCK_N, TAIL_DESCRIPTOR)
+    tail_rows = full + tl.arange(0, TAIL)
+    tail_lse = tl.load(lse_ptr + tail_rows, mask=tail_rows < N, other=0.0)  # a query that is not there adds 0: its dout and delta are 0
+    tail_delta = tl.load(delta_ptr + tail_rows, mask=tail_rows < N, other=0.0)
+    dk, dv = _dkv_step(tail_q, tail_dout, k, v, tail_bias, tail_lse, tail_delta, dk, dv, scale_log2, PRECISION)
+    for start in tl.range(0, full, BLOCK_M):
+        q = _load_rows(of_q, q_desc, b, h, start, N, D, BLOCK_M, BLOCK_D, False, DESCRIPTOR)
+        dout = _load_rows(of_dout, dout_desc, b, h, start, N, D, BLOCK_M, BLOCK_D, False, DESCRIPTOR)
+        bias = _load_bias(bias_ptr, bias_desc, stride_h, stride_n, h, start, start_n, N, BLOCK_M, BLOCK_N, DESCRIPTOR)
+        rows = start + tl.arange(0, BLOCK_M)
+        lse, delta = tl.load(lse_ptr + rows), tl.load(delta_ptr + rows)
+        dk, dv = _dkv_step(q, dout, k, v, bias, lse, delta, dk, dv, scale_log2, PRECISION)
+    _store_rows(of_dk, dk * scale, b, h, start_n, N, D, BLOCK_N, BLOCK_D)
+    _store_rows(of_dv, dv, b, h, start_n, N, D, BLOCK_N, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def attention_backward_dbias(
+    of_q,
+    of_k,
+    of_v,
+    bias_ptr,  # (H, N, N), query by key
+    of_dout,
+    q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
+    k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
+    v_desc,  # the same of v
+    bias_desc,  # (H, N, N), block (1, BLOCK_M, BLOCK_N), or None
+    dout_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
+    lse_ptr,  # (B, H, N) float32, base 2
+    delta_ptr,  # (B, H, N) float32
+    dbias_ptr,  # (H, N, N)
+    stride_h,  # of the bias
+    stride_n,
+    dbias_stride_h,
+    dbias_stride_n,
+    B,
+    N,
+    H,
+    scale_log2,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: the gradient of a block of the bias, BLOCK_M queries by BLOCK_N keys of one head, over the batch."""
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    blocks = tl.cdiv(N, BLOCK_M) * blocks_n
+    h = tl.program_id(0) // blocks
+    start_m = tl.program_id(0) % blocks // blocks_n * BLOCK_M
+    start_n = tl.program_id(0) % blocks_n * BLOCK_N
+    rows = start_m + tl.arange(0, BLOCK_M)
+    bias = _load_bias(bias_ptr, bias_desc, stride_h, stride_n, h, start_m, start_n, N, BLOCK_M, BLOCK_N, DESCRIPTOR)
+    bias = bias.to(tl.float32) * LOG2_E
+    dbias = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for b in tl.range(0, B):
+        q = _load_rows(of_q, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
+        k = _load_rows(of_k, k_desc, b, h, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
+        dout = _load_rows(of_dout, dout_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
+        v = _load_rows(of_v, v_desc, b, h, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
+        row_of_head = (tl.cast(b, tl.int64) * H + h) * N + rows
+        lse = tl.load(lse_ptr + row_of_head, mask=rows < N, other=0.0)
+        delta = tl.load(delta_ptr + row_of_head, mask=rows < N, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        dweights = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+        dbias += tl.exp2(scores * scale_log2 + bias - lse[:, None]) * (dweights - delta[:, None])
+    pointers = _bias_pointers(dbias_ptr, dbias_stride_h, dbias_stride_n, h, start_m, start_n, BLOCK_M, BLOCK_N)
+    inside = (rows < N)[:, None] & (start_n + tl.arange(0, BLOCK_N) < N)[None, :]
+    tl.store(pointers, dbias.to(dbias_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _turn(
+    of_x, of_y, table_ptr, b, start, N, H, patches, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr, INVERSE: tl.constexpr
+):
+    """Rows start... of all heads of x, turned, into y, which may be x."""
+    HALF: tl.constexpr = D // 2
+    rows = start + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_HALF)
+    of_patch = rows - (N - patches)
+    inside = (rows < N)[:, None] & (columns < HALF)[None, :]
+    turned = inside & (of_patch >= 0)[:, None]
+    table = table_ptr + tl.cast(of_patch, tl.int64)[:, None] * D + columns[None, :]
+    sine_ptr = table + tl.cast(patches, tl.int64) * D
+    cosine_first = tl.load(table, mask=turned, other=1.0)
+    cosine_second = tl.load(table + HALF, mask=turned, other=1.0)
+    sine_first = tl.load(sine_ptr, mask=turned, other=0.0)
+    sine_second = tl.load(sine_ptr + HALF, mask=turned, other=0.0)
+    if INVERSE:  # the transpose: (a, -b; c, d) becomes (a, c; -b, d)
+        sine_first, sine_second = -sine_second, -sine_first
+    offsets = tl.cast(tl.arange(0, ROWS), tl.int64)[:, None]
+    for head in range(0, H):
+        x = _first(of_x, b, head, start) + offsets * of_x[2] + columns[None, :]
+        y = _first(of_y, b, head, start) + offsets * of_y[2] + columns[None, :]
+        first = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(x + HALF, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y, (first * cosine_first - second * sine_first).to(of_y[0].dtype.element_ty), mask=inside)
+        tl.store(y + HALF, (second * cosine_second + first * sine_second).to(of_y[0].dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def attention_rotate(
+    of_q,
+    of_k,
+    of_turned_q,
+    of_turned_k,
+    table_ptr,  # (2, patches, D) float32: cosine and sine of each patch's angles
+    N,
+    H,
+    patches,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    INVERSE: tl.constexpr,
+):
+    """One program: ROWS queries or keys, of all heads, turned; the tokens before the patches as they are."""
+    blocks = tl.cdiv(N, ROWS)
+    b = tl.program_id(0) // blocks
+    start = tl.program_id(0) % blocks * ROWS
+    if tl.program_id(1) == 0:
+        _turn(of_q, of_turned_q, table_ptr, b, start, N, H, patches, D, ROWS, BLOCK_HALF, INVERSE)
+    else:
+        _turn(of_k, of_turned_k, table_ptr, b, start, N, H, patches, D, ROWS, BLOCK_HALF, INVERSE)
