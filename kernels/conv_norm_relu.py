@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
+from .parts.batch_norm import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
 from .parts.conv3x3 import conv3x3, conv3x3_input_weight, parameter_gradients
 from .parts.maps import channels_last, empty_channels_last
-from .parts.norms import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
 
 
 def conv_norm_relu_ref(
@@ -46,7 +46,7 @@ def _op(
     relu: bool,
 ) -> torch.Tensor:
     norm = norm_or_none(norm_weight, norm_bias, norm_mean, norm_variance, eps)
-    return conv3x3(channels_last(x), channels_last(weight), bias=bias, norm=norm, relu_output=relu)
+    return conv3x3(channels_last(x), channels_last(weight.to(x.dtype)), bias=bias, norm=norm, relu_output=relu)
 
 
 @_op.register_fake
@@ -59,7 +59,7 @@ def _backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, needs_x: bool, needs_parameters: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x, and of the weight and bias as if no norm followed them (bias: float32); empty where not needed."""
-    grad, x = channels_last(grad), channels_last(x)
+    grad, x, weight = channels_last(grad), channels_last(x), weight.to(x.dtype)
     grad_x = conv3x3(grad, conv3x3_input_weight(weight, scale), gradient=True) if needs_x else grad.new_empty(0)
     return grad_x, *(parameter_gradients(grad, x, weight) if needs_parameters else (grad.new_empty(0), grad.new_empty(0)))
 
@@ -69,7 +69,7 @@ def _(grad, x, weight, scale, needs_x, needs_parameters):
     grad_x = empty_channels_last(x, *x.shape[1:]) if needs_x else grad.new_empty(0)
     if not needs_parameters:
         return grad_x, grad.new_empty(0), grad.new_empty(0)
-    like = torch.empty_like(weight, memory_format=torch.channels_last)
+    like = torch.empty_like(weight, dtype=grad.dtype, memory_format=torch.channels_last)
     return grad_x, like, torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
 
 
@@ -104,18 +104,18 @@ def conv_norm_relu(
             constants: they get no gradient.
         relu: whether a ReLU ends it.
 
-    Under autocast x and the weight are taken in autocast's dtype, and so is the result. Accumulation in float32; float32 products in TF32
-    where ``torch.backends.cudnn.conv.fp32_precision`` says so, as for PyTorch's convolutions (its default).
+    Under autocast x and the weight are taken in autocast's dtype, and so is the result; the weight is converted within, so that what is
+    kept for the backward is the parameter itself. Accumulation in float32; float32 products in TF32 where ``torch.backends.cudnn.conv.fp32_precision`` says so, as for PyTorch's convolutions (its default).
 
     Raises:
         TypeError: a dtype that is not as above.
         ValueError: a shape or device that is not as above, or a side over 32767.
     """
-    x, weight = launch.autocast(x, weight)
+    (x,) = launch.autocast(x)
     launch.check_map("x", x)
     if weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: must be (O, C, 3, 3)")
-    launch.check_tensor("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x)
+    launch.check_tensor("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x, weight=True)
     launch.check_vector("bias", bias, weight)
     check_batch_norm("norm", norm, weight)
     if not launch.runs_kernels(x, "conv_norm_relu"):

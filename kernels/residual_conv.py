@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
+from .parts.batch_norm import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
 from .parts.conv3x3 import conv3x3, conv3x3_input_weight, parameter_gradients
 from .parts.maps import channels_last, empty_channels_last
-from .parts.norms import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
 from .upsample import upsample_bilinear_backward
 
 
@@ -88,9 +88,9 @@ def _unit(
     x = channels_last(x)
     norm1 = norm_or_none(norm1_weight, norm1_bias, norm1_mean, norm1_variance, eps1)
     norm2 = norm_or_none(norm2_weight, norm2_bias, norm2_mean, norm2_variance, eps2)
-    hidden = conv3x3(x, channels_last(w1), bias=b1, norm=norm1, relu_input=True, relu_output=True)
+    hidden = conv3x3(x, channels_last(w1.to(x.dtype)), bias=b1, norm=norm1, relu_input=True, relu_output=True)
     add = None if add is None else channels_last(add)
-    return conv3x3(hidden, channels_last(w2), bias=b2, norm=norm2, skip=x, add=add), hidden
+    return conv3x3(hidden, channels_last(w2.to(x.dtype)), bias=b2, norm=norm2, skip=x, add=add), hidden
 
 
 @_unit.register_fake
@@ -113,6 +113,7 @@ def _unit_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x, then of each convolution's weight and bias as if no norm followed it (bias: float32); empty where not needed."""
     grad, x, hidden = channels_last(grad), channels_last(x), channels_last(hidden)
+    w1, w2 = w1.to(x.dtype), w2.to(x.dtype)
     found = [grad.new_empty(0) for _ in range(5)]
     if needs_second:
         found[3], found[4] = parameter_gradients(grad, hidden, w2)
@@ -130,7 +131,7 @@ def _(grad, x, hidden, w1, scale1, w2, scale2, needs_x, needs_first, needs_secon
     def parameters(weight: torch.Tensor, needed: bool) -> tuple[torch.Tensor, torch.Tensor]:
         if not needed:
             return grad.new_empty(0), grad.new_empty(0)
-        like = torch.empty_like(weight, memory_format=torch.channels_last)
+        like = torch.empty_like(weight, dtype=grad.dtype, memory_format=torch.channels_last)
         return like, torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
 
     grad_x = empty_channels_last(x, *x.shape[1:]) if needs_x else grad.new_empty(0)
@@ -192,18 +193,19 @@ def residual_conv_unit(
             None. Mean and variance are constants: they get no gradient.
         add: (B, C, h, w) in x's dtype, of any size: where it is not x's, resized bilinearly with align_corners=True. Or None.
 
-    Under autocast the maps and the weights are taken in autocast's dtype, and so is the result. Accumulation in float32; float32 products
+    Under autocast the maps and the weights are taken in autocast's dtype, and so is the result; the weights are converted within, so that
+    what is kept for the backward is the parameters themselves. Accumulation in float32; float32 products
     in TF32 where ``torch.backends.cudnn.conv.fp32_precision`` says so, as for PyTorch's convolutions (its default).
 
     Raises:
         TypeError: a dtype that is not as above.
         ValueError: a shape or device that is not as above, or a side over 32767.
     """
-    x, w1, w2, add = launch.autocast(x, w1, w2, add)
+    x, add = launch.autocast(x, add)
     launch.check_map("x", x)
     channels = x.shape[1]
-    launch.check_tensor("w1", w1, (channels, channels, 3, 3), x)
-    launch.check_tensor("w2", w2, (channels, channels, 3, 3), x)
+    launch.check_tensor("w1", w1, (channels, channels, 3, 3), x, weight=True)
+    launch.check_tensor("w2", w2, (channels, channels, 3, 3), x, weight=True)
     launch.check_vector("b1", b1, w1)
     launch.check_vector("b2", b2, w2)
     check_batch_norm("norm1", norm1, w1)

@@ -8,8 +8,8 @@ import triton.language as tl
 
 @triton.jit
 def relu(values):
-    # A maximum with 0.0 would promote half precision to float32; this way round, NaN stays NaN.
-    return tl.where(values < 0, 0.0, values).to(values.dtype)
+    # The zero has the values' dtype: a maximum with 0.0 would promote half precision to float32. NaN stays NaN.
+    return tl.maximum(values, tl.full([], 0, values.dtype), propagate_nan=tl.PropagateNan.ALL).to(values.dtype)
 
 
 INVERSE_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)

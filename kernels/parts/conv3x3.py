@@ -11,8 +11,11 @@ the output. FLOPs: 18 * C_in * C_out * B * H * W. Moves x, y, and each of mask, 
 cache, for the taps and the tiles).
 
 Two ways of loading the same tiles: by pointers and masks, or (sm_90 and newer) by descriptors, with which TMA fills the padding with zeros.
-There the product is formed as W X^T, so that both operands are read from shared memory. The epilogue runs on the tile in parts of
-channels: at once, its operands and the accumulator do not fit the registers.
+PIXELS_FIRST forms the product as X W^T: a warpgroup may read the left operand from registers, so that the input's ReLU happens on the way
+from shared memory to them, with no second trip and no barrier. Without it, the product is W X^T: where every warp reads its operands
+through registers (sm_120), fewer of them hold the same pixels, and the ReLU is computed fewer times.
+
+The epilogue runs on the tile in parts of channels: at once, its operands and the accumulator do not fit the registers.
 
 The backend "cudnn" of the configuration table computes the bare convolution with PyTorch's and everything after it in one further kernel.
 In half precision the bare convolution is then rounded once more, before the epilogue.
@@ -31,9 +34,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import launch
 from .activations import relu
+from .batch_norm import BatchNorm
 from .bilinear import bilinear_source, gather_bilinear
 from .maps import channels_last, empty_channels_last
-from .norms import BatchNorm
 
 
 @triton.jit
@@ -109,6 +112,7 @@ def conv3x3_kernel(
     RELU_OUTPUT: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
+    PIXELS_FIRST: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -133,7 +137,6 @@ def conv3x3_kernel(
         row = first_row + position // BLOCK_W
         column = first_column + position % BLOCK_W
         inside = (row < height) & (column < width)
-        accumulator = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
         blocks = tl.cdiv(height * width, BLOCK_M)
         image = (block // blocks).to(tl.int64)
@@ -145,7 +148,7 @@ def conv3x3_kernel(
         k = tl.arange(0, BLOCK_K)
         x_ptrs = x + (image * height * width + pixel)[:, None] * C_IN + k[None, :]
         weight_ptrs = weight + channel[None, :].to(tl.int64) * (9 * C_IN) + k[:, None]
-        accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N) if PIXELS_FIRST else (BLOCK_N, BLOCK_M), tl.float32)
     for step in range(0, 9 * CHUNKS):
         tap = step // CHUNKS
         first = (step - tap * CHUNKS) * BLOCK_K
@@ -154,7 +157,7 @@ def conv3x3_kernel(
         if DESCRIPTOR:
             # Coordinates outside the map, negative ones too, read as zeros: the padding.
             pixels = x.load([image, first_row + down, first_column + across, first]).reshape(BLOCK_M, BLOCK_K)
-            weights = weight.load([first_channel, tap, first]).reshape(BLOCK_N, BLOCK_K)
+            weights = weight.load([first_channel, tap, first]).reshape(BLOCK_N, BLOCK_K).T
         else:
             seen_y = row + down
             seen_x = column + across
@@ -167,11 +170,11 @@ def conv3x3_kernel(
             weights = tl.load(weight_ptrs + (tap * C_IN + first), mask=weight_mask, other=0.0)
         if RELU_INPUT:
             pixels = relu(pixels)
-        if DESCRIPTOR:
-            accumulator = tl.dot(weights, pixels.T, accumulator, input_precision=PRECISION)
-        else:
+        if PIXELS_FIRST:
             accumulator = tl.dot(pixels, weights, accumulator, input_precision=PRECISION)
-    if DESCRIPTOR:
+        else:
+            accumulator = tl.dot(weights.T, pixels.T, accumulator, input_precision=PRECISION)
+    if not PIXELS_FIRST:
         accumulator = accumulator.T
     tile = (image.to(tl.int64), row, column, inside)
     sides = (height, width, source_height, source_width)
@@ -247,7 +250,7 @@ def conv3x3(
         blocks = triton.cdiv(height, config["BLOCK_H"]) * triton.cdiv(width, config["BLOCK_W"])
         operands = _descriptors(image, taps, config)
     else:
-        config |= {"BLOCK_H": 1, "BLOCK_W": config.pop("BLOCK_M")}
+        config |= {"BLOCK_H": 1, "BLOCK_W": config.pop("BLOCK_M"), "PIXELS_FIRST": True}
         blocks = triton.cdiv(height * width, config["BLOCK_W"])
         operands = (x, weight)
     grid = (batch * blocks * triton.cdiv(c_out, config["BLOCK_N"]),)

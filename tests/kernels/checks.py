@@ -57,7 +57,7 @@ def shipped_configurations(kernel: str, backend: str | None = None) -> dict[str,
             if backend is not None and config["backend"] != backend:
                 continue
             dtype, precision = _first_served(entries, index) if on_gpu else (torch.float32, "ieee")
-            shown = {k: v for k, v in config.items() if on_gpu or k not in ("num_warps", "num_stages")}
+            shown = {k: v for k, v in config.items() if on_gpu or k not in ("num_warps", "num_stages", "maxnreg")}
             shown |= {"in": f"{dtype} {precision}".removeprefix("torch.")} if on_gpu else {}
             found[" ".join(f"{k}={v}" for k, v in shown.items())] = Shipped(kernel, config, dtype, precision)
     return found
@@ -167,6 +167,18 @@ def saved_shapes(op: Op, inputs: Inputs) -> list[tuple[int, ...]]:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
         op(*_leaves(inputs))
     return sorted(saved)
+
+
+def assert_autocast_keeps(op: Op, inputs: Inputs, *weights: int) -> None:
+    """Under autocast float32 ``weights``, given by their places, are kept for the backward as they are: no copy in autocast's dtype."""
+    leaves, saved = _leaves(inputs), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        with torch.autocast(leaves[0].device.type, dtype=torch.float16):
+            op(*leaves)
+    kept = {t.untyped_storage()._cdata for t in saved}
+    shapes = {leaves[index].shape for index in weights}
+    assert kept >= {leaves[index].untyped_storage()._cdata for index in weights}
+    assert all(t.dtype == torch.float32 for t in saved if t.shape in shapes)
 
 
 def assert_follows_autocast(op: Op, inputs: Inputs) -> None:

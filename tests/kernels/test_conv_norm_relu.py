@@ -124,6 +124,11 @@ def test_autocast_and_empty_batch(device):
     checks.assert_empty_batch(OP, [t.detach() for t in leaves], (0, 24, 3, 4))
 
 
+def test_autocast_keeps_the_weight(device):
+    """Kept for the backward is the parameter itself, no copy in half precision."""
+    checks.assert_autocast_keeps(OP, inputs(*SMALL, torch.float32, device), 1)
+
+
 def test_opcheck(device, path):
     """PyTorch's own checks of both registrations."""
     x, weight, bias, norm_weight, norm_bias = (t.requires_grad_() for t in inputs(*SMALL, torch.float32, device))

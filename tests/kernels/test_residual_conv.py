@@ -275,6 +275,12 @@ def test_autocast_is_followed(device):
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(out.float().sum(), leaves))
 
 
+def test_autocast_keeps_the_weights(device):
+    """Kept for the backward are the parameters themselves, no copies in half precision."""
+    case = Case((1, 32, 4, 5), torch.float32, device, biases=True, norms=True, add=(2, 3))
+    checks.assert_autocast_keeps(case.call(residual_conv_unit), case.inputs, 1, 3)
+
+
 def test_empty_batch(device, path):
     """A batch of nothing gives nothing, forward and backward, without a launch."""
     case = Case((0, 32, 4, 5), torch.float32, device, biases=True, add=(2, 3))

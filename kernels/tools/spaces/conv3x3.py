@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from ... import launch
+from ...parts.batch_norm import BatchNorm
 from ...parts.conv3x3 import _operands, _with_cudnn, conv3x3, conv3x3_epilogue
-from ...parts.norms import BatchNorm
 from ..workload import FORWARD, RARE, Inputs, Workload, combinations, tiles
 
 # (C, side of the map, dtype, precision) that stand for what the table distinguishes; C=20 is beyond TMA's alignment.
 COMPILED_SHAPES = (
     *((channels, 64, torch.bfloat16, "ieee") for channels in (20, 32, 48, 64, 96, 256)),
-    *((256, side, torch.bfloat16, "ieee") for side in (16, 256)),
+    *((256, side, torch.bfloat16, "ieee") for side in (16, 32, 256)),
     (256, 64, torch.float16, "ieee"),
     *((channels, 64, torch.float32, "tf32") for channels in (32, 256)),
     (256, 16, torch.float32, "tf32"),
@@ -81,7 +81,7 @@ def _epilogue_ref(x, weight, epilogue, sides, relu_output) -> torch.Tensor:
 
 
 def _candidates(kind: str, channels: int, side: int) -> list[dict[str, Any]]:
-    """PyTorch's convolution; tiles read by pointers; and by descriptors, where 64 channels or more are a warpgroup's rows."""
+    """PyTorch's convolution; tiles read by pointers; and by descriptors, where 64 pixels, or as many channels, are a warpgroup's rows."""
     by_pointers, by_descriptors = ({"backend": ("triton",), "descriptor": (descriptor,)} for descriptor in (False, True))
     names = "BLOCK_N EPILOGUE_PARTS num_warps"
     if kind == "float32":
@@ -89,18 +89,21 @@ def _candidates(kind: str, channels: int, side: int) -> list[dict[str, Any]]:
         return [{"backend": "cudnn"}, *combinations(exact, **by_pointers, BLOCK_K=(16,), num_stages=(2,))]
     blocks = tiles(
         "BLOCK_H BLOCK_W " + names,
-        (4, 8, 64, 2, 4), (8, 8, 64, 2, 4), (8, 16, 64, 2, 4), (8, 16, 64, 2, 8), (16, 16, 64, 2, 8), (8, 8, 128, 4, 4), (8, 8, 128, 4, 8),
-        (8, 16, 128, 4, 4), (8, 16, 128, 4, 8), (16, 16, 128, 4, 8), (8, 8, 256, 8, 8), (8, 16, 256, 8, 8),
+        (8, 8, 16, 1, 4), (8, 8, 32, 1, 4), (8, 8, 64, 2, 4), (8, 16, 64, 2, 4), (8, 16, 64, 2, 8), (16, 16, 64, 2, 8), (8, 8, 128, 4, 4),
+        (8, 8, 128, 4, 8), (8, 16, 128, 4, 8), (8, 16, 128, 8, 8), (16, 16, 128, 4, 8), (8, 8, 256, 8, 8), (8, 16, 256, 8, 8),
     )  # fmt: skip
-    least, most, wide = (32, 128, 128) if side <= 64 else (64, 256, 256)
-    blocks = [b for b in blocks if least <= b["BLOCK_H"] * b["BLOCK_W"] <= most and b["BLOCK_N"] <= (wide if channels > 64 else 64)]
+    narrow, wide, most, stages = (16, 64, 128, (4, 6)) if side <= 32 else (64, 256 if side > 64 else 128, 256, (3, 4))
+    wide = wide if channels > 64 else 64
+    blocks = [b for b in blocks if b["BLOCK_H"] * b["BLOCK_W"] <= most and narrow <= b["BLOCK_N"] <= wide]
+    turned = [b for b in blocks if b["BLOCK_N"] >= 64 and b["BLOCK_W"] == 16]
     rows = tiles("BLOCK_M " + names, (64, 64, 2, 4), (128, 64, 2, 4), (128, 128, 4, 8))
     if channels <= 32:
         rows = tiles("BLOCK_M " + names, (64, 32, 1, 4), (128, 32, 1, 4), (256, 32, 1, 8))
     k = (64,) if kind == "half" and channels >= 64 else (32,)
     return [
         {"backend": "cudnn"},
-        *combinations(blocks, **by_descriptors, BLOCK_K=k, num_stages=(3, 4)),
+        *combinations(blocks, **by_descriptors, PIXELS_FIRST=(True,), BLOCK_K=k, num_stages=stages),
+        *combinations(turned, **by_descriptors, PIXELS_FIRST=(False,), BLOCK_K=k, num_stages=stages[:1]),
         *combinations(rows, **by_pointers, BLOCK_K=sorted({32, *k}), num_stages=(3, 4)),
     ]
 
@@ -108,7 +111,7 @@ def _candidates(kind: str, channels: int, side: int) -> list[dict[str, Any]]:
 # (kind of product, batch, channels, side): fusion levels and heads of the 256-channel models at 384 and 512 pixels and of the Depth
 # Anything models at 518 (32 channels leave the smallest one's head), one picture and many; then channels beyond TMA's alignment.
 TUNED_SHAPES = (
-    *(("half", 1, 256, side) for side in (16, 32, 64, 96, 128, 256)),
+    *(("half", 1, 256, side) for side in (16, 32, 64, 74, 96, 128, 256)),
     ("half", 1, 128, 148),
     ("half", 16, 256, 128),
     *(("half", 1, 64, side) for side in (74, 148)),

@@ -1,4 +1,4 @@
-"""Batch norm in evaluation form around a convolution."""
+"""Batch norm around a convolution."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def norm_scale(weight: torch.Tensor | None, variance: torch.Tensor | None, eps: 
 def through_norm(
     grad_weight: torch.Tensor, grad_bias: torch.Tensor, parameters: tuple[torch.Tensor | None, ...], eps: float
 ) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of (weight, bias, norm's weight, norm's bias), in their dtypes, from those of a convolution without a norm."""
+    """The gradients of (weight, bias, norm's weight, norm's bias), in their dtypes, from those of a convolution without a norm; grad_weight
+    has the dtype in which the convolution took the weight."""
     weight, bias, norm_weight, norm_bias, mean, variance = parameters
     if norm_weight is None:
-        return grad_weight, None if bias is None else grad_bias.to(bias.dtype), None, None
+        return grad_weight.to(weight.dtype), None if bias is None else grad_bias.to(bias.dtype), None, None
     deviation = torch.rsqrt(variance.float() + eps)
     scale = norm_weight.float() * deviation
     centre = -mean.float() if bias is None else bias.float() - mean.float()
-    product = (weight.float() * grad_weight.float()).sum((1, 2, 3))
+    product = (weight.to(grad_weight.dtype).float() * grad_weight.float()).sum((1, 2, 3))
     return (
         (grad_weight.float() * scale[:, None, None, None]).to(weight.dtype),
         None if bias is None else (grad_bias * scale).to(bias.dtype),
