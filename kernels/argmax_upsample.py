@@ -25,7 +25,7 @@ import triton.language as tl
 
 from . import launch
 from .parts.bilinear import bilinear_source, gather_bilinear
-from .parts.maps import is_padded, padded_channels
+from .parts.maps import readable_channels
 from .upsample import SIDES, upsample_bilinear_ref
 
 MAX_CLASSES = 32767  # of int16
@@ -126,7 +126,7 @@ def _forward(logits: torch.Tensor, height: int, width: int, align_corners: bool,
         stride_x // unit,
         *sides,
         CLASSES=classes,
-        READ=padded_channels(classes) if is_padded(logits) else classes,
+        READ=readable_channels(logits),
         ALIGN_CORNERS=align_corners,
         UNIT=unit,
         **options,

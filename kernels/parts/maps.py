@@ -33,21 +33,27 @@ def is_padded(x: torch.Tensor) -> bool:
     return apart != channels and x.storage_offset() % MULTIPLE == 0 and x.stride() == dense
 
 
-def with_padding(x: torch.Tensor) -> torch.Tensor:
-    """A padded map and the channels behind it that mean nothing; any other map as :func:`channels_last` has it."""
-    if not is_padded(x):
-        return channels_last(x)
-    return x.as_strided((x.shape[0], padded_channels(x.shape[1]), *x.shape[2:]), x.stride())
+def readable_channels(x: torch.Tensor) -> int:
+    """How many channels may be read of each pixel: of a padded map all, unless its memory ends with the last pixel's own."""
+    apart = padded_channels(x.shape[1])
+    end = x.storage_offset() + x.shape[0] * x.shape[2] * x.shape[3] * apart
+    return apart if is_padded(x) and end * x.element_size() <= x.untyped_storage().nbytes() else x.shape[1]
 
 
 def padded(x: torch.Tensor) -> torch.Tensor:
-    """``x`` itself if it is padded, else a copy that is."""
-    if is_padded(x):
-        return x
+    """A copy of ``x`` that is padded, with memory behind its last pixel."""
     copy: torch.Tensor = empty_channels_last(x, padded_channels(x.shape[1]), *x.shape[2:])[:, : x.shape[1]]
     return copy.copy_(x)
 
 
+def with_padding(x: torch.Tensor) -> torch.Tensor:
+    """A padded map and the channels behind it that mean nothing; any other map as :func:`channels_last` has it."""
+    if not is_padded(x):
+        return channels_last(x)
+    x = x if readable_channels(x) > x.shape[1] else padded(x)
+    return x.as_strided((x.shape[0], padded_channels(x.shape[1]), *x.shape[2:]), x.stride(), x.storage_offset())
+
+
 def channels_last_or_padded(x: torch.Tensor) -> torch.Tensor:
     """``x`` itself if its memory is channels-last, dense or padded, else a copy that is padded."""
-    return x if x.is_contiguous(memory_format=torch.channels_last) else padded(x)
+    return x if is_padded(x) or x.is_contiguous(memory_format=torch.channels_last) else padded(x)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from both_passes import assert_op_parity, values_and_gradients
 
 from dpt.kernels import upsample
+from dpt.kernels.argmax_upsample import upsample_argmax
 from dpt.kernels.parts.maps import is_padded, padded, with_padding
 from dpt.kernels.tools.parity import assert_parity
 from dpt.kernels.upsample import conv1x1, conv1x1_upsample, upsample_backward, upsample_bilinear, upsample_bilinear_ref
@@ -212,6 +213,16 @@ def test_padded(channels, align_corners, dtype, device):
     assert is_padded(out) == (channels != 16) and is_padded(gradient) == (channels != 16)
 
 
+def test_memory_that_ends_with_the_last_pixel(device):
+    """The strides of a padded map, without its last padding, as a compiler makes such memory: copied once, and padded on."""
+    x = random_map((2, 19, 3, 4), torch.float32, device)
+    short = torch.empty_strided(x.shape, padded(x).stride(), device=device).copy_(x)
+    assert is_padded(short) and short.untyped_storage().nbytes() < padded(x).untyped_storage().nbytes()
+    out = upsample_bilinear(short, (5, 7), True)
+    assert is_padded(out) and torch.equal(out, upsample_bilinear(x, (5, 7), True))
+    assert torch.equal(upsample_argmax(short, (5, 7), True), upsample_argmax(x, (5, 7), True))
+
+
 def test_few_channels_are_not_padded(device):
     """16 times the memory for one class would gain nothing."""
     for channels in (1, 9, 15):
@@ -252,17 +263,10 @@ def test_padded_logits_compile_and_export(device):
     torch.library.opcheck(torch.ops.dpt.pointwise.default, (*leaves, True))
 
 
-def test_a_parameter_is_saved_and_no_copy(device):
-    """Under autocast the backward keeps x and the parameters as they are, of both functions."""
+def test_parameters_are_saved(device):
+    """Under autocast the backward keeps x in its dtype and the parameters as they are."""
     x, weight, bias = torch.randn(2, 32, 4, 5, device=device), torch.randn(19, 32, 1, 1, device=device), torch.randn(19, device=device)
-    leaves, saved = [t.requires_grad_() for t in (x, weight, bias)], []
-    with (
-        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
-        torch.autocast(device.type, dtype=torch.float16),
-    ):
-        conv1x1_upsample(*leaves, (6, 9), True)
-    assert [t.dtype for t in saved] == [torch.float16, torch.float32, torch.float32]
-    assert [t.data_ptr() for t in saved[1:]] == [weight.data_ptr(), bias.data_ptr()]
+    checks.assert_parameters_are_saved(lambda *t: conv1x1_upsample(*t, (6, 9), True), [x, weight, bias])
 
 
 def test_parameters_of_another_dtype(device):
