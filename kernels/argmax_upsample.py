@@ -3,10 +3,11 @@
     label[b, i, j] = argmax over k of resize(logits)[b, k, i, j]
     probability[b, i, j] = max over k of softmax over k of the same = 1 / sum over k of exp(value_k - value_label)
 
-logits (B, K, h, w) of any strides -> labels (B, H', W') uint8 for K <= 256, else int16; probability float32. Each pixel keeps a running
-maximum (and, for the probability, a running sum, as online softmax does) over blocks of classes, so the resized logits are never
-written: 150 float32 maps of 2000x3000 would be 3.6 GB, the labels are 6 MB. Reads B*K*h*w elements from DRAM, and each about
-4 H' W' / (h w) times from the caches; writes B*H'*W' bytes (5 with the probability); 8 K FLOPs a pixel.
+logits (B, K, h, w) of any strides -> labels (B, H', W') uint8 for K <= 256, else int16; probability float32. Loads are wide where the
+pixels lie a multiple of 16 classes apart (``upsample.conv1x1`` pads them): the numbers between them are read too, and no class of theirs
+wins. Each pixel keeps a running maximum (and, for the probability, a running sum, as online softmax does) over blocks of classes, so the
+resized logits are never written: 150 float32 maps of 2000x3000 would be 3.6 GB, the labels are 6 MB. Reads B*K*h*w elements from DRAM, and
+each about 4 H' W' / (h w) times from the caches; writes B*H'*W' bytes (5 with the probability); 8 K FLOPs a pixel.
 
 Interpolation is in float32 for every dtype, so that two classes that half precision would round to a tie are still told apart. Among
 equal values the first class wins, as in ``torch.argmax`` on a CPU. A neighbour whose weight is 0 does not count, so a class masked with
@@ -24,6 +25,7 @@ import triton.language as tl
 
 from . import launch
 from .parts.bilinear import bilinear_source, gather_bilinear
+from .parts.maps import readable_channels
 from .upsample import SIDES, upsample_bilinear_ref
 
 MAX_CLASSES = 32767  # of int16
@@ -58,14 +60,16 @@ def _upsample_argmax_kernel(
     target_height,
     target_width,
     CLASSES: tl.constexpr,
+    READ: tl.constexpr,  # how many classes are read of a pixel: of padded memory, for wide loads, as many as pixels are apart
     ALIGN_CORNERS: tl.constexpr,
-    ALIGNED: tl.constexpr,  # whether 16 divides the strides of images, rows and pixels
+    UNIT: tl.constexpr,  # of the strides of images, rows and pixels: 16 where that divides them, else 1
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    if ALIGNED:  # not left to Triton's own look at each argument: that would compile again for other widths
-        stride_b = tl.multiple_of(stride_b, 16)
-        stride_y = tl.multiple_of(stride_y, 16)
+    # What divides the strides is not left to Triton's own look at each argument: that would compile again for other widths.
+    stride_b *= UNIT
+    stride_y *= UNIT
+    stride_x *= UNIT
     pixels = target_height * target_width
     blocks = tl.cdiv(pixels, BLOCK_P)
     image = (tl.program_id(0) // blocks).to(tl.int64)
@@ -80,7 +84,7 @@ def _upsample_argmax_kernel(
     total = tl.zeros((BLOCK_P, BLOCK_K), dtype=tl.float32)
     for first in range(0, CLASSES, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        mask = (pixel < pixels)[:, None] & (k < CLASSES)[None, :]
+        mask = (pixel < pixels)[:, None] & (k < READ)[None, :]
         value = gather_bilinear(logits_ptr, source_y, source_x, stride_y, stride_x, k.to(tl.int64) * stride_k, mask)
         value = tl.where(value == value, value, float("inf"))
         value = tl.where((k < CLASSES)[None, :], value, float("-inf"))
@@ -103,8 +107,10 @@ def _forward(logits: torch.Tensor, height: int, width: int, align_corners: bool,
     batch, classes, source_height, source_width = logits.shape
     labels = torch.empty((batch, height, width), dtype=label_dtype(classes), device=logits.device)
     confidence = torch.empty((batch, height, width) if probability else (0,), dtype=torch.float32, device=logits.device)
+    stride_b, stride_k, stride_y, stride_x = logits.stride()
+    unit = 16 if all(stride % 16 == 0 for stride in (stride_b, stride_y, stride_x)) else 1
     # Neighbouring threads should read neighbouring memory: classes of a pixel, or one class of neighbouring pixels.
-    classes_last = logits.stride(1) == 1
+    classes_last = stride_k == 1
     options = launch.config("upsample_argmax", launch.device_family(logits.device), logits.dtype, K=classes, classes_last=classes_last)
     grid = (batch * triton.cdiv(height * width, options["BLOCK_P"]),)
     sides = (source_height, source_width, height, width)
@@ -114,11 +120,15 @@ def _forward(logits: torch.Tensor, height: int, width: int, align_corners: bool,
         logits,
         labels,
         confidence if probability else None,
-        *logits.stride(),
+        stride_b // unit,
+        stride_k,
+        stride_y // unit,
+        stride_x // unit,
         *sides,
         CLASSES=classes,
+        READ=readable_channels(logits),
         ALIGN_CORNERS=align_corners,
-        ALIGNED=all(logits.stride(dimension) % 16 == 0 for dimension in (0, 2, 3)),
+        UNIT=unit,
         **options,
     )
     return labels, confidence

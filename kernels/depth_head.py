@@ -24,7 +24,7 @@ Moves x once and y, (C/4 + 1) elements a pixel of y; eager PyTorch moves 2 (C + 
 
 Backward: the hidden map is recomputed; its gradient (B, F, H', W') is written, and gathered, tap by tap and in a fixed order, to the
 pixels of x (upsample.upsample_backward). The gradients of x and w1 are then two plain GEMMs of the library, those of w2 and b2 sums of one
-row a program. Saved: x and the parameters.
+row a program. Saved: x and the parameters as they are.
 """
 
 from __future__ import annotations
@@ -307,8 +307,8 @@ def _columns_per_program(source_width: int, target_width: int, block: int, sourc
 
 def _launch(x, w1, b1, w2, b2, size, activation, max_depth, grad, precision=None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y and None; or, given its gradient, that of the hidden map and the (programs, F + 1) shares of those of w2 and b2."""
-    x, w1 = channels_last(x), channels_last(w1)
-    b1, w2, b2 = b1.contiguous(), w2.contiguous(), b2.contiguous()
+    x, w1 = channels_last(x), channels_last(w1.to(x.dtype))
+    b1, w2, b2 = (parameter.to(x.dtype).contiguous() for parameter in (b1, w2, b2))
     batch, channels, source_height, source_width = x.shape
     height, width = size
     hidden = w1.shape[0]
@@ -351,10 +351,10 @@ def _backward(grad, x, w1, b1, w2, b2, activation, max_depth) -> tuple[torch.Ten
     grad_w2, grad_b2 = partial[:, :-1].sum(0).view(w2.shape), partial[:, -1:].sum(0)
     taps = upsample_backward(grad_hidden, x.shape[2:], True, taps=3).permute(0, 2, 3, 1).reshape(-1, 9 * hidden)  # (B*H*W, 9*F)
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    grad_x = (taps @ _weight_matrix(w1)).view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
+    grad_x = (taps @ _weight_matrix(w1.to(x.dtype))).view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
     grad_w1 = (taps.T @ pixels).view(3, 3, hidden, channels).permute(2, 3, 0, 1)
     grad_b1 = grad_hidden.sum((0, 2, 3), dtype=torch.float32)
-    return grad_x, grad_w1.contiguous(), grad_b1.to(b1.dtype), grad_w2.to(w2.dtype), grad_b2.to(b2.dtype)
+    return grad_x, grad_w1.to(w1.dtype).contiguous(), grad_b1.to(b1.dtype), grad_w2.to(w2.dtype), grad_b2.to(b2.dtype)
 
 
 @torch.library.custom_op("dpt::depth_head", mutates_args=())
@@ -409,13 +409,6 @@ def _differentiate(ctx, grad):
 _depth_head.register_autograd(_differentiate, setup_context=_save)
 
 
-def _check_parameter(name: str, parameter: torch.Tensor, shape: tuple[int, ...], x: torch.Tensor) -> None:
-    if parameter.dtype != x.dtype:
-        raise TypeError(f"{name} is {parameter.dtype}: must be {x.dtype}, as x is")
-    if tuple(parameter.shape) != shape or parameter.device != x.device:
-        raise ValueError(f"{name} is {tuple(parameter.shape)} on {parameter.device}: must be {shape} on {x.device}")
-
-
 def _check_hidden(w1: torch.Tensor) -> int:
     hidden = w1.shape[0] if w1.dim() == 4 else 0
     if hidden not in HIDDEN_CHANNELS:
@@ -437,26 +430,26 @@ def depth_head(
 
     Args:
         x: (B, C, H, W), float32, float16 or bfloat16. Channels-last is read as it is; another layout is copied once.
-        w1, b1: (F, C, 3, 3) and (F,), F 16 or 32; w2, b2: (1, F, 1, 1) and (1,). In x's dtype.
+        w1, b1: (F, C, 3, 3) and (F,), F 16 or 32; w2, b2: (1, F, 1, 1) and (1,). In x's dtype, or under autocast in any.
         size: (H', W'). Where a side is smaller than x's, x is first resized, in memory: the head then runs on the smaller map.
         activation: "relu"; "sigmoid", which is multiplied by ``max_depth`` (metres, as the model was trained); or "linear", which is none.
 
-    Under autocast x and the parameters are taken in autocast's dtype. Accumulation in float32; float32 products in TF32 where PyTorch's
-    switch for convolutions says so (its default). NaN or infinity in ``x`` reaches the pixels that see it, and may reach their whole
-    rows: the resize is a product with zeros, and 0 * inf is NaN.
+    Under autocast x and, inside, the parameters are taken in autocast's dtype. Accumulation in float32; float32 products in TF32 where
+    PyTorch's switch for convolutions says so (its default). NaN or infinity in ``x`` reaches the pixels that see it, and may reach their
+    whole rows: the resize is a product with zeros, and 0 * inf is NaN.
 
     Raises:
         TypeError: a dtype that is not as above.
         ValueError: a shape, device or activation that is not as above, or a side over 32767.
     """
-    x, w1, b1, w2, b2 = launch.autocast(x, w1, b1, w2, b2)
+    (x,) = launch.autocast(x)
     launch.check_map("x", x)
     height, width = launch.check_size("size", size)
     hidden = _check_hidden(w1)
-    _check_parameter("w1", w1, (hidden, x.shape[1], 3, 3), x)
-    _check_parameter("b1", b1, (hidden,), x)
-    _check_parameter("w2", w2, (1, hidden, 1, 1), x)
-    _check_parameter("b2", b2, (1,), x)
+    launch.check_tensor("w1", w1, (hidden, x.shape[1], 3, 3), x, weight=True)
+    launch.check_tensor("b1", b1, (hidden,), x, weight=True)
+    launch.check_tensor("w2", w2, (1, hidden, 1, 1), x, weight=True)
+    launch.check_tensor("b2", b2, (1,), x, weight=True)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
     if not launch.runs_kernels(x, "depth_head"):

@@ -16,7 +16,7 @@ the transposed convolution, and then the bias. In half precision the bare produc
 Backward, readout: the pre-activation is computed again, in the same kernel, whose epilogue multiplies the incoming gradient with GELU'.
 That gradient is written in the layout of the tokens, with zeros for the class token, so that the products for tokens and W run on all
 tokens at once. Transposed convolution: the gradient is gathered once into (B*H*W, s*s*O). All further products and sums are PyTorch's own,
-in a fixed order. Saved: the inputs.
+in a fixed order. Saved: the inputs; under autocast the parameters as they are, which both passes convert.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
     """(B, N, D); or, given its gradient, that of the pre-activation in the layout of the tokens, (B, 1+N, D), zero for the class token."""
     tokens = tokens.contiguous()
     images, positions, features = tokens.shape[0], tokens.shape[1] - 1, tokens.shape[-1]
+    weight, bias = weight.to(tokens.dtype).contiguous(), None if bias is None else bias.to(tokens.dtype)
     weight, of_class = weight[:, :features], weight[:, features:]
     image_bias = F.linear(tokens[:, 0], of_class, bias)  # (B, D)
     name = "readout_project" if grad is None else "readout_project_backward"
@@ -202,7 +203,7 @@ def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
 
 @torch.library.custom_op("dpt::readout_project", mutates_args=())
 def _readout_op(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return _readout(tokens, weight.contiguous(), bias, launch.input_precision(tokens.dtype))
+    return _readout(tokens, weight, bias, launch.input_precision(tokens.dtype))
 
 
 @_readout_op.register_fake
@@ -217,15 +218,15 @@ def _readout_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of tokens, weight and bias."""
     features = tokens.shape[-1]
-    tokens, weight = tokens.contiguous(), weight.contiguous()
-    grad_pre = _readout(tokens, weight, bias, launch.input_precision(tokens.dtype), grad)
+    tokens, taken = tokens.contiguous(), weight.to(tokens.dtype)
+    grad_pre = _readout(tokens, taken, bias, launch.input_precision(tokens.dtype), grad)
     grad_image = grad_pre.sum(1, dtype=torch.float32)  # (B, D): of W2 cls + b
     grad_vector = grad_image.to(tokens.dtype)
     rows = grad_pre.view(-1, features)
-    grad_tokens = (rows @ weight[:, :features]).view(tokens.shape)
-    grad_tokens[:, 0] = grad_vector @ weight[:, features:]
+    grad_tokens = (rows @ taken[:, :features]).view(tokens.shape)
+    grad_tokens[:, 0] = grad_vector @ taken[:, features:]
     grad_weight = torch.cat([rows.T @ tokens.view(-1, features), grad_vector.T @ tokens[:, 0]], dim=1)
-    return grad_tokens, grad_weight, grad_image.sum(0).to(tokens.dtype if bias is None else bias.dtype)
+    return grad_tokens, grad_weight.to(weight.dtype), grad_image.sum(0).to(tokens.dtype if bias is None else bias.dtype)
 
 
 @_readout_backward.register_fake
@@ -255,14 +256,14 @@ def readout_project(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     float32 products are exact unless PyTorch's own switch for matmuls allows tf32.
     Raises TypeError for a dtype, ValueError for a shape or device, naming it and the rule.
     """
-    tokens, weight, bias = launch.autocast(tokens, weight, bias)
+    (tokens,) = launch.autocast(tokens)
     launch.check_input("tokens", tokens)
     if tokens.dim() != 3 or tokens.shape[1] < 2:
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}: it must be (B, 1+N, D), the class token first, with N at least 1")
     features = tokens.shape[-1]
-    launch.check_operand("weight", weight, (features, 2 * features), tokens)
+    launch.check_operand("weight", weight, (features, 2 * features), tokens, weight=True)
     if bias is not None:
-        launch.check_operand("bias", bias, (features,), tokens)
+        launch.check_operand("bias", bias, (features,), tokens, weight=True)
     if not launch.runs_kernels(tokens, "reassemble"):
         return _split_readout(tokens, weight, bias)
     return _readout_op(tokens, weight, bias)
@@ -274,10 +275,10 @@ def _pixels(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
 
 
-def _tap_matrices(weight: torch.Tensor) -> torch.Tensor:
-    """(C, O, s, s) as (s*s, O, C): copied at each call, for neighbouring channels to be neighbours in memory."""
+def _tap_matrices(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(C, O, s, s) as (s*s, O, C) in ``dtype``: copied unless it lies in memory so, for neighbouring channels to be neighbours."""
     channels, columns, stride, _ = weight.shape
-    flat = weight.permute(2, 3, 1, 0).reshape(-1).contiguous()
+    flat = weight.to(dtype).permute(2, 3, 1, 0).reshape(-1).contiguous()
     return flat.view(stride * stride, columns, channels)  # flat first: the strides that the kernel is given must hold for O = 1 too
 
 
@@ -286,11 +287,11 @@ def _transposed_conv(x, weight, bias, precision) -> torch.Tensor:
     channels, stride = weight.shape[1], weight.shape[-1]
     height, width = x.shape[2:]
     backend, config = _config("transposed_conv", x, x.shape[0] * height * width, channels, x.shape[1], precision)
-    bias = None if bias is None else bias.contiguous()
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
     if backend == "cudnn":
-        return add_bias(F.conv_transpose2d(x, weight, stride=stride), bias)
+        return add_bias(F.conv_transpose2d(x, weight.to(x.dtype), stride=stride), bias)
     out = empty_channels_last(x, channels, height * stride, width * stride)
-    _launch(_pixels(x), _tap_matrices(weight), bias, _pixels(out), width=width, stride=stride, precision=precision, config=config)
+    _launch(_pixels(x), _tap_matrices(weight, x.dtype), bias, _pixels(out), width=width, stride=stride, precision=precision, config=config)
     return out
 
 
@@ -312,10 +313,10 @@ def _differentiate_transposed_conv(ctx, grad):
     rows = tiles.permute(0, 2, 4, 3, 5, 1).reshape(-1, stride * stride * channels)  # (B*H*W, s*s*O)
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = (rows @ _tap_matrices(weight).view(-1, depth)).view(batch, height, width, depth).permute(0, 3, 1, 2)
+        grad_x = (rows @ _tap_matrices(weight, x.dtype).view(-1, depth)).view(batch, height, width, depth).permute(0, 3, 1, 2)
     if ctx.needs_input_grad[1]:
         products = rows.T @ channels_last(x).permute(0, 2, 3, 1).reshape(-1, depth)  # (s*s*O, C)
-        grad_weight = products.view(stride, stride, channels, depth).permute(3, 2, 0, 1).contiguous()
+        grad_weight = products.view(stride, stride, channels, depth).permute(3, 2, 0, 1).contiguous().to(weight.dtype)
     if bias is not None and ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype)
     return grad_x, grad_weight, grad_bias
@@ -328,17 +329,17 @@ def transposed_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     """Transposed convolution whose stride is its kernel: (B, O, s*H, s*W), channels-last, in x's dtype.
 
     x: (B, C, H, W), float32, float16 or bfloat16; under autocast, autocast's dtype. Channels-last is read as it is, another layout is
-    copied once. weight: (C, O, s, s); bias: (O,) or None; both in x's dtype. Differentiable. float32 products in TF32 where PyTorch's
-    switch for convolutions says so (its default).
+    copied once. weight: (C, O, s, s); bias: (O,) or None; both in x's dtype, or under autocast in any. Differentiable. float32 products in
+    TF32 where PyTorch's switch for convolutions says so (its default).
     Raises TypeError for a dtype, ValueError for a shape or device, naming it and the rule.
     """
-    x, weight, bias = launch.autocast(x, weight, bias)
+    (x,) = launch.autocast(x)
     launch.check_map("x", x)
     if weight.dim() != 4 or weight.shape[2] != weight.shape[3] or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: it must be (C, O, s, s)")
-    launch.check_operand("weight", weight, (x.shape[1], *weight.shape[1:]), x)
+    launch.check_operand("weight", weight, (x.shape[1], *weight.shape[1:]), x, weight=True)
     if bias is not None:
-        launch.check_operand("bias", bias, (weight.shape[1],), x)
+        launch.check_operand("bias", bias, (weight.shape[1],), x, weight=True)
     if not launch.runs_kernels(x, "reassemble"):
         return transposed_conv_ref(x, weight, bias)
     return _transposed_conv_op(x, weight, bias)

@@ -4,11 +4,12 @@
     align_corners:      s(i) = i (H - 1) / (H' - 1), and 0 if H' = 1
     not align_corners:  s(i) = max((i + 1/2) H / H' - 1/2, 0)
 
-x (B, C, H, W) -> (B, C, H', W'), both channels_last; another layout is copied once. Coordinates are divided as integers, so that they are
-exact and the backward kernel gives every target pixel the neighbours that the forward kernel gave it; interpolation is in float32.
-Moves B*C*(H*W + H'*W') elements, once each from DRAM; 7 FLOPs a target element. The backward gathers, over the target pixels that
-touched a source pixel, instead of adding atomically: its sums come in a fixed order, and it writes B*C*H*W elements once, without
-zeroing them first. Nothing is saved for it.
+x (B, C, H, W) -> (B, C, H', W'), both channels_last; another layout is copied once. Pixels that lie a multiple of 16 channels apart
+(``parts.maps``), as those of logits do, lie so in y too: what is between them is resized with them, by wide loads and stores. Coordinates
+are divided as integers, so that they are exact and the backward kernel gives every target pixel the neighbours that the forward kernel gave
+it; interpolation is in float32. Moves B*C*(H*W + H'*W') elements, once each from DRAM; 7 FLOPs a target element. The backward gathers, over
+the target pixels that touched a source pixel, instead of adding atomically: its sums come in a fixed order, and it writes B*C*H*W elements
+once, without zeroing them first. Nothing is saved for it.
 
 The 1x1 convolution commutes with the resize, whose weights sum to 1, so it goes first, on the smaller map: for x2, a quarter of the
 work. It stays a GEMM of the library on the (B*H*W, C) view, and is not fused: a fused kernel would either repeat the product for every
@@ -29,7 +30,8 @@ import triton.language as tl
 
 from . import launch
 from .parts.bilinear import bilinear_source, first_target, gather_bilinear
-from .parts.maps import channels_last, empty_channels_last
+from .parts.maps import channels_last, channels_last_or_padded, empty_channels_last, is_padded, padded_channels, with_padding
+from .parts.pointwise import pointwise
 
 
 def upsample_bilinear_ref(x: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
@@ -124,15 +126,20 @@ def _upsample_backward_kernel(
     tl.store(out_ptr, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+def _partial(channels: int) -> bool:
+    """Whether the last block of 64 channels would be half empty."""
+    return 0 < channels % 64 <= 32
+
+
 def _forward(x: torch.Tensor, height: int, width: int, align_corners: bool) -> torch.Tensor:
-    x = channels_last(x)
+    seen, x = x.shape[1], with_padding(x)
     batch, channels, source_height, source_width = x.shape
     out = empty_channels_last(x, channels, height, width)
-    options = launch.config("upsample_bilinear", launch.device_family(x.device), x.dtype, C=channels)
+    options = launch.config("upsample_bilinear", launch.device_family(x.device), x.dtype, partial=_partial(channels))
     grid = (batch * triton.cdiv(height * width, options["BLOCK_P"]), triton.cdiv(channels, options["BLOCK_C"]))
     sides = (source_height, source_width, height, width)
     launch.launch(_upsample_kernel, grid, x, out, *sides, CHANNELS=channels, ALIGN_CORNERS=align_corners, **options)
-    return out
+    return out[:, :seen]
 
 
 def _window(source_side: int, target_side: int, align_corners: bool) -> int:
@@ -149,11 +156,11 @@ def upsample_backward(grad: torch.Tensor, source_size: tuple[int, int], align_co
     With ``taps=3``, for each of the nine taps of a convolution with zero padding that follows the resize, tap by tap along the channels:
     the gradient of what that tap saw, had it been resized by itself.
     """
-    grad = channels_last(grad)
+    seen, grad = grad.shape[1], channels_last(grad) if taps > 1 else with_padding(channels_last_or_padded(grad))
     batch, channels, height, width = grad.shape
     source_height, source_width = source_size
     out = empty_channels_last(grad, taps * taps * channels, source_height, source_width)
-    options = launch.config("upsample_bilinear_backward", launch.device_family(grad.device), grad.dtype, C=channels)
+    options = launch.config("upsample_bilinear_backward", launch.device_family(grad.device), grad.dtype, partial=_partial(channels))
     grid = (
         batch * triton.cdiv(source_height * source_width, options["BLOCK_P"]),
         triton.cdiv(channels, options["BLOCK_C"]),
@@ -162,7 +169,7 @@ def upsample_backward(grad: torch.Tensor, source_size: tuple[int, int], align_co
     windows = (_window(source_height, height, align_corners), _window(source_width, width, align_corners))
     sides = (source_height, source_width, height, width, *windows)
     launch.launch(_upsample_backward_kernel, grid, grad, out, *sides, CHANNELS=channels, ALIGN_CORNERS=align_corners, TAPS=taps, **options)
-    return out
+    return out[:, : taps * taps * seen]
 
 
 @torch.library.custom_op("dpt::upsample_bilinear", mutates_args=())
@@ -170,9 +177,15 @@ def _upsample(x: torch.Tensor, height: int, width: int, align_corners: bool) -> 
     return _forward(x, height, width, align_corners)
 
 
+def _empty(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """What a map is resized to: padded, if it is."""
+    channels = padded_channels(x.shape[1]) if is_padded(x) else x.shape[1]
+    return empty_channels_last(x, channels, height, width)[:, : x.shape[1]]
+
+
 @_upsample.register_fake
 def _(x, height, width, align_corners):
-    return empty_channels_last(x, x.shape[1], height, width)
+    return _empty(x, height, width)
 
 
 @torch.library.custom_op("dpt::upsample_bilinear_backward", mutates_args=())
@@ -183,7 +196,7 @@ def upsample_bilinear_backward(grad: torch.Tensor, height: int, width: int, alig
 
 @upsample_bilinear_backward.register_fake
 def _(grad, height, width, align_corners):
-    return empty_channels_last(grad, grad.shape[1], height, width)
+    return _empty(channels_last_or_padded(grad), height, width)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -215,12 +228,14 @@ def upsample_bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool)
     return _upsample(x, height, width, align_corners)
 
 
-def conv1x1(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def conv1x1(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, padded: bool = False) -> torch.Tensor:
     """The 1x1 convolution of ``x`` (B, C, H, W) by ``weight`` (O, C, 1, 1) and ``bias`` (O,) or None: (B, O, H, W), channels-last.
 
-    A product of matrices on the channels-last memory, which the library ends with the bias: no convolution is planned. Differentiable.
+    A product of matrices on the channels-last memory, which the library ends with the bias: no convolution is planned. ``padded``: the
+    result's pixels are a multiple of 16 channels apart, if O is 16 or more, for wide loads of what reads it. Differentiable. Under autocast
+    x is taken in autocast's dtype, and the parameters are as they are.
     """
-    return F.linear(channels_last(x).permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return pointwise(channels_last(x).permute(0, 2, 3, 1), weight.flatten(1), bias, padded=padded).permute(0, 3, 1, 2)
 
 
 def conv1x1_upsample(

@@ -18,6 +18,7 @@ from ..kernels.attention import attention
 from ..kernels.conv_norm_relu import conv_norm_relu
 from ..kernels.depth_head import ACTIVATIONS, depth_head
 from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
+from ..kernels.parts.pointwise import pointwise
 from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
@@ -91,7 +92,7 @@ class FastReassemble(Reassemble):
             x = self.readout(tokens)
         if not isinstance(self.norm, nn.Identity):
             x = self.norm(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
-        x = F.linear(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
+        x = pointwise(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         if isinstance(self.resize, nn.ConvTranspose2d):
             return transposed_conv(x, self.resize.weight, self.resize.bias)
         return self.resize(x)
@@ -226,15 +227,20 @@ class FastMetricBinsHead(MetricBinsHead):
 
 
 class FastSegmentationHead(SegmentationHead):
-    """`SegmentationHead` with its norm and ReLU in the convolution, and labels decided in one kernel with the upsampling."""
+    """`SegmentationHead` with its norm and ReLU in the convolution, and labels decided in one kernel with the upsampling.
+
+    The pixels of its logits are a multiple of 16 classes apart in memory, for wide loads; `.contiguous()` copies them side by side.
+    """
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return upsample_bilinear(self.logits(x), size, self.align_corners)
 
     def logits(self, x: Tensor) -> Tensor:
         if uses_batch_statistics(self.norm):
-            return super().logits(x)
-        return self.classifier(self.dropout(conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))))
+            x = F.relu(self.norm(self.conv(x)))
+        else:
+            x = conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))
+        return conv1x1(self.dropout(x), self.classifier.weight, self.classifier.bias, padded=True)
 
     fused_labels = staticmethod(fused_labels)
 

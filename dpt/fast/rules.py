@@ -212,8 +212,8 @@ FAST: dict[type[nn.Module], Replacement] = {
     ),
     SegmentationHead: Replacement(
         FastSegmentationHead,
-        reads={"conv": convolution(3), "norm": BATCH_NORM},
-        calls=("dropout", "classifier"),
+        reads={"conv": convolution(3), "norm": BATCH_NORM, "classifier": convolution(1)},
+        calls=("dropout",),
         note=takes_statistics("norm"),
     ),
     LinearHead: Replacement(FastLinearHead, reads={"project": convolution(3)}, calls=("linear",)),

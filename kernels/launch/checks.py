@@ -20,8 +20,8 @@ def input_precision(dtype: torch.dtype) -> str:
 
 def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """The tensors in autocast's dtype where autocast is on, as PyTorch's own matmuls take theirs; else as they are."""
-    device_type = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device_type):
+    device_type = next((t.device.type for t in tensors if t is not None), None)
+    if device_type is None or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)

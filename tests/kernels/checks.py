@@ -192,6 +192,19 @@ def assert_follows_autocast(op: Op, inputs: Inputs) -> None:
     assert all(gradient.dtype == torch.float32 for gradient in torch.autograd.grad(out.float().sum(), given))
 
 
+def assert_parameters_are_saved(op: Op, inputs: Inputs) -> None:
+    """Under autocast the backward keeps all inputs but the first, the parameters, as they are, and no copy in autocast's dtype."""
+    leaves, saved = _leaves(inputs), []
+    given = [leaf for leaf in leaves if leaf is not None]
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+        torch.autocast(given[0].device.type, dtype=torch.float16),
+    ):
+        op(*leaves)
+    assert {leaf.data_ptr() for leaf in given[1:]} <= {t.data_ptr() for t in saved}
+    assert [t.dtype for t in saved if t.dtype != torch.float32] == [torch.float16]
+
+
 def assert_empty_batch(op: Op, inputs: Inputs, shape: Sequence[int]) -> None:
     """A batch of nothing (of the first input) gives ``shape``, and a gradient of nothing to what has a batch, of zeros to what has not."""
     leaves = _leaves([inputs[0][:0], *inputs[1:]])

@@ -10,16 +10,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpt.kernels import argmax_upsample
 from dpt.kernels.argmax_upsample import label_dtype, upsample_argmax, upsample_argmax_ref
+from dpt.kernels.parts.maps import channels_last, padded, with_padding
 from dpt.kernels.upsample import upsample_bilinear_ref
 
 INF = float("inf")
 ALIGN = pytest.mark.parametrize("align_corners", (True, False), ids=("corners", "centres"))
-FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-LAYOUT = pytest.mark.parametrize("layout", FORMATS)
+INTO = {"channels_last": channels_last, "contiguous": torch.Tensor.contiguous, "padded": lambda x: poisoned(padded(x))}
+LAYOUT = pytest.mark.parametrize("layout", INTO)
+
+
+def poisoned(x):
+    """A padded map whose padding is NaN and infinity in turn, from one class to the next."""
+    behind = with_padding(x)[:, x.shape[1] :]
+    behind[:, ::2], behind[:, 1::2] = float("nan"), INF
+    return x
 
 
 def random_logits(shape, dtype, device, layout="channels_last", spread=3.0):
-    return (spread * torch.randn(shape, device=device)).to(dtype).contiguous(memory_format=FORMATS[layout])
+    return INTO[layout]((spread * torch.randn(shape, device=device)).to(dtype))
 
 
 def assert_labels(labels, values):
@@ -57,6 +65,13 @@ CASES = [  # (B, K, h, w) to (H', W'): classes below, at and beyond the blocks a
     ((1, 19, 33, 18), (12, 20), "channels_last"),
     ((1, 19, 5, 7), (12, 20), "contiguous"),
     ((2, 150, 5, 7), (9, 13), "channels_last"),
+    ((2, 150, 5, 7), (9, 13), "padded"),
+    ((1, 1, 4, 3), (7, 5), "padded"),
+    ((2, 19, 5, 7), (9, 4), "padded"),
+    ((1, 59, 5, 3), (9, 4), "padded"),
+    ((2, 60, 1, 3), (4, 7), "padded"),
+    ((1, 171, 3, 5), (7, 5), "padded"),
+    ((1, 847, 3, 2), (5, 3), "padded"),
     ((1, 150, 5, 7), (7, 5), "contiguous"),
     ((1, 256, 1, 3), (5, 7), "channels_last"),
     ((1, 257, 4, 3), (4, 3), "channels_last"),
@@ -68,7 +83,7 @@ CASES = [  # (B, K, h, w) to (H', W'): classes below, at and beyond the blocks a
 @ALIGN
 @pytest.mark.parametrize(("shape", "size", "layout"), CASES, ids=str)
 def test_labels_and_probabilities(shape, size, layout, align_corners, dtype, device):
-    """Every label and probability, over both memory formats: masked classes and pixels, classes that share a lane, the switch to int16."""
+    """Every label and probability, over all orders in memory: masked classes and pixels, classes that share a lane, the switch to int16."""
     assert_right(random_logits(shape, dtype, device, layout), size, align_corners)
 
 
@@ -97,7 +112,7 @@ def test_every_shipped_configuration(block, layout, device):
 def test_first_of_equals_wins(layout, device):
     """As in torch.argmax on a CPU, whichever lanes and blocks of classes the equals stand in, and when all are equal."""
     for equals in ((0, 1), (3, 3 + 32), (5, 36), (31, 32, 39), (39,), tuple(range(40))):
-        logits = torch.full((1, 40, 3, 4), -2.0, device=device).contiguous(memory_format=FORMATS[layout])
+        logits = INTO[layout](torch.full((1, 40, 3, 4), -2.0, device=device))
         logits[:, list(equals)] = 1
         labels, probability = upsample_argmax(logits, (7, 5), False, return_probability=True)
         assert (labels == equals[0]).all()
@@ -119,10 +134,10 @@ def test_huge_logits(layout, dtype, device):
     """Near the largest numbers of the dtype, both signs: no exponential overflows, and the winner's probability is 1."""
     huge = torch.finfo(dtype).max / 2
     logits = random_logits((2, 37, 4, 5), dtype, device, layout).sign() * torch.linspace(0.5, 1, 37, device=device)[:, None, None] * huge
-    logits = logits.to(dtype).contiguous(memory_format=FORMATS[layout])
+    logits = INTO[layout](logits.to(dtype))
     labels, probability = upsample_argmax(logits, (4, 5), True, return_probability=True)
     assert torch.equal(labels.long(), logits.double().argmax(1)) and (probability == 1).all()
-    labels, probability = upsample_argmax(-logits.abs(), (4, 5), True, return_probability=True)
+    labels, probability = upsample_argmax(INTO[layout](-logits.abs()), (4, 5), True, return_probability=True)
     assert (labels == 0).all() and (probability == 1).all()
 
 
@@ -186,6 +201,15 @@ def test_strides(device):
         assert_right(logits, (7, 5), False)
 
 
+def test_padding_is_read_for_wide_loads(device, monkeypatch):
+    """What lies behind a padded pixel's classes is read with them, and what is no padding is not: the next pixel's, an offset view's."""
+    launches = checks.spied_launches(monkeypatch)
+    base = torch.randn(1, 4, 5, 32, device=device).permute(0, 3, 1, 2)
+    for logits in (base[:, :19], base[:, :15], base[:, :32], base[:, 1:20], base.contiguous()[:, :19], base[:, :, 1:, :19]):
+        upsample_argmax(logits, (5, 6), True)
+    assert [options["READ"] for _, options in launches] == [32, 15, 32, 19, 19, 32]
+
+
 class Allocations(TorchDispatchMode):
     """The shapes of all fresh, non-empty tensors that PyTorch's operators return, and of what shares no memory with an input."""
 
@@ -243,7 +267,7 @@ def test_empty_batch(device):
     assert labels.shape == probability.shape == (0, 6, 8) and labels.dtype == torch.uint8
 
 
-@LAYOUT
+@pytest.mark.parametrize("layout", ("channels_last", "contiguous"))
 @pytest.mark.parametrize(("images", "side", "classes"), ((2, 2944, 300), (36, 512, 256)))
 def test_offsets_beyond_int32(images, side, classes, layout, far):
     """Offsets are 64 bits wide: the far end is read of two images of more than 2^31 elements each, and of many small ones."""
@@ -259,8 +283,8 @@ def test_offsets_beyond_int32(images, side, classes, layout, far):
 
 def test_opcheck(device):
     """PyTorch's own checks of the registration: schema, fake kernel, compilation with static and dynamic shapes."""
-    for classes, probability in ((5, True), (300, False)):
-        arguments = (torch.randn(1, classes, 3, 2, device=device).contiguous(memory_format=torch.channels_last), 3, 4, True, probability)
+    for classes, layout, probability in ((5, "channels_last", True), (300, "channels_last", False), (19, "padded", False)):
+        arguments = (random_logits((1, classes, 3, 2), torch.float32, device, layout), 3, 4, True, probability)
         torch.library.opcheck(torch.ops.dpt.upsample_argmax.default, arguments)
 
 

@@ -325,6 +325,11 @@ def test_autocast_is_followed(device):
     checks.assert_follows_autocast(head((4, 5)), random_inputs((1, 16, 2, 3), 16, torch.float32, device))
 
 
+def test_parameters_are_saved(device):
+    """Blind spot: copies of the weights in autocast's dtype, kept from the forward to the backward."""
+    checks.assert_parameters_are_saved(head((4, 5)), random_inputs((1, 16, 2, 3), 16, torch.float32, device))
+
+
 def test_empty_batch(device):
     """A batch of nothing gives nothing, and gradients of zeros, without a launch of programs."""
     checks.assert_empty_batch(head((4, 5)), random_inputs((1, 16, 2, 3), 16, torch.float32, device), (0, 4, 5))
@@ -399,8 +404,8 @@ def arguments(**changed):
         ({"w1": torch.zeros(16, 4, 3, 3)}, ValueError, r"w1 is \(16, 4, 3, 3\) on cpu: must be \(16, 8, 3, 3\) on cpu"),
         ({"w1": torch.zeros(16, 8, 1, 1)}, ValueError, r"must be \(16, 8, 3, 3\)"),
         ({"w1": torch.zeros(16, 8, 3, 3).half()}, TypeError, "w1 is torch.float16: must be torch.float32, as x is"),
-        ({"b1": torch.zeros(8)}, ValueError, r"b1 is \(8,\) on cpu: must be \(16,\)"),
-        ({"b1": torch.zeros(16, device="meta")}, ValueError, r"b1 is \(16,\) on meta: must be \(16,\) on cpu"),
+        ({"b1": torch.zeros(8)}, ValueError, r"b1 is \(8,\) on cpu: must be \(16\)"),
+        ({"b1": torch.zeros(16, device="meta")}, ValueError, r"b1 is \(16,\) on meta: must be \(16\) on cpu"),
         ({"w2": torch.zeros(16, 16, 1, 1)}, ValueError, r"w2 is \(16, 16, 1, 1\) on cpu: must be \(1, 16, 1, 1\)"),
         ({"b2": torch.zeros(2)}, ValueError, r"b2 is \(2,\)"),
         ({"b2": torch.zeros(1).bfloat16()}, TypeError, "b2 is torch.bfloat16"),

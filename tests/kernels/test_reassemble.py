@@ -259,6 +259,12 @@ def test_autocast_is_followed(device):
         checks.assert_follows_autocast(op, inputs)
 
 
+def test_parameters_are_saved(device):
+    """Blind spot: copies of the weights in autocast's dtype, kept from the forward to the backward."""
+    for op, inputs in ops(device):
+        checks.assert_parameters_are_saved(op, inputs)
+
+
 def test_empty_batch(device):
     """A batch of nothing gives nothing, and gradients of zeros, without a launch of programs."""
     checks.assert_empty_batch(readout_project, readout_inputs(2, 5, 32, torch.float32, device), (0, 5, 32))

@@ -8,11 +8,13 @@ import exact_resize
 import pytest
 import torch
 import torch.nn.functional as F
-from both_passes import assert_op_parity
+from both_passes import assert_op_parity, values_and_gradients
 
 from dpt.kernels import upsample
+from dpt.kernels.argmax_upsample import upsample_argmax
+from dpt.kernels.parts.maps import is_padded, padded, with_padding
 from dpt.kernels.tools.parity import assert_parity
-from dpt.kernels.upsample import conv1x1_upsample, upsample_backward, upsample_bilinear, upsample_bilinear_ref
+from dpt.kernels.upsample import conv1x1, conv1x1_upsample, upsample_backward, upsample_bilinear, upsample_bilinear_ref
 
 ALIGN = pytest.mark.parametrize("align_corners", (True, False), ids=("corners", "centres"))
 
@@ -192,6 +194,92 @@ def test_conv1x1_upsample(align_corners, dtype, device):
         return F.conv2d(upsample_bilinear_ref(x, (10, 13), align_corners), weight, bias)
 
     assert_op_parity(lambda *t: conv1x1_upsample(*t, (10, 13), align_corners), composed, inputs, ["x", "weight", "bias"])
+
+
+@ALIGN
+@pytest.mark.parametrize("channels", (16, 19, 33, 150))
+def test_padded(channels, align_corners, dtype, device):
+    """A map whose pixels are a multiple of 16 channels apart gives such a map, the bits of the dense one, and no sight of its padding; its
+    gradient too, whatever the cotangent's memory."""
+    x = random_map((2, channels, 3, 4), dtype, device)
+    ours = padded(x)
+    with_padding(ours)[:, channels:] = float("nan")
+    (out, gradient), (expected, expected_gradient) = (
+        values_and_gradients(resize((5, 7), align_corners), [t], torch.ones(2, channels, 5, 7, device=device, dtype=dtype).cumsum(3))
+        for t in (ours, x)
+    )
+    checks.assert_same([out, gradient], [expected, expected_gradient])
+    assert with_padding(out).data_ptr() == out.data_ptr() and with_padding(out).shape[1] == -(-channels // 16) * 16
+    assert is_padded(out) == (channels != 16) and is_padded(gradient) == (channels != 16)
+
+
+def test_memory_that_ends_with_the_last_pixel(device):
+    """The strides of a padded map, without its last padding, as a compiler makes such memory: copied once, and padded on."""
+    x = random_map((2, 19, 3, 4), torch.float32, device)
+    short = torch.empty_strided(x.shape, padded(x).stride(), device=device).copy_(x)
+    assert is_padded(short) and short.untyped_storage().nbytes() < padded(x).untyped_storage().nbytes()
+    out = upsample_bilinear(short, (5, 7), True)
+    assert is_padded(out) and torch.equal(out, upsample_bilinear(x, (5, 7), True))
+    assert torch.equal(upsample_argmax(short, (5, 7), True), upsample_argmax(x, (5, 7), True))
+
+
+def test_few_channels_are_not_padded(device):
+    """16 times the memory for one class would gain nothing."""
+    for channels in (1, 9, 15):
+        x = random_map((1, channels, 3, 4), torch.float32, device)
+        assert padded(x).is_contiguous(memory_format=torch.channels_last) and not is_padded(padded(x))
+        assert upsample_bilinear(padded(x), (5, 6), True).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("classes", (1, 19, 59, 60, 150, 171, 847))
+def test_padded_logits(classes, dtype, device):
+    """The classifier's result and all its gradients, as those of PyTorch's convolution, of every published number of classes; upsampled,
+    it stays padded, and `contiguous` puts them side by side."""
+    weight, bias = torch.randn(classes, 32, 1, 1, device=device) / 6, torch.randn(classes, device=device)
+    inputs = [random_map((2, 32, 3, 4), dtype, device), weight.to(dtype), bias.to(dtype)]
+    assert_op_parity(lambda *t: conv1x1(*t, padded=True), F.conv2d, inputs, ["x", "weight", "bias"])
+    logits = conv1x1(*inputs, padded=True)
+    assert is_padded(logits) == (classes > 16) and is_padded(upsample_bilinear(logits, (6, 8), False)) == (classes > 16)
+    assert torch.equal(logits.contiguous(), logits) and logits.contiguous().is_contiguous()
+    checks.assert_same([conv1x1(inputs[0], inputs[1], None, padded=True)], [conv1x1(inputs[0], inputs[1], None)])
+
+
+def test_padded_logits_compile_and_export(device):
+    """As the head makes them, forward and backward, with the strides that the fake says; and at any height."""
+    x, weight, bias = (
+        random_map((1, 32, 4, 5), torch.float32, device),
+        torch.randn(19, 32, 1, 1, device=device),
+        torch.randn(19, device=device),
+    )
+
+    def head(x, weight, bias):
+        return upsample_bilinear(conv1x1(x, weight, bias, padded=True), (6, 9), True)
+
+    checks.assert_compiles(head, [x, weight, bias])
+    assert torch.compile(head, fullgraph=True, backend="aot_eager")(x, weight, bias).stride() == head(x, weight, bias).stride()
+    other = random_map((1, 32, 7, 5), torch.float32, device)
+    checks.assert_exports(lambda x: head(x, weight, bias), x, other, 2, "dpt.pointwise")
+    leaves = [t.requires_grad_() for t in (x.permute(0, 2, 3, 1), weight.flatten(1), bias)]
+    torch.library.opcheck(torch.ops.dpt.pointwise.default, (*leaves, True))
+
+
+def test_parameters_are_saved(device):
+    """Under autocast the backward keeps x in its dtype and the parameters as they are."""
+    x, weight, bias = torch.randn(2, 32, 4, 5, device=device), torch.randn(19, 32, 1, 1, device=device), torch.randn(19, device=device)
+    checks.assert_parameters_are_saved(lambda *t: conv1x1_upsample(*t, (6, 9), True), [x, weight, bias])
+
+
+def test_parameters_of_another_dtype(device):
+    """Without autocast they are refused, by name, as those of another shape are."""
+    x, weight, bias = torch.zeros(1, 8, 3, 4), torch.zeros(4, 8, 1, 1), torch.zeros(4)
+    for parameters, error, says in (
+        ((weight.half(), bias), TypeError, "weight is torch.float16 and the input torch.float32"),
+        ((weight, bias.half()), TypeError, "bias is torch.float16"),
+        ((weight[:, :7], bias), ValueError, r"weight has shape \(4, 7\): it must be \(4, 8\)"),
+        ((weight, bias[:3]), ValueError, r"bias has shape \(3,\): it must be \(4,\)"),
+    ):
+        with pytest.raises(error, match=says):
+            conv1x1(x, *parameters)
 
 
 def test_memory_formats(dtype, device):
