@@ -11,85 +11,25 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .. import launch
-from . import compiler, library, loops, spaces, tune
-from .cards import CARDS, Card
+from . import library, loops, predicted, spaces, tune
+from .cards import CARDS
 from .parity import float32_products
-from .time_model import Launch, Library, Prediction, launch_of, predict
 from .workload import Bucket, Config, buckets
 
 PROVENANCE = "chosen by the time model, not measured"
 CLOSE = 0.02  # as in tune: what is no faster than this does not replace the table's own
-
-
-@dataclass(frozen=True)
-class Row:
-    """A launch or call, how often it is made, and what one takes."""
-
-    work: Launch | Library
-    count: int
-    each: Prediction
-
-    @property
-    def microseconds(self) -> float:
-        return self.count * self.each.microseconds
-
-
-def counted(
-    works: Iterable[launch.CompileCase | Library], known: Mapping[str, loops.Facts]
-) -> tuple[dict[Launch | Library, int], dict[str, loops.Facts]]:
-    """(work -> how often, facts by key) of a forward; what is not ``known`` is compiled."""
-    keys: dict[Any, str] = {}
-    found: dict[str, loops.Facts] = {}
-    counts: dict[str, tuple[Launch | Library, int]] = {}
-    for each in works:
-        if isinstance(each, Library):
-            made: Launch | Library = each
-        else:
-            what = each.specialisation()
-            key = keys.setdefault(what, "") or compiler.key_of(each)
-            keys[what] = key
-            if key not in found:
-                found[key] = known[key] if key in known else loops.facts(each)
-            made = launch_of(each, key)
-        _, count = counts.get(repr(made), (made, 0))
-        counts[repr(made)] = made, count + 1
-    return dict(counts.values()), found
-
-
-def rows(counts: Mapping[Launch | Library, int], facts: Mapping[str, loops.Facts], card: Card) -> list[Row]:
-    """What each takes, the most first."""
-    found = [Row(work, count, predict(work, facts, card)) for work, count in counts.items()]
-    return sorted(found, key=lambda row: -row.microseconds)
-
-
-def table(found: Sequence[Row]) -> list[str]:
-    """The Markdown table of a forward."""
-    lines = ["| launch | number | us each | us | TFLOP/s | limited by | idle |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    for row in found:
-        rate = f"{row.each.flops / row.each.microseconds / 1e6:.0f}" if row.each.flops else ""
-        cells = [
-            row.work.name,
-            row.count,
-            f"{row.each.microseconds:.1f}",
-            f"{row.microseconds:.0f}",
-            rate,
-            row.each.limit,
-            f"{row.each.idle:.0%}",
-        ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
 
 
 def times_of(bucket: Bucket, candidate: Config, family: str) -> Iterator[float]:
@@ -98,8 +38,9 @@ def times_of(bucket: Bucket, candidate: Config, family: str) -> Iterator[float]:
         arguments = workload.build("meta")
         with launch.using(bucket.kernel, candidate), float32_products(workload.precision), library.Recorded() as recorded:
             cases = launch.record(family, workload.name, workload.launcher, **arguments)
-        counts, facts = counted([*cases, *recorded.calls], {})
-        yield sum(row.microseconds for row in rows(counts, facts, CARDS[family]))
+        known: dict[str, loops.Facts] = {}
+        counts = predicted.counted([*cases, *recorded.calls], known)
+        yield predicted.forward(counts, known, CARDS[family]).microseconds
 
 
 def judge(task: tuple[Bucket, Config, str]) -> tuple[Config, str, tuple[float, ...]]:
@@ -151,23 +92,14 @@ def choose(bucket: Bucket, ranked: Sequence[tuple[Config, str, tuple[float, ...]
 
 def models(options: argparse.Namespace) -> int:
     """Predict forwards and print them."""
-    module, card = importlib.import_module(options.cases), CARDS[options.arch]
-    known: dict[str, loops.Facts] = {}
-    for model in options.models or list(module.TABLE):
-        for batch in options.batch:
-            counts, found = counted(module.works(model, batch, getattr(torch, options.dtype), options.arch), known)
-            known |= found
-            made = rows(counts, known, card)
-            print("\n".join([f"## {title(model, module.side_of(model), batch, made)}", "", *table(made), ""]))
+    module, card, known = importlib.import_module(options.cases), CARDS[options.arch], dict[str, loops.Facts]()
+    for model, batch in itertools.product(options.models or module.MODELS, options.batch):
+        counts = predicted.counted(module.works(model, batch, getattr(torch, options.dtype), options.arch), known)
+        made = predicted.forward(counts, known, card)
+        total = made.microseconds
+        said = f"{total / 1e3:.2f} ms, {batch / total * 1e6:.0f} pictures/s, {made.rate:.0f} TFLOP/s, {made.launches} launches"
+        print("\n".join([f"## {module.name_of(model, batch, options.dtype)}: {said}", "", *made.table(), ""]), flush=True)
     return 0
-
-
-def title(model: str, side: int, batch: int, found: Sequence[Row]) -> str:
-    """A forward in a line."""
-    total, flops = sum(row.microseconds for row in found), sum(row.count * row.each.flops for row in found)
-    launches = sum(row.count for row in found)
-    rate = f"{batch / total * 1e6:.0f} pictures/s, {flops / total / 1e6:.0f} TFLOP/s"
-    return f"{model} {side}x{side} batch {batch}: {total / 1e3:.2f} ms, {rate}, {launches} launches"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,8 +116,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--choose", action="store_true", help="write the fastest candidates into the table")
     parser.add_argument("--tables", type=Path, default=launch.CONFIGS, help="the folder of the tables that --choose writes")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="write the committed predictions")
+    parser.add_argument("--before", metavar="COMMIT", help="record the code as it is, that commit's, as what the table compares with")
+    parser.add_argument("--check", action="store_true", help="whether the committed predictions are current")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="with --check: compile so many of the recorded again")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     options = parser.parse_args(arguments)
-    return candidates(options) if options.kernel or options.choose else models(options)
+    if options.kernel or options.choose:
+        return candidates(options)
+    if not (options.write or options.before or options.check):
+        return models(options)
+    module = importlib.import_module(options.cases)
+    if options.before:
+        predicted.write_before(module, options.before)
+    if options.write:
+        predicted.write(module)
+    found = list(predicted.problems(module, options.draw, options.seed)) if options.check else []
+    print("\n".join(found), file=sys.stderr)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

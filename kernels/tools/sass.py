@@ -16,6 +16,7 @@ _LABEL = re.compile(r"^\.(L_\w+):")
 _LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
 _TARGET = re.compile(r"\.(L_\w+)")
 NONE = 7  # no scoreboard
+SPIN = 6  # instructions at most
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ def loops(code: list[Instruction]) -> tuple[frozenset[int], list[Loop]]:
 
 
 def _spins(code: list[Instruction], body: set[int]) -> bool:
-    kinds = {code[place].kind for place in body}
-    return kinds <= {"SYNCS", "BRA", "NANOSLEEP", "YIELD"}
+    """Whether a loop does nothing but ask: a barrier's phase, with at most a move to where it asks from."""
+    return len(body) <= SPIN and any("TRYWAIT" in code[place].name for place in body)
 
 
 def _nested(found: list[Loop]) -> list[Loop]:

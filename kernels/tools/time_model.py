@@ -1,17 +1,18 @@
-"""The time model: from what a kernel's compiled code does at each turn of its loops to the time of a launch. Nothing here has been measured.
+"""The time model: from what a kernel's compiled code does at each turn of its loops to the time of a launch. Nothing of it is measured.
 
-A kernel's loops, and the cycles of a turn on a multiprocessor that holds so many CTAs, are read off its machine code (``loops``); how often
-they turn follows from the launch's arguments. A round is what a multiprocessor does with the CTAs that it holds at once:
+A kernel's loops, and the cycles of a turn on a multiprocessor that holds so many CTAs, are read off its machine code (``loops``); how
+often they turn follows from the launch's arguments. A round is what a multiprocessor does with the CTAs that it holds at once:
 
     round(k) = START + outside(k) + sum over loops of turns * max(SLACK * cycles(k), k * bytes / L2 rate)
 
 A launch is as many rounds as the fullest multiprocessors need, no faster than its tensors pass through the memory once, and LAUNCH. Where
 several CTAs share a multiprocessor, half of what one does outside its loops hides behind the loops of another.
 
-Calibrated, on what is published for the H100 (../shared/kernels.md): SLACK by the forward attention of D=64 (Triton 400 TFLOP/s at 4097
-tokens); the L2 cache's rate by Triton's persistent GEMM of K 512 to 1024 (560 to 600 TFLOP/s); the libraries' share of the peak by cuBLAS (588) and
-cuDNN (444). Assumed: clocks under load, START, LAUNCH in a CUDA graph, latencies of memory, that tensors come from the memory and not from
-the L2 cache, and all cards but the H100. Expect +-25 %, and less of a comparison of two kernels of one shape.
+Calibrated, on what is published for the H100: SLACK by the forward attention of D=64 (Triton's 400 TFLOP/s at 4096 tokens; at 1024 and
+2048 it is within 5 % of the published 382 and 396 without more); the L2 cache's rate by Triton's persistent GEMM of K 512 to 1024 (560 to
+600 TFLOP/s); the libraries' share of the peak by cuBLAS (588) and cuDNN (444). Assumed: clocks under load, START, FILL and LAUNCH in a CUDA
+graph, the latencies of ``issue``, that tensors come from the memory and not from the L2 cache, and all cards but the H100. Expect +-25 %,
+and less of a comparison of two kernels of one shape.
 """
 
 from __future__ import annotations
