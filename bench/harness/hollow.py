@@ -25,11 +25,17 @@ TRUE = ("equal", "allclose", "is_nonzero")  # what is said of values, where ther
 
 class Hollow(TorchDispatchMode):
     """In this mode PyTorch's own ops compute nothing. The ops of `dpt.kernels` run their launchers; or, if not ``launches``, they compute
-    nothing either. ``called`` is told (name, arguments) of each."""
+    nothing either. ``called`` is told (name, arguments) of each; ``computed`` (name, arguments, result) of each of PyTorch's own that would
+    compute."""
 
-    def __init__(self, called: Callable[[str, tuple[Any, ...]], None] = lambda name, arguments: None, launches: bool = True):
+    def __init__(
+        self,
+        called: Callable[[str, tuple[Any, ...]], None] = lambda name, arguments: None,
+        launches: bool = True,
+        computed: Callable[[str, tuple[Any, ...], Any], None] = lambda name, arguments, result: None,
+    ):
         super().__init__()
-        self.called, self.launches = called, launches
+        self.called, self.launches, self.computed = called, launches, computed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name
@@ -46,10 +52,16 @@ class Hollow(TorchDispatchMode):
         if short in TRUE:
             return True
         if short.endswith("_"):  # in place
-            return args[0] if args else kwargs["self"]
+            changed = args[0] if args else kwargs["self"]
+            self.computed(short, args, changed)
+            return changed
         leaves, structure = pytree.tree_flatten((args, kwargs))
         found = _outcome(func, structure, tuple(map(_form, leaves)))
-        return func(*args, **kwargs) if found is VIEW else pytree.tree_map(_made, found)
+        if found is VIEW:
+            return func(*args, **kwargs)
+        result = pytree.tree_map(_made, found)
+        self.computed(short, args, result)
+        return result
 
 
 def implementation(name: str) -> Callable[..., Any]:

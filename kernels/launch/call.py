@@ -19,7 +19,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> Non
     """
     recorder = recording.in_force()
     if recorder is not None:
-        recorder.launches.append((kernel, tuple(recording.stand_in(arg) for arg in args), kwargs))
+        given = tuple(recording.stand_in(arg) for arg in args)
+        recorder.launches.append((kernel, grid, recording.bytes_of(args), given, kwargs))
         return
     if 0 in grid:
         return

@@ -21,7 +21,8 @@ class CompileCase:
     ``tensor_cores``: True if the family's own tensor-core instruction must be there (HGMMA on sm_90), a mnemonic if another suffices
     (a dot of fewer than 64 rows is HMMA on sm_90), False for element-wise and float32 kernels. ``async_copies``: whether copies that do
     not pass through registers must be there. ``args`` are as given to the kernel; the tensors are on the meta device, so a case holds
-    no memory. ``used``: the (kernel, conditions) of the table's entries that the launcher looked up.
+    no memory. ``used``: the (kernel, conditions) of the table's entries that the launcher looked up. ``grid``: of the launch; ``moved``:
+    bytes of all its tensors, each once.
     """
 
     name: str
@@ -32,6 +33,8 @@ class CompileCase:
     tensor_cores: bool | str = True
     async_copies: bool = True
     used: tuple[tuple[str, str], ...] = ()
+    grid: tuple[int, ...] = ()
+    moved: int = 0
 
     def specialisation(self) -> tuple[Any, ...]:
         """What Triton's compiled code depends on: two cases that agree here compile to the same binary."""
@@ -60,12 +63,22 @@ def stand_in(arg: Any) -> Any:
     return tuple(map(stand_in, arg)) if isinstance(arg, tuple) else arg
 
 
+def bytes_of(args: Iterable[Any]) -> int:
+    """Bytes of all tensors among ``args``: of several that share memory what they span, but no more than there is."""
+    tensors = [getattr(part, "base", part) for arg in args for part in (arg if isinstance(arg, tuple) else (arg,))]
+    shared: dict[int, list[torch.Tensor]] = {}
+    for tensor in (tensor for tensor in tensors if isinstance(tensor, torch.Tensor)):
+        shared.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+    spans = {storage: {(t.storage_offset(), t.shape, t.stride()): t.nbytes for t in views} for storage, views in shared.items()}
+    return sum(min(sum(spans[storage].values()), views[0].untyped_storage().nbytes()) for storage, views in shared.items())
+
+
 class Recorder:
-    """What has been launched, and what of the table was looked up for it."""
+    """What has been launched, (kernel, grid, bytes of its tensors, arguments, options), and what of the table was looked up for it."""
 
     def __init__(self, family: str):
         self.family = family
-        self.launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+        self.launches: list[tuple[Any, tuple[int, ...], int, tuple[Any, ...], dict[str, Any]]] = []
         self.used: list[tuple[str, str]] = []
 
 
@@ -99,11 +112,10 @@ def record(
     """
     with _recording(family) as recorder:
         launcher(*args, **kwargs)
+    used = tuple(recorder.used)
     return [
-        CompileCase(
-            f"{function.__name__} {variant}", family, function, arguments, options, tensor_cores, async_copies, tuple(recorder.used)
-        )
-        for function, arguments, options in recorder.launches
+        CompileCase(f"{function.__name__} {variant}", family, function, given, options, tensor_cores, async_copies, used, grid, moved)
+        for function, grid, moved, given, options in recorder.launches
     ]
 
 

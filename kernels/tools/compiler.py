@@ -147,7 +147,7 @@ def key_of(case: launch.CompileCase) -> str:
         return ledger.key_asked_for(lambda: case.function.warmup(*case.args, grid=(1,), **case.kwargs), target.capability)
 
 
-def _compile(case: launch.CompileCase, afresh: bool = False) -> tuple[Any, str]:
+def compiled(case: launch.CompileCase, afresh: bool = False) -> tuple[Any, str]:
     """Triton's compiled kernel and what ptxas said; it says nothing if the binary came from Triton's cache, unless ``afresh``."""
     said, knobs = io.StringIO(), triton.knobs
     with _compiling_for(case.family) as target:
@@ -160,7 +160,8 @@ def _compile(case: launch.CompileCase, afresh: bool = False) -> tuple[Any, str]:
     return kernel, said.getvalue()
 
 
-def _tool(name: str, *arguments: str) -> str:
+def tool(name: str, *arguments: str) -> str:
+    """What one of the programs that come with Triton says: cuobjdump, nvdisasm."""
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
 
@@ -170,8 +171,8 @@ def _disassemble(cubin: bytes) -> tuple[int, int, dict[str, int]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
+        usage = tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = tool("nvdisasm", "-c", file.name)
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
     counts = {name: len(re.findall(rf"\s{name}(?=[.\s])", code)) for name in INSTRUCTIONS}
     return int(registers), int(stack), counts
@@ -188,13 +189,13 @@ def facts(case: launch.CompileCase) -> ledger.Facts:
 
     ``parameters``: of the kernel's entry point; ``descriptors``: how the launcher has to encode each tensor map.
     """
-    kernel, said = _compile(case)
+    kernel, said = compiled(case)
     cache = _cache(kernel.asm["cubin"])
     if cache.exists():
         found = json.loads(cache.read_text())
     else:
         if "ptxas info" not in said:
-            kernel, said = _compile(case, afresh=True)
+            kernel, said = compiled(case, afresh=True)
         registers, stack, counts = _disassemble(kernel.asm["cubin"])
         serialised = re.search(r"C75\d\d|wgmma.*serialized", said) is not None
         found = {"registers": registers, "stack": stack, "instructions": counts, "serialised": serialised}

@@ -37,7 +37,7 @@ def test_our_kernels_are_those_that_are_launched():
 def test_the_compiled_code_has_the_function_s_name():
     """Blind spot: a name filter that fits nothing: Triton might decorate the name of what it compiles."""
     case = next(iter(spaces.space("upsample").compile_cases("sm_90")))
-    kernel, _ = compiler._compile(case)
+    kernel, _ = compiler.compiled(case)
     assert kernel.metadata.name == case.function.__name__ in profile_model.our_kernels()
 
 

@@ -1,0 +1,40 @@
+"""The cards that the time model knows, one a device family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import issue
+from .issue import Rates
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card of a family: what the model knows of it. ``clock`` in GHz, under load; ``tensor``: FLOPs a cycle and multiprocessor of
+    bfloat16 products, ``warp_tensor`` those of a warp's instructions (HMMA); ``l2``: bytes a cycle that each multiprocessor gets of the L2
+    cache when all ask; ``memory``: TB/s that a copy reaches."""
+
+    name: str
+    multiprocessors: int
+    clock: float
+    tensor: int
+    warp_tensor: int
+    l2: float
+    memory: float
+    float_cycles: int = 1
+
+    def rates(self, product: float = 0.0) -> Rates:
+        share = issue.SCHEDULERS
+        return Rates(self.tensor / share, self.warp_tensor / share, self.float_cycles, product / share)
+
+
+# Multiprocessors and tensor rates from NVIDIA's data sheets. Clocks under load, the L2 cache's and the memory's rates: of the H100 as
+# ../shared/kernels.md has them measured or published (GEMM 560 to 600 TFLOP/s of Triton is the L2 cache's 32 bytes); the others' assumed.
+CARDS = {
+    "sm_80": Card("A100 SXM", 108, 1.35, 2048, 2048, 32, 1.75, float_cycles=2),
+    "sm_86": Card("A40", 84, 1.6, 1024, 1024, 24, 0.6),
+    "sm_89": Card("L40S", 142, 2.3, 1024, 1024, 24, 0.78),
+    "sm_90": Card("H100 SXM", 132, 1.7, 4096, 2560, 32, 3.0),
+    "sm_100": Card("B200", 148, 1.7, 8192, 2048, 40, 7.0),
+    "sm_120": Card("RTX 5090", 170, 2.3, 512, 512, 24, 1.6),
+}
