@@ -37,6 +37,7 @@ mutate: .venv/ready
 
 compiled-code: .venv/ready
 	$(RUN) -m dpt.kernels.tools.compiler --cases bench.cases.launches --write
+	$(RUN) -m dpt.kernels.tools.predict --write
 
 # The carried models, from nothing: 9800 rendered scenes, then the trainings; depth a second time from where the first ended, at full size,
 # and a third time, in which it learns that the sky is far. Each recipe starts from what the one before it wrote into runs/.

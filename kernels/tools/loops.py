@@ -46,7 +46,7 @@ def read(report: compiler.Report, machine_code: str, ttgir: str) -> Facts:
     kernel = report.name.partition(" ")[0]
     products = sum(instruction.kind == "UTCHMMA" for instruction in code)
     product = sum(loop.flops for loop in trips.walk(outside)) / products if products else 0.0
-    matched = list(_matched(kernel, found, outside, []))
+    matched = list(_matched(kernel, code, found, outside, []))
     kept = {id(path[-1]) for _, path in matched}
     constant = trips.Launch(kernel, scalars, {}, (), ())
 
@@ -57,40 +57,61 @@ def read(report: compiler.Report, machine_code: str, ttgir: str) -> Facts:
         for inner in loop.inner:
             if id(inner) not in kept:
                 turns = constant.turns([(inner.counter, inner.bounds)])
-                sums = [own + turns * more for own, more in zip(sums, moved(inner), strict=True)]
+                sums = [total + turns * more for total, more in zip(sums, moved(inner), strict=True)]
         copied, stored, flops = sums
         return copied, stored, flops
 
+    def turns_are_constant(loop: trips.For) -> bool:
+        try:
+            return constant.turns([(loop.counter, loop.bounds)]) > 0
+        except ValueError:
+            return False
+
     within = frozenset[int]().union(*(loop.members for loop in found))
-    regions = [_region(report, [code[place] for place in sorted(reached - within)], product, [], moved(outside))]
+    regions = [_region(report, [code[place] for place in sorted(reached - within)], product, [], moved(outside), True)]
     for loop, path in matched:
-        own = loop.members.difference(*(each.members for each in loop.inner))
-        regions.append(_region(report, [code[place] for place in sorted(own)], product, path, moved(path[-1])))
+        regions.append(
+            _region(report, [code[place] for place in sorted(own(loop))], product, path, moved(path[-1]), turns_are_constant(path[-1]))
+        )
     return {"kernel": kernel, "warps": report.warps, "ctas": report.ctas_per_sm, "scalars": scalars, "regions": regions}
 
 
 def _matched(
-    kernel: str, found: Sequence[sass.Loop], outer: trips.For, path: list[trips.For]
+    kernel: str, code: Sequence[sass.Instruction], found: Sequence[sass.Loop], outer: trips.For, path: list[trips.For]
 ) -> Iterator[tuple[sass.Loop, list[trips.For]]]:
-    """Each loop of the machine code with Triton's, from the outermost to it. Those of one line come in the same order."""
+    """Each loop of the machine code with Triton's, from the outermost to it: where its branch back is of the loop's line or, as the
+    compiler moves instructions, another of its own. Those of one line come in the same order."""
     left = list(outer.inner)
     for loop in found:
-        same = next((each for each in left if each.line == loop.line), None)
+        lines = [loop.line, *(code[place].line for place in sorted(own(loop)))]
+        same = next((each for line in lines for each in left if each.line == line), None)
         if same is None:
             raise ValueError(f"{kernel}: the machine code has a loop of {loop.line} more than Triton's code has in its place")
         left.remove(same)
         yield loop, [*path, same]
-        yield from _matched(kernel, loop.inner, same, [*path, same])
+        yield from _matched(kernel, code, loop.inner, same, [*path, same])
+
+
+def own(loop: sass.Loop) -> frozenset[int]:
+    """A loop's instructions without those of the loops in it."""
+    return loop.members.difference(*(each.members for each in loop.inner))
 
 
 def _region(
-    report: compiler.Report, code: list[sass.Instruction], product: float, path: list[trips.For], moved: tuple[int, int, int]
+    report: compiler.Report,
+    code: list[sass.Instruction],
+    product: float,
+    path: list[trips.For],
+    moved: tuple[int, int, int],
+    constant: bool,
 ) -> Facts:
-    """``unrolled``: how many of the loop's turns one of the machine code's is, by its products."""
+    """``unrolled``: how many of the loop's turns one of the machine code's is, by its products, where it turns a constant number of times.
+    Of other loops the compiler would leave a second for the remainder, which :func:`_matched` refuses."""
     rates = CARDS[report.family].rates(product)
     turns = {"stages": report.stages, "turns": TURNS, "measured": MEASURED} if path else {}
     flops = round(sum(issue.tensor_flops(each) * report.warps + product * (each.kind == "UTCHMMA") for each in code))
-    unrolled = max(1, round(flops / moved[2])) if path and moved[2] else 1
+    times = flops / moved[2] if path and moved[2] else 1.0
+    unrolled = round(times) if constant and times == round(times) > 1 else 1  # else warps share out a product that is too small for them
     return {
         "line": path[-1].line if path else None,
         "loops": [[each.counter, *each.bounds] for each in path],

@@ -16,7 +16,7 @@ _LABEL = re.compile(r"^\.(L_\w+):")
 _LINE = re.compile(r'//## File "([^"]*)", line (\d+)')
 _TARGET = re.compile(r"\.(L_\w+)")
 NONE = 7  # no scoreboard
-SPIN = 6  # instructions at most
+SPIN, ASKING, MOVING = 8, {"SYNCS", "NANOSLEEP", "UTCATOMSWS"}, {"BRA", "IMAD", "MOV", "UMOV", "DEPBAR", "YIELD"}  # a wait's instructions
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,9 @@ def loops(code: list[Instruction]) -> tuple[frozenset[int], list[Loop]]:
 
 
 def _spins(code: list[Instruction], body: set[int]) -> bool:
-    """Whether a loop does nothing but ask: a barrier's phase, with at most a move to where it asks from."""
-    return len(body) <= SPIN and any("TRYWAIT" in code[place].name for place in body)
+    """Whether a loop does nothing but ask, for a barrier's phase or for tensor memory that another CTA still has, and move its question."""
+    kinds = {code[place].kind for place in body}
+    return len(body) <= SPIN and bool(kinds & ASKING) and kinds <= ASKING | MOVING
 
 
 def _nested(found: list[Loop]) -> list[Loop]:

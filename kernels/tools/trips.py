@@ -170,10 +170,11 @@ class Launch:
             if not isinstance(self.arguments.get(operands[0]), (int, float)):
                 raise ValueError(f"{self.kernel}: a loop's bound depends on its argument {operands[0]!r}, which is no number")
             return self.arguments[operands[0]]
-        if operation == "get_program_id":
-            return self.program[_AXES[operands[0]]]
-        if operation == "get_num_programs":
-            return self.grid[_AXES[operands[0]]]
+        if operation in ("get_program_id", "get_num_programs"):
+            places = self.program if operation == "get_program_id" else self.grid
+            if not places:
+                raise ValueError(f"{self.kernel}: a loop's bound depends on the program's place in the grid")
+            return places[_AXES[operands[0]]]
         if operation == "constant":
             return self.value(operands[0], counters)
         if operation in ("cmpi", "cmpf"):
