@@ -261,7 +261,8 @@ class _Plan:
             "PRECISION": precision,
         }
         self.block_m, self.block_n = config["BLOCK_M"], config["BLOCK_N"]
-        self.pointers = (*map(_addressed, (q, k, v)), bias)
+        of_v = (v, None, None, None) if v.stride() == k.stride() else _addressed(v)
+        self.pointers = (_addressed(q), _addressed(k), of_v, bias)
         bias_desc = None
         if self.descriptor and bias is not None:
             bias_desc = TensorDescriptor(bias, list(bias.shape), list(bias.stride()), [1, self.block_m, self.block_n])

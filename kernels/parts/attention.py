@@ -26,6 +26,16 @@ COUNTS = [
 
 
 @triton.jit
+def _as_strided_as(of_v, of_k):
+    """``of_v`` with the strides of ``of_k`` where it has none of its own: then the offsets of both are the same registers."""
+    if of_v[1] is None:
+        found = (of_v[0], of_k[1], of_k[2], of_k[3])
+    else:
+        found = of_v
+    return found
+
+
+@triton.jit
 def _first(tensor, batch, head, row):
     """The pointer to a row of a head of (B, N, H, D)."""
     ptr, stride_b, stride_n, stride_h = tensor
@@ -148,7 +158,7 @@ def _attend(scores, v, bias, acc, top, total, scale_log2, keys_left, MASKED: tl.
 def attention_forward(
     of_q,
     of_k,
-    of_v,
+    of_v,  # with None for strides that are those of k
     bias_ptr,  # (H, N, N), query by key, or None
     q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
@@ -171,6 +181,7 @@ def attention_forward(
     PRECISION: tl.constexpr,
 ):
     """One program: BLOCK_M queries of one head."""
+    of_v = _as_strided_as(of_v, of_k)
     head_of_batch, b, h, start_m = _own_block(N, H, BLOCK_M)
     q = _load_rows(of_q, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -219,7 +230,7 @@ def _dq_step(q, dout, k, v, bias, lse, delta, dq, scale_log2, keys_left, MASKED:
 def attention_backward_dq(
     of_q,
     of_k,
-    of_v,
+    of_v,  # with None for strides that are those of k
     bias_ptr,  # (H, N, N), query by key, or None
     of_dout,
     q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
@@ -245,6 +256,7 @@ def attention_backward_dq(
     PRECISION: tl.constexpr,
 ):
     """One program: the gradient of BLOCK_M queries of one head, over all keys."""
+    of_v = _as_strided_as(of_v, of_k)
     head_of_batch, b, h, start_m = _own_block(N, H, BLOCK_M)
     q = _load_rows(of_q, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
     dout = _load_rows(of_dout, None, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, False)
@@ -290,7 +302,7 @@ def _dkv_step(q, dout, k, v, bias, lse, delta, dk, dv, scale_log2, PRECISION: tl
 def attention_backward_dkv(
     of_q,
     of_k,
-    of_v,
+    of_v,  # with None for strides that are those of k
     bias_ptr,  # (H, N, N), query by key, or None
     of_dout,
     q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
@@ -317,6 +329,7 @@ def attention_backward_dkv(
     PRECISION: tl.constexpr,
 ):
     """One program: the gradients of BLOCK_N keys and values of one head, over all queries."""
+    of_v = _as_strided_as(of_v, of_k)
     head_of_batch, b, h, start_n = _own_block(N, H, BLOCK_N)
     k = _load_rows(of_k, k_desc, b, h, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
     v = _load_rows(of_v, v_desc, b, h, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
@@ -348,7 +361,7 @@ def attention_backward_dkv(
 def attention_backward_dbias(
     of_q,
     of_k,
-    of_v,
+    of_v,  # with None for strides that are those of k
     bias_ptr,  # (H, N, N), query by key
     of_dout,
     q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
@@ -375,6 +388,7 @@ def attention_backward_dbias(
     PRECISION: tl.constexpr,
 ):
     """One program: the gradient of a block of the bias, BLOCK_M queries by BLOCK_N keys of one head, over the batch."""
+    of_v = _as_strided_as(of_v, of_k)
     blocks_n = tl.cdiv(N, BLOCK_N)
     blocks = tl.cdiv(N, BLOCK_M) * blocks_n
     h = tl.program_id(0) // blocks

@@ -70,6 +70,7 @@ STYLES = {
     "isl-org segmentation": (lambda: wide("dpt-large-ade20k"), (32, 32)),
     "Depth Anything": (depth_anything, (3 * 14, 5 * 14)),
     "DINOv2": (lambda: wide("dpt-dinov2-giant-kitti"), (3 * 14, 2 * 14)),
+    "BEiT": (lambda: wide("midas-3.1-beit-base-384"), (48, 32)),  # a bias by relative position
     "DINOv3": (lambda: wide("dinov3-7b-depth"), (32, 16)),  # rotated, gated, registers, a norm of tokens, bins
     "TIPSv2": (lambda: one_task("tipsv2-base"), (2 * 14, 3 * 14)),  # a readout that the kernel has not, a linear head
     "Swin V2": (lambda: small("midas-3.1-swin2-tiny-256"), (64, 64)),  # maps of stages, and plain blocks
@@ -215,6 +216,17 @@ def test_a_block_is_seven_launches(device, launches):
         model.encoder.blocks[0](torch.randn(1, 7, 192, device=device))
     attention = ["layernorm_kernel", "linear_kernel", "attention_forward", "linear_kernel"]
     assert launches == [*attention, "layernorm_kernel", "linear_kernel", "linear_kernel"]
+
+
+def test_a_block_with_a_bias_or_a_rotation(device, launches):
+    """Blind spot: an attention that is PyTorch's, or a rotation, in a block that counts as fused."""
+    beit, rotated = (dpt.accelerate(wide(name)).encoder.blocks[0].to(device) for name in ("midas-3.1-beit-base-384", "chmv2"))
+    with torch.inference_mode():
+        beit(torch.randn(1, 7, 64, device=device), (2, 3))
+        assert launches == ["linear_kernel", "attention_forward", "linear_kernel", "linear_kernel", "linear_kernel"]
+        launches.clear()
+        rotated(torch.randn(1, 7, 64, device=device), torch.randn(2, 6, 32, device=device))
+    assert launches[:4] == ["linear_kernel", "attention_rotate", "attention_forward", "linear_kernel"]
 
 
 def test_launches_of_the_decoder(tf32, device, launches):

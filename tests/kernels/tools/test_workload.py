@@ -11,10 +11,7 @@ from dpt.kernels.tools import compiler, spaces, tune, workload
 
 FAMILIES = sorted(set(launch.TABLES.values()))
 LINEAR = ("layernorm_linear", "linear_residual", "activation_input_gradient", "weight_gradient")
-NO_MODEL_HAS = {
-    **{kernel: ({"describable": False},) for kernel in LINEAR},
-    **{f"attention_backward_{part}": ({"D_max": 64, "describable": False},) for part in ("dq", "dkv")},
-}
+NO_MODEL_HAS = {kernel: ({"describable": False},) for kernel in LINEAR}
 
 
 @pytest.fixture(scope="module")
