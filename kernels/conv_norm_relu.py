@@ -7,6 +7,9 @@ once, where PyTorch moves y twice more for the norm and twice more for the ReLU.
 
 Saved for backward: x, y and the parameters: the sign of y is the ReLU's mask. The gradient of x is another launch of the same kernel, with
 turned weights; that of the weight is PyTorch's own convolution, as in residual_conv.
+
+With the statistics of the batch, of which the convolution's epilogue gives the tiles', a second kernel applies norm and ReLU. Saved then
+are x and the convolution, not y.
 """
 
 from __future__ import annotations
@@ -17,8 +20,20 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
-from .parts.batch_norm import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
-from .parts.conv3x3 import conv3x3, conv3x3_input_weight, parameter_gradients
+from .parts.batch_norm import (
+    BatchNorm,
+    BatchNormArguments,
+    BatchStatisticsNorm,
+    batch_norm_backward,
+    batch_norm_ref,
+    check_batch_norm,
+    check_batch_statistics_norm,
+    folded,
+    norm_or_none,
+    norm_scale,
+    through_norm,
+)
+from .parts.conv3x3 import conv3x3, conv3x3_input_weight, conv3x3_weight_gradient, convolved, normalised, parameter_gradients
 from .parts.maps import channels_last, empty_channels_last
 
 
@@ -92,6 +107,16 @@ def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, .
 _op.register_autograd(_differentiate, setup_context=_save)
 
 
+def _checked(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x in the dtype in which it is taken; an error where the two do not fit."""
+    (x,) = launch.autocast(x)
+    launch.check_map("x", x)
+    if weight.dim() != 4 or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: must be (O, C, 3, 3)")
+    launch.check_tensor("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x, weight=True)
+    return x
+
+
 def conv_norm_relu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: BatchNormArguments | None = None, relu: bool = True
 ) -> torch.Tensor:
@@ -105,20 +130,110 @@ def conv_norm_relu(
         relu: whether a ReLU ends it.
 
     Under autocast x and the weight are taken in autocast's dtype, and so is the result; the weight is converted within, so that what is
-    kept for the backward is the parameter itself. Accumulation in float32; float32 products in TF32 where ``torch.backends.cudnn.conv.fp32_precision`` says so, as for PyTorch's convolutions (its default).
+    kept for the backward is the parameter itself. Accumulation in float32; float32 products in TF32 where
+    ``torch.backends.cudnn.conv.fp32_precision`` says so, as for PyTorch's convolutions (its default).
 
     Raises:
         TypeError: a dtype that is not as above.
         ValueError: a shape or device that is not as above, or a side over 32767.
     """
-    (x,) = launch.autocast(x)
-    launch.check_map("x", x)
-    if weight.dim() != 4 or 0 in weight.shape:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: must be (O, C, 3, 3)")
-    launch.check_tensor("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x, weight=True)
+    x = _checked(x, weight)
     launch.check_vector("bias", bias, weight)
     check_batch_norm("norm", norm, weight)
     if not launch.runs_kernels(x, "conv_norm_relu"):
         y = F.conv2d(x, *folded(weight, bias, norm), padding=1)
         return y.relu_() if relu else y
     return _op(x, weight, bias, *(norm or (None, None, None, None, 0.0)), relu)
+
+
+def conv_norm_relu_training_ref(x: torch.Tensor, weight: torch.Tensor, *, norm: BatchStatisticsNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`conv_norm_relu_training` in plain PyTorch. Same arguments and results."""
+    y, moments = batch_norm_ref(F.conv2d(x, weight, padding=1), norm)
+    return F.relu(y), moments
+
+
+@torch.library.custom_op("dpt::conv_norm_relu_training", mutates_args=())
+def _training(
+    x: torch.Tensor, weight: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, moments, convolution)."""
+    convolution, moments = convolved(channels_last(x), channels_last(weight.to(x.dtype)), None)
+    return normalised(convolution, BatchNorm(norm_weight, norm_bias, *moments, eps), relu=True), moments, convolution
+
+
+@_training.register_fake
+def _(x, weight, *_):
+    channels = weight.shape[0]
+    y, convolution = (empty_channels_last(x, channels, *x.shape[2:]) for _ in range(2))
+    return y, torch.empty((2, channels), dtype=torch.float32, device=x.device), convolution
+
+
+@torch.library.custom_op("dpt::conv_norm_relu_training_backward", mutates_args=())
+def _training_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    moments: torch.Tensor,
+    convolution: torch.Tensor,
+    needs_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x (empty where not needed), of the weight (in x's dtype), and of the norm's bias and weight (2, O), float32."""
+    x, weight, norm = channels_last(x), weight.to(x.dtype), BatchNorm(norm_weight, norm_bias, *moments, eps)
+    grad, grad_norm = batch_norm_backward(channels_last(grad), convolution, norm, relu=True)
+    grad_x = conv3x3(grad, conv3x3_input_weight(weight, None), gradient=True) if needs_x else grad.new_empty(0)
+    return grad_x, channels_last(conv3x3_weight_gradient(grad, x, weight)), grad_norm
+
+
+@_training_backward.register_fake
+def _(grad, x, weight, norm_weight, norm_bias, eps, moments, convolution, needs_x):
+    grad_x = empty_channels_last(x, *x.shape[1:]) if needs_x else grad.new_empty(0)
+    like = torch.empty_like(weight, dtype=x.dtype, memory_format=torch.channels_last)
+    return grad_x, like, torch.empty_like(moments)
+
+
+def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    *tensors, ctx.eps = inputs
+    _, moments, convolution = output
+    ctx.mark_non_differentiable(moments, convolution)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, moments, convolution)
+
+
+def _differentiate_training(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
+    x, *parameters, moments, convolution = ctx.saved_tensors
+    needs_x = ctx.needs_input_grad[0]
+    grad_x, grad_weight, (grad_norm_bias, grad_norm_weight) = _training_backward(
+        grad, x, *parameters, ctx.eps, moments, convolution, needs_x
+    )
+    found = (grad_weight, grad_norm_weight, grad_norm_bias)
+    found = [gradient.to(parameter.dtype) for gradient, parameter in zip(found, parameters, strict=True)]
+    return grad_x if needs_x else None, *found, None
+
+
+_training.register_autograd(_differentiate_training, setup_context=_save_training)
+
+
+def conv_norm_relu_training(x: torch.Tensor, weight: torch.Tensor, *, norm: BatchStatisticsNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """relu(norm(conv3x3(x))), the norm with the statistics of this batch, and these. Differentiable in all but them.
+
+    Args:
+        x, weight: as :func:`conv_norm_relu`.
+        norm: (weight, bias, eps), two (O,) in any floating-point dtype, and a number.
+
+    Returns:
+        (B, O, H, W), channels_last, in x's dtype; and (2, O) float32: mean and (biased) variance of each channel of the convolution.
+
+    Raises:
+        TypeError: a dtype that is not as above.
+        ValueError: a shape or device that is not as above, a side over 32767, or a single value in a channel.
+    """
+    x = _checked(x, weight)
+    check_batch_statistics_norm("norm", norm, weight, x)
+    if not launch.runs_kernels(x, "conv_norm_relu"):
+        return conv_norm_relu_training_ref(x, weight, norm=norm)
+    return _training(x, weight, *norm)[:2]

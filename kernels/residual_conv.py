@@ -12,6 +12,9 @@ second convolution's input, and the gradients of the norms need no map before th
 is the inner product of each output channel's weights with their gradient. The gradients of the maps are two more launches of the same
 kernel with turned weights; those of the weights are PyTorch's own convolution (cuDNN on a GPU, deterministic if PyTorch is told to be),
 that of add is gathered in a fixed order.
+
+With the statistics of the batch each norm is a pass of its own behind its convolution, whose epilogue gives the tiles' statistics. Saved
+then are x and the two convolutions; hidden is made again in the backward.
 """
 
 from __future__ import annotations
@@ -23,8 +26,20 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
-from .parts.batch_norm import BatchNormArguments, check_batch_norm, folded, norm_or_none, norm_scale, through_norm
-from .parts.conv3x3 import conv3x3, conv3x3_input_weight, parameter_gradients
+from .parts.batch_norm import (
+    BatchNorm,
+    BatchNormArguments,
+    BatchStatisticsNorm,
+    batch_norm_backward,
+    batch_norm_ref,
+    check_batch_norm,
+    check_batch_statistics_norm,
+    folded,
+    norm_or_none,
+    norm_scale,
+    through_norm,
+)
+from .parts.conv3x3 import conv3x3, conv3x3_input_weight, conv3x3_weight_gradient, convolved, normalised, parameter_gradients
 from .parts.maps import channels_last, empty_channels_last
 from .upsample import upsample_bilinear_backward
 
@@ -162,14 +177,29 @@ def _differentiate(ctx: Any, grad: torch.Tensor | None, _: None) -> tuple[torch.
     first = through_norm(grad_w1, grad_b1, first, ctx.eps[0]) if needs_first else nothing
     second = through_norm(grad_w2, grad_b2, second, ctx.eps[1]) if needs_second else nothing
     constants = (None,) * 3  # mean, variance, eps
-    grad_add = None
-    if needs_add:
-        same = ctx.add_size == x.shape[2:]
-        grad_add = grad if same else upsample_bilinear_backward(grad, *ctx.add_size, True)
-    return grad_x if needs_x else None, *first, *constants, *second, *constants, grad_add
+    return grad_x if needs_x else None, *first, *constants, *second, *constants, _grad_add(ctx, grad) if needs_add else None
+
+
+def _grad_add(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+    return grad if ctx.add_size == grad.shape[2:] else upsample_bilinear_backward(grad, *ctx.add_size, True)
 
 
 _unit.register_autograd(_differentiate, setup_context=_save)
+
+
+def _checked(x, w1, b1, w2, b2, add) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x and add in the dtype in which they are taken; an error where these do not fit."""
+    x, add = launch.autocast(x, add)
+    launch.check_map("x", x)
+    channels = x.shape[1]
+    launch.check_tensor("w1", w1, (channels, channels, 3, 3), x, weight=True)
+    launch.check_tensor("w2", w2, (channels, channels, 3, 3), x, weight=True)
+    launch.check_vector("b1", b1, w1)
+    launch.check_vector("b2", b2, w2)
+    if add is not None:
+        launch.check_map("add", add)
+        launch.check_tensor("add", add, (x.shape[0], channels, None, None), x)
+    return x, add
 
 
 def residual_conv_unit(
@@ -201,19 +231,159 @@ def residual_conv_unit(
         TypeError: a dtype that is not as above.
         ValueError: a shape or device that is not as above, or a side over 32767.
     """
-    x, add = launch.autocast(x, add)
-    launch.check_map("x", x)
-    channels = x.shape[1]
-    launch.check_tensor("w1", w1, (channels, channels, 3, 3), x, weight=True)
-    launch.check_tensor("w2", w2, (channels, channels, 3, 3), x, weight=True)
-    launch.check_vector("b1", b1, w1)
-    launch.check_vector("b2", b2, w2)
+    x, add = _checked(x, w1, b1, w2, b2, add)
     check_batch_norm("norm1", norm1, w1)
     check_batch_norm("norm2", norm2, w2)
-    if add is not None:
-        launch.check_map("add", add)
-        launch.check_tensor("add", add, (x.shape[0], channels, None, None), x)
     if not launch.runs_kernels(x, "residual_conv"):
         return _rewritten(x, w1, b1, w2, b2, norm1, norm2, add)
     nothing = (None, None, None, None, 0.0)
     return _unit(channels_last(x), w1, b1, *(norm1 or nothing), w2, b2, *(norm2 or nothing), add)[0]
+
+
+def residual_conv_unit_training_ref(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor | None,
+    w2: torch.Tensor,
+    b2: torch.Tensor | None,
+    *,
+    norm1: BatchStatisticsNorm,
+    norm2: BatchStatisticsNorm,
+    add: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`residual_conv_unit_training` in plain PyTorch. Same arguments and results."""
+    y, moments1 = batch_norm_ref(F.conv2d(F.relu(x), w1, b1, padding=1), norm1)
+    y, moments2 = batch_norm_ref(F.conv2d(F.relu(y), w2, b2, padding=1), norm2)
+    y = y + x
+    return y if add is None else y + _resized(add, x.shape[2:]), torch.cat((moments1, moments2))
+
+
+@torch.library.custom_op("dpt::residual_conv_unit_training", mutates_args=())
+def _training(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor | None,
+    norm1_weight: torch.Tensor,
+    norm1_bias: torch.Tensor,
+    eps1: float,
+    w2: torch.Tensor,
+    b2: torch.Tensor | None,
+    norm2_weight: torch.Tensor,
+    norm2_bias: torch.Tensor,
+    eps2: float,
+    add: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, moments, the first convolution, the second)."""
+    x = channels_last(x)
+    first, moments1 = convolved(x, channels_last(w1.to(x.dtype)), b1, relu_input=True)
+    hidden = normalised(first, BatchNorm(norm1_weight, norm1_bias, *moments1, eps1), relu=True)
+    second, moments2 = convolved(hidden, channels_last(w2.to(x.dtype)), b2)
+    add = None if add is None else channels_last(add)
+    y = normalised(second, BatchNorm(norm2_weight, norm2_bias, *moments2, eps2), skip=x, add=add)
+    return y, torch.cat((moments1, moments2)), first, second
+
+
+@_training.register_fake
+def _(x, *_):
+    y, first, second = (empty_channels_last(x, *x.shape[1:]) for _ in range(3))
+    return y, torch.empty((4, x.shape[1]), dtype=torch.float32, device=x.device), first, second
+
+
+@torch.library.custom_op("dpt::residual_conv_unit_training_backward", mutates_args=())
+def _training_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    norm1_weight: torch.Tensor,
+    norm1_bias: torch.Tensor,
+    eps1: float,
+    w2: torch.Tensor,
+    norm2_weight: torch.Tensor,
+    norm2_bias: torch.Tensor,
+    eps2: float,
+    moments: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    needs_x: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x (empty where not needed), of both weights (in x's dtype), and of each norm's bias and weight (2, C), float32."""
+    grad, x, w1, w2 = channels_last(grad), channels_last(x), w1.to(x.dtype), w2.to(x.dtype)
+    norm1, norm2 = BatchNorm(norm1_weight, norm1_bias, *moments[:2], eps1), BatchNorm(norm2_weight, norm2_bias, *moments[2:], eps2)
+    grad_second, grad_norm2 = batch_norm_backward(grad, second, norm2, relu=False)
+    grad_w2 = channels_last(conv3x3_weight_gradient(grad_second, normalised(first, norm1, relu=True), w2))
+    grad_hidden = conv3x3(grad_second, conv3x3_input_weight(w2, None), gradient=True)
+    grad_first, grad_norm1 = batch_norm_backward(grad_hidden, first, norm1, relu=True)
+    grad_w1 = channels_last(conv3x3_weight_gradient(grad_first, x.relu(), w1))
+    grad_x = grad.new_empty(0)
+    if needs_x:
+        grad_x = conv3x3(grad_first, conv3x3_input_weight(w1, None), mask=x, skip=grad, gradient=True)
+    return grad_x, grad_w1, grad_w2, grad_norm1, grad_norm2
+
+
+@_training_backward.register_fake
+def _(grad, x, w1, norm1_weight, norm1_bias, eps1, w2, norm2_weight, norm2_bias, eps2, moments, first, second, needs_x):
+    grad_x = empty_channels_last(x, *x.shape[1:]) if needs_x else grad.new_empty(0)
+    weights = [torch.empty_like(weight, dtype=x.dtype, memory_format=torch.channels_last) for weight in (w1, w2)]
+    return grad_x, *weights, torch.empty_like(moments[:2]), torch.empty_like(moments[2:])
+
+
+def _save_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    x, w1, b1, *norm1, ctx.eps1, w2, b2, norm2_weight, norm2_bias, ctx.eps2, add = inputs
+    _, *kept = output
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+    ctx.add_size = None if add is None else add.shape[2:]
+    ctx.save_for_backward(b1, b2, x, w1, *norm1, w2, norm2_weight, norm2_bias, *kept)
+
+
+def _differentiate_training(ctx: Any, grad: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 12
+    b1, b2, x, *parameters, moments, first, second = ctx.saved_tensors
+    needs_x, needs_add = ctx.needs_input_grad[0], ctx.needs_input_grad[-1]
+    maps = (moments, first, second, needs_x)
+    grad_x, grad_w1, grad_w2, (grad_norm1_bias, grad_norm1_weight), (grad_norm2_bias, grad_norm2_weight) = _training_backward(
+        grad, x, *parameters[:3], ctx.eps1, *parameters[3:], ctx.eps2, *maps
+    )
+    found = (grad_w1, grad_norm1_weight, grad_norm1_bias, grad_w2, grad_norm2_weight, grad_norm2_bias)
+    found = [gradient.to(parameter.dtype) for gradient, parameter in zip(found, parameters, strict=True)]
+    # The norm takes away again what a bias in front of it adds.
+    b1, b2 = (None if bias is None else torch.zeros_like(bias) for bias in (b1, b2))
+    grad_add = _grad_add(ctx, grad) if needs_add else None
+    return grad_x if needs_x else None, found[0], b1, *found[1:3], None, found[3], b2, *found[4:], None, grad_add
+
+
+_training.register_autograd(_differentiate_training, setup_context=_save_training)
+
+
+def residual_conv_unit_training(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    b1: torch.Tensor | None,
+    w2: torch.Tensor,
+    b2: torch.Tensor | None,
+    *,
+    norm1: BatchStatisticsNorm,
+    norm2: BatchStatisticsNorm,
+    add: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`residual_conv_unit` with norms that take the statistics of this batch, and these. Differentiable in all but them.
+
+    Args:
+        x, w1, b1, w2, b2, add: as :func:`residual_conv_unit`.
+        norm1, norm2: (weight, bias, eps): two (C,) in any floating-point dtype, and a number.
+
+    Returns:
+        (B, C, H, W), channels_last, in x's dtype; and (4, C) float32: mean and (biased) variance of each channel of the first convolution,
+        then of the second.
+
+    Raises:
+        TypeError: a dtype that is not as above.
+        ValueError: a shape or device that is not as above, a side over 32767, or a single value in a channel.
+    """
+    x, add = _checked(x, w1, b1, w2, b2, add)
+    check_batch_statistics_norm("norm1", norm1, w1, x)
+    check_batch_statistics_norm("norm2", norm2, w2, x)
+    if not launch.runs_kernels(x, "residual_conv"):
+        return residual_conv_unit_training_ref(x, w1, b1, w2, b2, norm1=norm1, norm2=norm2, add=add)
+    return _training(x, w1, b1, *norm1, w2, b2, *norm2, add)[:2]

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import launch
 from ..kernels.argmax_upsample import upsample_argmax
 from ..kernels.attention import attention
-from ..kernels.conv_norm_relu import conv_norm_relu
+from ..kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_training
 from ..kernels.depth_head import ACTIVATIONS, depth_head
 from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
 from ..kernels.parts.pointwise import pointwise
 from ..kernels.reassemble import readout_project, transposed_conv
-from ..kernels.residual_conv import residual_conv_unit
+from ..kernels.residual_conv import residual_conv_unit, residual_conv_unit_training
 from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.beit import BEiTBlock
@@ -105,6 +107,28 @@ def uses_batch_statistics(*norms: nn.Module) -> bool:
     return any(isinstance(norm, BATCH_NORMS) and norm.training for norm in norms)
 
 
+def fuses_batch_statistics(x: Tensor, *norms: nn.Module) -> bool:
+    """Whether the kernels run for a tensor like x, and all norms take the statistics of this process's batch: those of several
+    processes are PyTorch's."""
+    return launch.has_kernels(x) and all(isinstance(norm, BATCH_NORMS) and norm.training and not _shares(norm) for norm in norms)
+
+
+def _shares(norm: nn.Module) -> bool:
+    initialised = isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
+    return initialised and dist.get_world_size(norm.process_group) > 1
+
+
+@torch.no_grad()
+def _track(norm: Any, moments: Tensor, count: int) -> None:
+    """Move a norm's running statistics towards those of a batch, (2, C) mean and biased variance, as PyTorch does; without `momentum` to
+    the average of all batches."""
+    norm.num_batches_tracked.add_(1)
+    share = norm.num_batches_tracked.reciprocal() if norm.momentum is None else norm.momentum
+    unbiased = moments[1] * (count / (count - 1))
+    for running, value in ((norm.running_mean, moments[0]), (norm.running_var, unbiased)):
+        running.copy_(running + share * (value - running))
+
+
 def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float] | None:
     """A batch norm in evaluation form; None for the identity. TypeError for what took its place since the model was accelerated."""
     if isinstance(module, nn.Identity):
@@ -116,16 +140,27 @@ def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, Tensor | No
 
 
 class FastResidualConvUnit(ResidualConvUnit):
-    """`ResidualConvUnit` in two launches; PyTorch's convolutions and norms where these take the statistics of the batch."""
+    """`ResidualConvUnit` in two launches; norms that take the statistics of the batch are passes of their own behind the convolutions."""
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """`add` (B, F, h, w), of any size, is resized to x's (bilinear, align_corners=True) and added."""
         if uses_batch_statistics(self.norm1, self.norm2):
-            y = super().forward(x)
-            return y if add is None else y + upsample_bilinear(add, y.shape[2:], True)
+            return self._with_batch_statistics(x, add)
         conv1, conv2 = self.conv1, self.conv2
         norms = {"norm1": _norm(self.norm1), "norm2": _norm(self.norm2)}
         return residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
+
+    def _with_batch_statistics(self, x: Tensor, add: Tensor | None) -> Tensor:
+        conv1, norm1, conv2, norm2 = self.conv1, self.norm1, self.conv2, self.norm2
+        if not fuses_batch_statistics(x, norm1, norm2):
+            y = super().forward(x)
+            return y if add is None else y + upsample_bilinear(add, y.shape[2:], True)
+        norms: Any = {"norm1": (norm1.weight, norm1.bias, norm1.eps), "norm2": (norm2.weight, norm2.bias, norm2.eps)}
+        y, moments = residual_conv_unit_training(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
+        count = y.shape[0] * y.shape[2] * y.shape[3]
+        _track(norm1, moments[:2], count)
+        _track(norm2, moments[2:], count)
+        return y
 
 
 def _merge(unit: ResidualConvUnit, skip: Tensor, previous: Tensor) -> Tensor:
@@ -236,10 +271,14 @@ class FastSegmentationHead(SegmentationHead):
         return upsample_bilinear(self.logits(x), size, self.align_corners)
 
     def logits(self, x: Tensor) -> Tensor:
-        if uses_batch_statistics(self.norm):
-            x = F.relu(self.norm(self.conv(x)))
+        norm: Any = self.norm
+        if not uses_batch_statistics(norm):
+            x = conv_norm_relu(x, self.conv.weight, norm=_norm(norm))
+        elif fuses_batch_statistics(x, norm):
+            x, moments = conv_norm_relu_training(x, self.conv.weight, norm=(norm.weight, norm.bias, norm.eps))
+            _track(norm, moments, x.shape[0] * x.shape[2] * x.shape[3])
         else:
-            x = conv_norm_relu(x, self.conv.weight, norm=_norm(self.norm))
+            x = F.relu(norm(self.conv(x)))
         return conv1x1(self.dropout(x), self.classifier.weight, self.classifier.bias, padded=True)
 
     fused_labels = staticmethod(fused_labels)

@@ -32,6 +32,7 @@ from .modules import (
     FastReassemble,
     FastResidualConvUnit,
     FastSegmentationHead,
+    fuses_batch_statistics,
     has_hooks,
     uses_batch_statistics,
 )
@@ -114,8 +115,10 @@ def takes_statistics(*names: str) -> Callable[[nn.Module], str | None]:
     """What runs otherwise in a module whose norms now take the batch's statistics."""
 
     def tell(module: nn.Module) -> str | None:
-        batch = uses_batch_statistics(*(getattr(module, name) for name in names))
-        return "PyTorch's convolutions and batch norm, since it trains with the batch's statistics" if batch else None
+        norms = [getattr(module, name) for name in names]
+        if not uses_batch_statistics(*norms) or fuses_batch_statistics(next(module.parameters()), *norms):
+            return None
+        return "PyTorch's convolutions and batch norm, since it trains with the batch's statistics"
 
     return tell
 

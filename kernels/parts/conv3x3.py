@@ -2,8 +2,9 @@
 
     y = mask(relu(norm(conv(relu(x)) + bias))) + skip + resize(add)
 
-Every part but the convolution may be left out. norm is batch norm with given statistics, applied as scale and shift; mask keeps the values
-where another map is positive (the gradient of a ReLU); resize is bilinear, align_corners=True, from any size, gathered pixel by pixel.
+Every part but the convolution may be left out. norm is batch norm with given statistics, applied as scale and shift; a batch's own come
+from ``convolved``, and ``normalised`` applies them afterwards. mask keeps the values where another map is positive (the gradient of a
+ReLU); resize is bilinear, align_corners=True, from any size, gathered pixel by pixel.
 
 A tile of pixels times a tile of output channels is accumulated in float32 over 9 taps times the input channels, in one flat loop: nested
 loops would drain the pipeline at each tap. The unfolded input is never written. Padding is exact: relu(0) = 0, and the norm is applied to
@@ -34,7 +35,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import launch
 from .activations import relu
-from .batch_norm import BatchNorm
+from .batch_norm import BatchNorm, batch_moments, store_moments
 from .bilinear import bilinear_source, gather_bilinear
 from .maps import channels_last, empty_channels_last
 
@@ -48,8 +49,8 @@ def _load(ptr, offsets, mask):
 def _finish(
     values,  # (pixels, BLOCK_N) float32
     out_ptr,  # (B, height, width, CHANNELS)
-    epilogue,  # (bias, norm, mask, skip, add, resized), each or None, as _operands gives them
-    pixels,  # (image, int64; row, column and whether it is inside, (pixels,) each)
+    epilogue,  # (bias, norm, mask, skip, add, resized, partials), each or None, as _operands gives them
+    pixels,  # (image, int64; row, column and whether it is inside, (pixels,) each; the tile's number)
     first_channel,
     sides,  # height and width of out, and of resized
     CHANNELS: tl.constexpr,
@@ -64,8 +65,8 @@ def _finish(
         _finish(lower, out_ptr, epilogue, pixels, first_channel, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
         _finish(upper, out_ptr, epilogue, pixels, first_channel + PART, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
     else:
-        bias_ptr, norm, mask_ptr, skip_ptr, add_ptr, resized_ptr = epilogue
-        image, row, column, inside = pixels
+        bias_ptr, norm, mask_ptr, skip_ptr, add_ptr, resized_ptr, partials_ptr = epilogue
+        image, row, column, inside, tile = pixels
         height, width, source_height, source_width = sides
         channel = first_channel + tl.arange(0, BLOCK_N)
         exists = channel < CHANNELS
@@ -90,7 +91,11 @@ def _finish(
             source_x = bilinear_source(column, source_width, width, True)
             resized_ptr += image * source_height * source_width * CHANNELS
             values += gather_bilinear(resized_ptr, source_y, source_x, source_width * CHANNELS, CHANNELS, channel, mask)
-        tl.store(out_ptr + offsets, values.to(out_ptr.dtype.element_ty), mask=mask)
+        values = values.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + offsets, values, mask=mask)
+        if partials_ptr is not None:
+            partials_ptr += tile.to(tl.int64) * (3 * CHANNELS) + channel
+            store_moments(partials_ptr, values.to(tl.float32), mask, inside, exists, CHANNELS)
 
 
 SIDES = ["height", "width", "source_height", "source_width"]  # not a tuple to the kernels: Triton would specialise on its members
@@ -176,14 +181,15 @@ def conv3x3_kernel(
             accumulator = tl.dot(weights.T, pixels.T, accumulator, input_precision=PRECISION)
     if not PIXELS_FIRST:
         accumulator = accumulator.T
-    tile = (image.to(tl.int64), row, column, inside)
+    tile = (image.to(tl.int64), row, column, inside, block)
     sides = (height, width, source_height, source_width)
     _finish(accumulator, out_ptr, epilogue, tile, first_channel, sides, C_OUT, RELU_OUTPUT, BLOCK_N, EPILOGUE_PARTS)
 
 
 @triton.jit(do_not_specialize=SIDES)
 def conv3x3_epilogue(
-    conv_ptr,  # (B, height, width, CHANNELS), the bare convolution; overwritten
+    conv_ptr,  # (B, height, width, CHANNELS), the bare convolution
+    out_ptr,  # (B, height, width, CHANNELS), which may be conv_ptr
     epilogue,
     height,
     width,
@@ -194,7 +200,7 @@ def conv3x3_epilogue(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The epilogue alone, in place, for a convolution that another library computed."""
+    """The epilogue alone, for a convolution that another library computed, or whose statistics had to be known first."""
     blocks = tl.cdiv(height * width, BLOCK_M)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     pixel = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -203,9 +209,9 @@ def conv3x3_epilogue(
     inside = pixel < height * width
     offsets = (image * height * width + pixel)[:, None] * CHANNELS + channel[None, :]
     values = _load(conv_ptr, offsets, inside[:, None] & (channel < CHANNELS)[None, :])
-    tile = (image, pixel // width, pixel % width, inside)
+    tile = (image, pixel // width, pixel % width, inside, tl.program_id(0))
     sides = (height, width, source_height, source_width)
-    _finish(values, conv_ptr, epilogue, tile, first_channel, sides, CHANNELS, RELU_OUTPUT, BLOCK_N, 1)
+    _finish(values, out_ptr, epilogue, tile, first_channel, sides, CHANNELS, RELU_OUTPUT, BLOCK_N, 1)
 
 
 def input_precision(dtype: torch.dtype) -> str:
@@ -235,15 +241,47 @@ def conv3x3(
     ``precision``: :func:`input_precision`'s, or another to compile for.
     Returns (B, C_out, H, W), channels_last.
     """
+    parts = {"bias": bias, "norm": norm, "mask": mask, "skip": skip, "add": add}
+    return _conv3x3(x, weight, parts, relu_input, relu_output, gradient, precision)[0]
+
+
+def convolved(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, relu_input: bool = False, precision: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """conv(relu(x)) + bias as :func:`conv3x3` gives it, and the mean and variance (2, C_out), float32, of each of its channels: a tile's
+    count, mean and sum of squares about it come from the epilogue, so that the map is not read for them."""
+    out, partials = _conv3x3(x, weight, {"bias": bias}, relu_input, False, True, precision, statistics=True)
+    return out, batch_moments(partials)
+
+
+def normalised(
+    convolution: torch.Tensor, norm: BatchNorm, *, relu: bool = False, skip: torch.Tensor | None = None, add: torch.Tensor | None = None
+) -> torch.Tensor:
+    """relu(norm(convolution)) + skip + resize(add), (B, C, H, W), in one pass over a convolution that is kept."""
+    operands = _operands(tuple(convolution.shape[2:]), None, norm, None, skip, add)
+    return _finished(convolution, torch.empty_like(convolution), *operands, relu)[0]
+
+
+def _conv3x3(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    parts: Mapping[str, Any],
+    relu_input: bool,
+    relu_output: bool,
+    gradient: bool,
+    precision: str | None,
+    statistics: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The convolution and, if asked for, its tiles' moments (tiles, 3, C_out), float32: see ``store_moments``."""
     batch, c_in, height, width = x.shape
     c_out = weight.shape[0]
     family = launch.device_family(x.device)
     image, taps = _views(x, weight)
     precision = precision or input_precision(x.dtype)
     config = launch.config("conv3x3", family, x.dtype, **_shape(image, taps, precision, gradient))
-    epilogue, sides = _operands((height, width), bias, norm, mask, skip, add)
+    epilogue, sides = _operands((height, width), **parts)
     if config.pop("backend") == "cudnn":
-        return _with_cudnn(x.relu() if relu_input else x, weight, epilogue, sides, relu_output)
+        return _with_cudnn(x.relu() if relu_input else x, weight, epilogue, sides, relu_output, statistics)
     out = empty_channels_last(x, c_out, height, width)
     descriptor = config.pop("descriptor")
     if descriptor:
@@ -254,9 +292,15 @@ def conv3x3(
         blocks = triton.cdiv(height * width, config["BLOCK_W"])
         operands = (x, weight)
     grid = (batch * blocks * triton.cdiv(c_out, config["BLOCK_N"]),)
+    partials = _partials(batch * blocks, out) if statistics else None
     flags = {"RELU_INPUT": relu_input, "RELU_OUTPUT": relu_output, "PRECISION": precision, "DESCRIPTOR": descriptor}
+    epilogue = (*epilogue, partials)
     launch.launch(conv3x3_kernel, grid, *operands, out, epilogue, *sides, C_IN=c_in, C_OUT=c_out, **flags, **config)
-    return out
+    return out, partials
+
+
+def _partials(tiles: int, out: torch.Tensor) -> torch.Tensor:
+    return torch.empty((tiles, 3, out.shape[1]), dtype=torch.float32, device=out.device)
 
 
 def _operands(
@@ -267,7 +311,7 @@ def _operands(
     skip: torch.Tensor | None = None,
     add: torch.Tensor | None = None,
 ) -> tuple[tuple[Any, ...], tuple[int, int, int, int]]:
-    """The kernels' ``epilogue`` for a result of ``size``, and its sides: those of the result, and of the map that is resized to it."""
+    """The kernels' ``epilogue`` for a result of ``size``, but for the tiles' moments; and the sides of it and of the map resized to it."""
     source = size if add is None else tuple(add.shape[-2:])
     vectors = None if norm is None else (*(vector.contiguous() for vector in norm[:4]), norm.eps)
     added = (add, None) if source == size else (None, add)
@@ -294,24 +338,35 @@ def _descriptors(image: torch.Tensor, taps: torch.Tensor, config: Mapping[str, A
 
 
 def _with_cudnn(
-    x: torch.Tensor, weight: torch.Tensor, epilogue: tuple[Any, ...], sides: tuple[int, ...], relu_output: bool
-) -> torch.Tensor:
-    return _finished(F.conv2d(x, weight, padding=1), epilogue, sides, relu_output)
+    x: torch.Tensor, weight: torch.Tensor, epilogue: tuple[Any, ...], sides: tuple[int, ...], relu_output: bool, statistics: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    out = channels_last(F.conv2d(x, weight, padding=1))
+    return _finished(out, out, epilogue, sides, relu_output, statistics)
 
 
-def _finished(convolved: torch.Tensor, epilogue: tuple[Any, ...], sides: tuple[int, ...], relu_output: bool) -> torch.Tensor:
-    """What another library convolved, (B, C, H, W), with the epilogue; in place where it is channels-last."""
-    out = channels_last(convolved)
+def _finished(
+    convolution: torch.Tensor,
+    out: torch.Tensor,
+    epilogue: tuple[Any, ...],
+    sides: tuple[int, ...],
+    relu_output: bool,
+    statistics: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A convolution that is there, (B, C, H, W), channels-last, with the epilogue, in ``out``, which may be it; and tiles' moments."""
     batch, channels, height, width = out.shape
     config = launch.config("conv3x3_epilogue", launch.device_family(out.device), out.dtype, C=channels, pixels=batch * height * width)
-    grid = (batch * triton.cdiv(height * width, config["BLOCK_M"]), triton.cdiv(channels, config["BLOCK_N"]))
-    launch.launch(conv3x3_epilogue, grid, out, epilogue, *sides, CHANNELS=channels, RELU_OUTPUT=relu_output, **config)
-    return out
+    tiles = batch * triton.cdiv(height * width, config["BLOCK_M"])
+    partials = _partials(tiles, out) if statistics else None
+    grid = (tiles, triton.cdiv(channels, config["BLOCK_N"]))
+    flags = {"CHANNELS": channels, "RELU_OUTPUT": relu_output}
+    launch.launch(conv3x3_epilogue, grid, convolution, out, (*epilogue, partials), *sides, **flags, **config)
+    return out, partials
 
 
-def add_bias(convolved: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def add_bias(convolution: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """What another library convolved, (B, C, H, W), with a bias (C,) alone; in place where it is channels-last."""
-    return _finished(convolved, *_operands(tuple(convolved.shape[2:]), bias), False)
+    out = channels_last(convolution)
+    return _finished(out, out, *_operands(tuple(out.shape[2:]), bias), False)[0]
 
 
 def conv3x3_weight_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ... import launch
 from ...parts.batch_norm import BatchNorm
-from ...parts.conv3x3 import _operands, _with_cudnn, conv3x3, conv3x3_epilogue
+from ...parts.conv3x3 import _operands, _with_cudnn, conv3x3, conv3x3_epilogue, conv3x3_kernel, convolved, normalised
 from ..workload import FORWARD, RARE, Inputs, Workload, combinations, tiles
 
 # (C, side of the map, dtype, precision) that stand for what the table distinguishes; C=20 is beyond TMA's alignment.
@@ -53,6 +53,22 @@ def compile_cases(family: str) -> Iterator[launch.CompileCase]:
                 for case in launch.record(family, variant, conv3x3, x, weight, **arguments, **checks):
                     alone = case.function is conv3x3_epilogue  # behind cuDNN's convolution
                     yield replace(case, tensor_cores=False, async_copies=False) if alone else case
+        if channels in (64, 256):
+            yield from _with_batch_statistics(family, x, weight, launches, **checks)
+
+
+def _with_batch_statistics(
+    family: str, x: torch.Tensor, weight: torch.Tensor, launches: dict[str, Any], **checks: Any
+) -> Iterator[launch.CompileCase]:
+    """The first convolution whose epilogue gives statistics too, without what follows it; and the norm that is applied afterwards."""
+    variant = f"C={x.shape[1]} {x.shape[2]}x{x.shape[3]} {str(x.dtype).removeprefix('torch.')} {checks['precision']}"
+    bias = launches["first"]["bias"]
+    for case in launch.record(family, f"statistics {variant}", convolved, x, weight, bias, relu_input=True, **checks):
+        if case.function is conv3x3_kernel:
+            yield case
+    norm, add = launches["second"]["norm"], launches["second"]["add"]
+    for name, arguments in {"normalised": {"relu": True}, "normalised, added": {"skip": x, "add": add}}.items():
+        yield from launch.record(family, f"{name} {variant}", normalised, x, norm, **arguments, tensor_cores=False, async_copies=False)
 
 
 def _tuned_arguments(inputs: Inputs, batch: int, channels: int, side: int) -> dict[str, Any]:
