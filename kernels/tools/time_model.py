@@ -40,7 +40,7 @@ TILE = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Bounds:
+class Launch:
     """A launch of one of our kernels. ``key``: of its specialisation in the record; ``arguments``: its integers, by name; ``moved``: bytes
     of its tensors."""
 
