@@ -293,6 +293,13 @@ def test_bytes_of_the_l2_cache_take_longer_than_the_cycles():
     assert predicted_of(facts=slow).microseconds == pytest.approx(predicted_of().microseconds + extra / 1e3)
 
 
+def test_few_multiprocessors_get_more_of_the_l2_cache():
+    """With a tenth of them at work each gets more than its share, up to what its own port takes."""
+    slow = {**FACTS, "regions": [FACTS["regions"][0], {**LOOP, "copied": 20_000}]}
+    saved = 10 * 2000 * (1 - 1 / time_model.ALONE)
+    assert predicted_of((100,), facts=slow).microseconds - predicted_of((10,), facts=slow).microseconds == pytest.approx(saved / 1e3)
+
+
 def test_a_loop_that_is_unrolled_turns_less():
     halved = {**FACTS, "regions": [FACTS["regions"][0], {**LOOP, "unrolled": 2}]}
     assert predicted_of().microseconds - predicted_of(facts=halved).microseconds == pytest.approx(time_model.SLACK * 5 * 200 / 1e3)
@@ -353,6 +360,13 @@ def test_the_committed_table_is_held_to_the_model(committed, monkeypatch):
     assert list(predicted.problems(module({"one": 2.5}), folder=committed))
     predicted.write(module(), committed)
     assert "| one | 2.004 | 2.004 |" in (committed / predicted.TABLE).read_text()
+
+
+def test_a_record_of_other_code_is_told(committed):
+    """A specialisation that no forward launches any more, by its key; the table alone would not show it."""
+    predicted.ledger.write(predicted.RECORD, {"0123abc": FACTS}, committed)
+    (told,) = predicted.problems(module(), folder=committed)
+    assert "0123abc" in told
 
 
 def bucket(shipped):
