@@ -48,7 +48,7 @@ def read(report: compiler.Report, machine_code: str, ttgir: str) -> Facts:
     product = sum(loop.flops for loop in trips.walk(outside)) / products if products else 0.0
     matched = list(_matched(kernel, code, found, outside, []))
     kept = {id(path[-1]) for _, path in matched}
-    constant = trips.Launch(kernel, scalars, {}, (), ())
+    constant = trips.Bounds(kernel, scalars, {}, (), ())
 
     def moved(loop: trips.For) -> tuple[int, int, int]:
         """(copied, stored, flops) of a turn, with those of the loops in it that are unrolled. What is copied ahead of a loop is that

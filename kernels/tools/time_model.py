@@ -143,7 +143,7 @@ def _round(facts: Facts, turns: Sequence[float], ctas: int, active: int, card: C
 def _of_launch(work: Launch, facts: Facts, card: Card) -> Prediction:
     programs, held = math.prod(work.grid), facts["ctas"]
     middle = [size // 2 for size in work.grid] + [0] * (3 - len(work.grid))
-    at = trips.Launch(facts["kernel"], facts["scalars"], work.arguments, (*work.grid, 1, 1), middle)
+    at = trips.Bounds(facts["kernel"], facts["scalars"], work.arguments, (*work.grid, 1, 1), middle)
     turns = [at.turns([(counter, bounds) for counter, *bounds in region["loops"]]) / region["unrolled"] for region in facts["regions"]]
     each = programs / card.multiprocessors
     active = min(programs, card.multiprocessors)

@@ -145,7 +145,7 @@ def _slice(value: str, made: Scalars, wanted: Scalars) -> None:
             _slice(operand, made, wanted)
 
 
-class Launch:
+class Bounds:
     """Computes the bounds of a kernel's loops for one launch and program."""
 
     def __init__(

@@ -124,7 +124,7 @@ def test_turns_follow_from_the_launch(program, turns):
     """By hand: 250 rows in steps of 64, to 64 times the program; the inner loop turns `depth` times in each."""
     outside, scalars = trips.read(TTGIR)
     _, outer, inner = trips.walk(outside)
-    made = trips.Launch("kernel", scalars, {"rows": 250, "depth": 5}, (10, 1, 1), (program, 0, 0))
+    made = trips.Bounds("kernel", scalars, {"rows": 250, "depth": 5}, (10, 1, 1), (program, 0, 0))
     path = [(loop.counter, loop.bounds) for loop in (outer, inner)]
     assert made.turns(path[:1]) == turns and made.turns(path) == 5 * turns and made.turns([]) == 1
 
@@ -134,9 +134,9 @@ def test_a_bound_that_nobody_knows_is_an_error_with_the_kernels_name():
     outside, scalars = trips.read(TTGIR)
     loop = outside.inner[0]
     with pytest.raises(ValueError, match=r"kernel: .* argument 'rows'"):
-        trips.Launch("kernel", scalars, {}, (1, 1, 1), (0, 0, 0)).turns([(loop.counter, loop.bounds)])
+        trips.Bounds("kernel", scalars, {}, (1, 1, 1), (0, 0, 0)).turns([(loop.counter, loop.bounds)])
     with pytest.raises(ValueError, match="kernel: .* %loaded"):
-        trips.Launch("kernel", scalars, {}, (1, 1, 1), (0, 0, 0)).turns([("%i", ("%c0_i32", "%loaded", "%c1_i32"))])
+        trips.Bounds("kernel", scalars, {}, (1, 1, 1), (0, 0, 0)).turns([("%i", ("%c0_i32", "%loaded", "%c1_i32"))])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_bound_that_nobody_knows_is_an_error_with_the_kernels_name():
 def test_operations_are_the_machines(operation, operands, value):
     """Division rounds to zero, as C's."""
     scalars = {"%x": [operation, *map(str, operands)]}
-    assert trips.Launch("kernel", scalars, {}, (), ()).value("%x", {}) == value
+    assert trips.Bounds("kernel", scalars, {}, (), ()).value("%x", {}) == value
 
 
 RATES = issue.Rates(tensor=1024, warp_tensor=512)
@@ -293,6 +293,13 @@ def test_bytes_of_the_l2_cache_take_longer_than_the_cycles():
     assert predicted_of(facts=slow).microseconds == pytest.approx(predicted_of().microseconds + extra / 1e3)
 
 
+def test_few_multiprocessors_get_more_of_the_l2_cache():
+    """With a tenth of them at work each gets more than its share, up to what its own port takes."""
+    slow = {**FACTS, "regions": [FACTS["regions"][0], {**LOOP, "copied": 20_000}]}
+    saved = 10 * 2000 * (1 - 1 / time_model.ALONE)
+    assert predicted_of((100,), facts=slow).microseconds - predicted_of((10,), facts=slow).microseconds == pytest.approx(saved / 1e3)
+
+
 def test_a_loop_that_is_unrolled_turns_less():
     halved = {**FACTS, "regions": [FACTS["regions"][0], {**LOOP, "unrolled": 2}]}
     assert predicted_of().microseconds - predicted_of(facts=halved).microseconds == pytest.approx(time_model.SLACK * 5 * 200 / 1e3)
@@ -355,6 +362,13 @@ def test_the_committed_table_is_held_to_the_model(committed, monkeypatch):
     assert "| one | 2.004 | 2.004 |" in (committed / predicted.TABLE).read_text()
 
 
+def test_a_record_of_other_code_is_told(committed):
+    """A specialisation that no forward launches any more, by its key; the table alone would not show it."""
+    predicted.ledger.write(predicted.RECORD, {"0123abc": FACTS}, committed)
+    (told,) = predicted.problems(module(), folder=committed)
+    assert "0123abc" in told
+
+
 def bucket(shipped):
     return types.SimpleNamespace(kernel="kernel", when={"D": 64}, parent={"D": 64}, shipped=shipped)
 
@@ -378,4 +392,20 @@ def test_the_fastest_is_chosen_but_never_over_what_was_measured(tmp_path, times,
     first, last = json.loads((tmp_path / "sm_90.json").read_text())["kernel"]
     assert first["config"] == config and last == entries[1]
     assert first["provenance"].startswith(provenance if provenance.startswith("measured") else predict.PROVENANCE)
+    launch.forget_tables()
+
+
+def test_what_the_gates_refuse_is_not_chosen(tmp_path, monkeypatch):
+    """In the shipped tables the fastest may not pass in all cases that the entry serves: the next best is written."""
+    entries = [{"when": {"D": 64}, "config": {"n": 3}, "provenance": ""}, {"when": {}, "config": {"n": 3}, "provenance": ""}]
+    (tmp_path / "sm_90.json").write_text(json.dumps({"kernel": entries}))
+
+    def refuses(kernel, when, family):
+        config = json.loads((tmp_path / "sm_90.json").read_text())[kernel][0]["config"]
+        return ["spills"] if config == {"n": 1} else []
+
+    monkeypatch.setattr(launch, "CONFIGS", tmp_path)
+    monkeypatch.setattr(predict.tune, "entry_problems", refuses)
+    predict.choose(bucket({"n": 3}), [({"n": 1}, "", (10.0,)), ({"n": 2}, "", (11.0,)), ({"n": 3}, "", (12.0,))], "sm_90", tmp_path)
+    assert json.loads((tmp_path / "sm_90.json").read_text())["kernel"][0]["config"] == {"n": 2}
     launch.forget_tables()
