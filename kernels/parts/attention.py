@@ -89,6 +89,12 @@ def _bias_pointers(ptr, stride_h, stride_n, head, row, column, ROWS: tl.constexp
 
 
 @triton.jit
+def _in_bias(row, column, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which of a block lie in the memory of the bias, whose rows end at multiples of UNIT: copies of 16 bytes are made whole or not."""
+    return (row + tl.arange(0, ROWS) < N)[:, None] & (column + tl.arange(0, COLUMNS) < tl.cdiv(N, UNIT) * UNIT)[None, :]
+
+
+@triton.jit
 def _load_bias(
     ptr,  # (H, N, N), query by key, or None: there is no bias
     desc,  # descriptor of it, block (1, ROWS, COLUMNS), or None
@@ -102,13 +108,13 @@ def _load_bias(
     COLUMNS: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
 ):
-    """(ROWS, COLUMNS) of a head's bias; zeros beyond N; None where there is none."""
+    """(ROWS, COLUMNS) of a head's bias; None where there is none. Beyond N keys comes what is in memory there, NaN perhaps."""
     if ptr is None:
         block: tl.constexpr = None
     elif DESCRIPTOR:
         block = desc.load([head, row, column]).reshape(ROWS, COLUMNS)
     else:
-        inside = (row + tl.arange(0, ROWS) < N)[:, None] & (column + tl.arange(0, COLUMNS) < N)[None, :]
+        inside = _in_bias(row, column, N, ROWS, COLUMNS)
         block = tl.load(_bias_pointers(ptr, stride_h, stride_n, head, row, column, ROWS, COLUMNS), mask=inside, other=0.0)
     return block
 
@@ -137,15 +143,13 @@ def _own_block(N, H, BLOCK: tl.constexpr):
 @triton.jit
 def _attend(scores, v, bias, acc, top, total, scale_log2, keys_left, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """One step of the online softmax over a block of keys. ``top`` is the running maximum of the scaled scores, in base 2."""
+    if bias is not None:
+        scores = _exponents(scores, bias, scale_log2)
+        scale_log2 = 1.0
     if MASKED:
         scores = tl.where((tl.arange(0, v.shape[0]) < keys_left)[None, :], scores, float("-inf"))
-    if bias is None:  # scaled after the maximum, in one instruction with the subtraction
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-        weights = tl.exp2(scores * scale_log2 - new_top[:, None])
-    else:
-        exponents = _exponents(scores, bias, scale_log2)
-        new_top = tl.maximum(top, tl.max(exponents, 1))
-        weights = tl.exp2(exponents - new_top[:, None])
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+    weights = tl.exp2(scores * scale_log2 - new_top[:, None])
     if PRECISION == "tf32":  # only what the tensor core will read of them is summed: divided by the sum, they are 1 together
         weights = (weights.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     shrink = tl.exp2(top - new_top)
@@ -410,8 +414,7 @@ def attention_backward_dbias(
         dweights = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
         dbias += tl.exp2(scores * scale_log2 + bias - lse[:, None]) * (dweights - delta[:, None])
     pointers = _bias_pointers(dbias_ptr, dbias_stride_h, dbias_stride_n, h, start_m, start_n, BLOCK_M, BLOCK_N)
-    inside = (rows < N)[:, None] & (start_n + tl.arange(0, BLOCK_N) < N)[None, :]
-    tl.store(pointers, dbias.to(dbias_ptr.dtype.element_ty), mask=inside)
+    tl.store(pointers, dbias.to(dbias_ptr.dtype.element_ty), mask=_in_bias(start_m, start_n, N, BLOCK_M, BLOCK_N))
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from dpt.kernels.argmax_upsample import upsample_argmax
-from dpt.kernels.attention import attention
+from dpt.kernels.attention import attention, attention_qkv
 from dpt.kernels.conv_norm_relu import conv_norm_relu
 from dpt.kernels.depth_head import depth_head
 from dpt.kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
@@ -32,6 +32,13 @@ def _tokens(dtype: torch.dtype, high: int, wide: int, width: int = D) -> torch.T
 
 def _norm(dtype: torch.dtype) -> tuple:
     return tuple(_numbers(dtype, C) for _ in range(2)) + tuple(torch.empty(C) for _ in range(2)) + (1e-5,)
+
+
+def _attention(dtype: torch.dtype, high: int, wide: int) -> torch.Tensor:
+    """With a bias and a rotation, q, k and v apart."""
+    tokens = 1 + high * wide
+    apart = (_numbers(dtype, 1, 2, tokens, D // 2).transpose(1, 2) for _ in range(3))
+    return attention_qkv(*apart, bias=_numbers(dtype, 2, tokens, tokens), rotation=torch.empty(2, high * wide, D // 2))
 
 
 def _linear(dtype: torch.dtype, high: int, wide: int) -> torch.Tensor:
@@ -71,6 +78,7 @@ def _labels(dtype: torch.dtype, high: int, wide: int) -> torch.Tensor:
 
 CALLS: dict[str, Callable[[torch.dtype, int, int], torch.Tensor]] = {
     "attention": lambda dtype, high, wide: attention(_tokens(dtype, high, wide, 3 * D), 2),
+    "attention_qkv": _attention,
     "layernorm_linear": _linear,
     "linear_residual": _residual,
     "layernorm_mlp": _mlp,

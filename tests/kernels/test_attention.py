@@ -135,15 +135,19 @@ def test_layouts_of_bias(layout, device, path):
     assert_attention_parity(packed(2, 33, 2, 32, torch.float16, device), 2, bias=bias)
 
 
-def test_bias_alone_has_a_gradient(device, path):
+def test_bias_alone_has_a_gradient(device, path, monkeypatch):
     """And without one that is wanted, no pass for it is launched."""
+    names, launched = [], launch.launch
+    monkeypatch.setattr(
+        launch, "launch", lambda kernel, *args, **options: (names.append(kernel.__name__), launched(kernel, *args, **options))
+    )
     qkv, bias = packed(2, 20, 1, 32, torch.float32, device), torch.randn(1, 20, 20, device=device)
     cotangent = torch.randn(2, 20, 32, device=device)
     (of_both,) = torch.autograd.grad(attention(qkv.requires_grad_(), 1, bias=bias.requires_grad_()), [bias], cotangent)
     (alone,) = torch.autograd.grad(attention(qkv.detach(), 1, bias=bias), [bias], cotangent)
-    assert torch.equal(of_both, alone)
+    assert torch.equal(of_both, alone) and names.count("attention_backward_dbias") == 2
     (of_qkv,) = torch.autograd.grad(attention(qkv, 1, bias=bias.detach()), [qkv], cotangent)
-    assert of_qkv.shape == qkv.shape
+    assert of_qkv.shape == qkv.shape and names.count("attention_backward_dbias") == 2
 
 
 def test_rotation_is_a_rotation(device):
