@@ -202,7 +202,7 @@ def each(fast, exact, plain):
 
 
 def test_a_norm_that_is_alone(device):
-    """A SyncBatchNorm in one process takes its statistics, as a BatchNorm does. Where one norm of two takes the batch's, PyTorch computes."""
+    """A SyncBatchNorm in one process takes its statistics, as a BatchNorm does. Where one of two takes the batch's, PyTorch computes."""
     unit = dpt.accelerate(made_unit().to(device), strict=True)
     shared = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(unit))
     x = torch.randn(2, 32, 5, 6, device=device)
