@@ -12,6 +12,7 @@ from torch import nn
 import dpt
 from dpt.config import DecoderConfig, HeadConfig
 from dpt.fast.acceleration import decelerate
+from dpt.fast.modules import fuses_batch_statistics
 from dpt.kernels import launch
 from dpt.kernels.conv_norm_relu import conv_norm_relu_training, conv_norm_relu_training_ref
 from dpt.kernels.parts.batch_norm import batch_moments
@@ -211,3 +212,14 @@ def test_a_norm_that_is_alone(device):
     unit.norm2.eval()
     plain = decelerate(copy.deepcopy(unit))
     assert "PyTorch" in str(dpt.fast_report(unit)) and torch.equal(unit(x), plain(x))
+
+
+def test_norms_that_processes_share(monkeypatch):
+    """The statistics of several processes are PyTorch's to make: the kernels would take those of one."""
+    norm, x = nn.SyncBatchNorm(8), torch.zeros(2, 8, 3, 3)
+    assert fuses_batch_statistics(x, norm)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for processes in (1, 2):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None, processes=processes: processes)
+        assert fuses_batch_statistics(x, norm) == (processes == 1)
+    assert fuses_batch_statistics(x, nn.BatchNorm2d(8))
