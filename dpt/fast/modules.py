@@ -113,7 +113,7 @@ def fuses_batch_statistics(x: Tensor, *norms: nn.Module) -> bool:
     return launch.has_kernels(x) and all(isinstance(norm, BATCH_NORMS) and norm.training and not _shares(norm) for norm in norms)
 
 
-def _shares(norm: nn.Module) -> bool:
+def _shares(norm: Any) -> bool:
     initialised = isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
     return initialised and dist.get_world_size(norm.process_group) > 1
 

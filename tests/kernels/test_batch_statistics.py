@@ -1,17 +1,25 @@
 """The ops with the statistics of the batch against plain PyTorch: outputs, statistics, gradients, both ways of loading, both backends."""
 
+import copy
 import functools
 
 import checks
 import pytest
 import torch
 from both_passes import assert_op_parity
+from torch import nn
 
+import dpt
+from dpt.config import DecoderConfig, HeadConfig
+from dpt.fast.acceleration import decelerate
+from dpt.fast.modules import fuses_batch_statistics
 from dpt.kernels import launch
 from dpt.kernels.conv_norm_relu import conv_norm_relu_training, conv_norm_relu_training_ref
 from dpt.kernels.parts.batch_norm import batch_moments
 from dpt.kernels.residual_conv import residual_conv_unit_training, residual_conv_unit_training_ref
 from dpt.kernels.tools.parity import assert_parity
+from dpt.nets.decoder import ResidualConvUnit
+from dpt.nets.heads import SegmentationHead
 
 pytestmark = pytest.mark.usefixtures("own_convolution")
 
@@ -157,3 +165,61 @@ def test_opcheck(device):
 def test_errors(norm, shape, words):
     with pytest.raises(ValueError, match=words):
         conv_norm_relu_training(torch.zeros(shape), torch.zeros(8, 8, 3, 3), norm=norm)
+
+
+def made_unit(norm=nn.BatchNorm2d, **options):
+    unit = ResidualConvUnit(DecoderConfig((8, 8, 8, 8), features=32, batch_norm=True))
+    unit.norm1, unit.norm2 = (norm(32, **options) for _ in range(2))
+    return unit
+
+
+def made_head(**options):
+    head = SegmentationHead(32, HeadConfig("segmentation", classes=("a", "b"), palette=((0, 0, 0), (1, 1, 1)), dropout=0.0))
+    head.norm = nn.BatchNorm2d(32, **options)
+    return head
+
+
+@pytest.mark.parametrize("momentum", (0.1, None))
+@pytest.mark.parametrize("made", (made_unit, made_head))
+def test_running_statistics(made, momentum, device, monkeypatch):
+    """Blind spot: another momentum, a biased variance, statistics that stand still or that the evaluation form does not read; the average
+    of all batches, where there is no momentum. Two steps, then evaluation, then training again."""
+    plain = made(momentum=momentum).to(device)
+    fast, exact = dpt.accelerate(copy.deepcopy(plain), strict=True), copy.deepcopy(plain).double()
+    launches = checks.spied_launches(monkeypatch)
+    for training in (True, True, False, True):
+        x = torch.randn(2, 32, 5, 6, device=device).contiguous(memory_format=torch.channels_last)
+        done = [module.train(training)(x.to(dtype), *size) for module, dtype, size in each(fast, exact, plain)]
+        assert_parity(*done)
+        for name, buffer in fast.named_buffers():
+            others = exact.get_buffer(name), plain.get_buffer(name)
+            assert torch.equal(buffer, others[0]) if "tracked" in name else assert_parity(buffer, *others) is None
+    assert ("batch_moments_kernel" in [name for name, _ in launches]) and not dpt.fast_report(fast)[0].how.startswith("PyTorch")
+
+
+def each(fast, exact, plain):
+    size = [(5, 6)] if isinstance(plain, SegmentationHead) else []
+    return ((module, dtype, size) for module, dtype in ((fast, torch.float32), (exact, torch.float64), (plain, torch.float32)))
+
+
+def test_a_norm_that_is_alone(device):
+    """A SyncBatchNorm in one process takes its statistics, as a BatchNorm does. Where one of two takes the batch's, PyTorch computes."""
+    unit = dpt.accelerate(made_unit().to(device), strict=True)
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(unit))
+    x = torch.randn(2, 32, 5, 6, device=device)
+    assert torch.equal(shared(x), unit(x))
+    assert all(torch.equal(value, unit.state_dict()[name]) for name, value in shared.state_dict().items())
+    unit.norm2.eval()
+    plain = decelerate(copy.deepcopy(unit))
+    assert "PyTorch" in str(dpt.fast_report(unit)) and torch.equal(unit(x), plain(x))
+
+
+def test_norms_that_processes_share(monkeypatch):
+    """The statistics of several processes are PyTorch's to make: the kernels would take those of one."""
+    norm, x = nn.SyncBatchNorm(8), torch.zeros(2, 8, 3, 3)
+    assert fuses_batch_statistics(x, norm)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for processes in (1, 2):
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None, processes=processes: processes)
+        assert fuses_batch_statistics(x, norm) == (processes == 1)
+    assert fuses_batch_statistics(x, nn.BatchNorm2d(8))

@@ -61,11 +61,13 @@ def tuning_space() -> Iterator[Workload]:
         yield Workload(
             "batch norm's gradient", batch_norm_backward, _gradient_arguments, _gradient_ref,
             {"batch_norm_sums": tiles, "batch_norm_gradient": tiles},
-            sizes={"batch": 2, "channels": 256, "side": side}, small={"batch": 2, "channels": 20, "side": 7}, stage=BACKWARD, shows=ELEMENTWISE,
+            sizes={"batch": 2, "channels": 256, "side": side}, small={"batch": 2, "channels": 20, "side": 7},
+            stage=BACKWARD, shows=ELEMENTWISE,
         )  # fmt: skip
     for count in (64, 1024):
         yield Workload(
             "batch statistics", batch_moments, _moments_arguments, _moments_ref,
             {"batch_moments": combinations([{}], BLOCK_M=(32, 64, 128, 256), BLOCK_N=(8, 16, 32), num_warps=(4, 8), num_stages=(1,))},
-            sizes={"channels": 256, "tiles": count}, small={"channels": 20, "tiles": 70}, dtype=torch.float32, stage=BACKWARD, shows=ELEMENTWISE,
+            sizes={"channels": 256, "tiles": count}, small={"channels": 20, "tiles": 70}, dtype=torch.float32,
+            stage=BACKWARD, shows=ELEMENTWISE,
         )  # fmt: skip

@@ -17,7 +17,8 @@ from ..workload import FORWARD, RARE, Inputs, Workload, combinations, tiles
 # (C, side of the map, dtype, precision) that stand for what the table distinguishes; C=20 is beyond TMA's alignment.
 COMPILED_SHAPES = (
     *((channels, 64, torch.bfloat16, "ieee") for channels in (20, 32, 48, 64, 96, 256)),
-    *((256, side, torch.bfloat16, "ieee") for side in (16, 32, 256)),
+    (96, 160, torch.bfloat16, "ieee"),
+    *((256, side, torch.bfloat16, "ieee") for side in (16, 32, 96, 256)),
     (256, 64, torch.float16, "ieee"),
     *((channels, 64, torch.float32, "tf32") for channels in (32, 256)),
     (256, 16, torch.float32, "tf32"),
@@ -111,7 +112,7 @@ def _candidates(kind: str, channels: int, side: int) -> list[dict[str, Any]]:
     narrow, wide, most, stages = (16, 64, 128, (4, 6)) if side <= 32 else (64, 256 if side > 64 else 128, 256, (3, 4))
     wide = wide if channels > 64 else 64
     blocks = [b for b in blocks if b["BLOCK_H"] * b["BLOCK_W"] <= most and narrow <= b["BLOCK_N"] <= wide]
-    turned = [b for b in blocks if b["BLOCK_N"] >= 64 and b["BLOCK_W"] == 16]
+    turned = [b for b in blocks if 64 <= b["BLOCK_N"] <= 128 and (b["BLOCK_H"], b["BLOCK_W"]) == (8, 16)]
     rows = tiles("BLOCK_M " + names, (64, 64, 2, 4), (128, 64, 2, 4), (128, 128, 4, 8))
     if channels <= 32:
         rows = tiles("BLOCK_M " + names, (64, 32, 1, 4), (128, 32, 1, 4), (256, 32, 1, 8))
@@ -128,7 +129,7 @@ def _candidates(kind: str, channels: int, side: int) -> list[dict[str, Any]]:
 # Anything models at 518 (32 channels leave the smallest one's head), one picture and many; then channels beyond TMA's alignment.
 TUNED_SHAPES = (
     *(("half", 1, 256, side) for side in (16, 32, 64, 74, 96, 128, 256)),
-    ("half", 1, 128, 148),
+    *(("half", 1, 128, side) for side in (148, 296)),
     ("half", 16, 256, 128),
     *(("half", 1, 64, side) for side in (74, 148)),
     ("half", 1, 32, 296),
