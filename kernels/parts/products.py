@@ -309,12 +309,12 @@ def linear(
     one, both = (rows, columns), (rows, 2, columns) if gated else (rows, columns)
     out = torch.empty(both if gradient else one, dtype=x.dtype, device=x.device)
     pre = torch.empty(both, dtype=x.dtype, device=x.device) if save_pre else None
-    results = out.view(rows, -1), None if pre is None else pre.view(rows, -1)
+    results = out.flatten(1), None if pre is None else pre.flatten(1)
     if rows == 0:
         return results
     extra = extra.view(both) if gradient else extra
     weight = weight.view(2, columns, -1) if gated_weight else weight
-    config = _configuration(name, x, columns, [x, weight, out, extra], precision=precision)
+    config = _configuration(name, x, columns, [x, weight, out, extra], precision=precision, activation=activation)
     options = {"EPILOGUE": epilogue, "ACTIVATION": activation}
     vectors = _contiguous(bias, scale)
     if config.pop("backend") == "cublas":

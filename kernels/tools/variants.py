@@ -54,7 +54,7 @@ def tuned_variants() -> Iterator[tuple[str, dict[str, Any]]]:
             yield kind, {"dtype": dtype, "precision": precision, "shows": shows, "narrow": narrow}
 
 
-# The product by cuBLAS, and what follows it in one launch. No table has it yet.
+# The product by cuBLAS, and what follows it in one launch.
 CUBLAS = combinations([{"backend": "cublas"}], BLOCK_M=(32, 64), BLOCK_N=(64, 128), num_warps=(4,), num_stages=(1,))
 
 
