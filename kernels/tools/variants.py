@@ -55,7 +55,7 @@ def tuned_variants() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 # The product by cuBLAS, and what follows it in one launch.
-CUBLAS = combinations([{"backend": "cublas"}], BLOCK_M=(32, 64), BLOCK_N=(64, 128), num_warps=(4,), num_stages=(1,))
+CUBLAS = combinations([{"backend": "cublas"}], BLOCK_M=(16, 32), BLOCK_N=(64, 128), num_warps=(4,), num_stages=(1,))
 
 
 def linear_candidates(kind: str) -> list[dict[str, Any]]:
