@@ -12,7 +12,8 @@ instructions a step against 83), for what it saves is written and read once, and
 Saved for the backward: the inputs, mean and rstd (M,) float32, and with an activation what it is applied to; the normalised rows are
 computed again, by the launch that reads x for its gradient:
 
-    dpre = dout * activation'(pre)        g = dpre @ weight        dx, dnorm_weight, dnorm_bias: ``layernorm``'s        dweight = dpre.T @ LN(x)
+    dpre = dout * activation'(pre)        dweight = dpre.T @ LN(x)
+    g = dpre @ weight        dx, dnorm_weight, dnorm_bias of g: ``layernorm``'s
 
 The products are plain, left to PyTorch's matmul, as the sum of dpre that is the bias's gradient is. All gradients are reproducible bit for
 bit.
@@ -74,9 +75,10 @@ def layernorm_linear(
     x: (..., D), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or
     bfloat16. weight: (N, D) in x's dtype. norm_weight, norm_bias: (D,), bias: (N,) or None; in x's dtype or float32. eps: positive.
     activation: "gelu" (the exact one), "gelu_tanh", or "swiglu", SiLU of the first half of the N features times the second. Returns
-    (..., N), with "swiglu" (..., N / 2), in x's dtype, contiguous; differentiable once. Products accumulate in float32, and those of float32
-    are exact unless PyTorch's own switch allows tf32. Under autocast x and weight are taken in autocast's dtype, LayerNorm included; the
-    vectors are used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be copied in wide pieces.
+    (..., N), with "swiglu" (..., N / 2), in x's dtype, contiguous; differentiable once. Products accumulate in float32, and those of
+    float32 are exact unless PyTorch's own switch allows tf32. Under autocast x and weight are taken in autocast's dtype, LayerNorm
+    included; the vectors are used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be copied
+    in wide pieces.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
     launch.check_input("x", x)

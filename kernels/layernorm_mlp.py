@@ -21,8 +21,8 @@ from __future__ import annotations
 import torch
 
 from . import launch
-from .layernorm_linear import gradients as layernorm_linear_gradients
 from .layernorm_linear import check_activation, layernorm_linear, layernorm_linear_ref, normalised_linear
+from .layernorm_linear import gradients as layernorm_linear_gradients
 from .linear_residual import gradients as linear_residual_gradients
 from .linear_residual import linear_residual, linear_residual_ref, scaled
 from .parts import products

@@ -82,7 +82,7 @@ def gelu_tanh_slope(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """"gelu" or "gelu_tanh" of x; x itself for "none"."""
+    """GELU of x, for "gelu" and "gelu_tanh"; x itself for "none"."""
     if ACTIVATION == "gelu":
         x = gelu(x)
     elif ACTIVATION == "gelu_tanh":

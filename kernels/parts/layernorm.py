@@ -2,9 +2,9 @@
 
     out = (x - mean) * rstd * weight + bias        rstd = 1 / sqrt(variance + eps), over the last dimension
 
-Not an op by itself: ``layernorm_linear`` and ``layernorm_mlp`` put it before a product, on whose way in it would have to be computed again for
-every tile of columns, at more instructions than the product has. x is read once, out written once. Kept for the backward are mean and
-rstd (M,) float32; it computes the normalised rows again where it reads x:
+Not an op by itself: ``layernorm_linear`` and ``layernorm_mlp`` put it before a product, on whose way in it would have to be computed again
+for every tile of columns, at more instructions than the product has. x is read once, out written once. Kept for the backward are mean
+and rstd (M,) float32; it computes the normalised rows again where it reads x:
 
     dx = rstd * (g' - mean(g') - xhat * mean(g' * xhat)), g' = g * weight        dweight = sum(g * xhat)        dbias = sum(g)
 

@@ -3,8 +3,8 @@
     linear           out = epilogue(x @ weight.T + bias)                  x (M, K), weight (N, K), out (M, N)
     weight_gradient  dweight = scale * grad.T @ activation(x)             grad (M, N), x (M, K), dweight (N, K)
 
-Not an op by itself: ``layernorm_linear``, ``linear_residual`` and ``layernorm_mlp`` are made of these launches. 2*M*N*K FLOPs each; x, weight
-and out are moved once through memory, x and weight once more per tile out of L2.
+Not an op by itself: ``layernorm_linear``, ``linear_residual`` and ``layernorm_mlp`` are made of these launches. 2*M*N*K FLOPs each; x,
+weight and out are moved once through memory, x and weight once more per tile out of L2.
 
 Of a tile's two operands BLOCK_M + BLOCK_N rows come out of L2 for BLOCK_M * BLOCK_N results: tiles of 128x256 need a quarter less than
 128x128. ``GROUP`` row blocks are walked together, column block by column block, so that what neighbours read is still in L2. The epilogue
@@ -25,7 +25,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -309,12 +308,12 @@ def linear(
     one, both = (rows, columns), (rows, 2, columns) if gated else (rows, columns)
     out = torch.empty(both if gradient else one, dtype=x.dtype, device=x.device)
     pre = torch.empty(both, dtype=x.dtype, device=x.device) if save_pre else None
-    results = out.view(rows, -1), None if pre is None else pre.view(rows, -1)
+    results = out.flatten(1), None if pre is None else pre.flatten(1)
     if rows == 0:
         return results
     extra = extra.view(both) if gradient else extra
     weight = weight.view(2, columns, -1) if gated_weight else weight
-    config = _configuration(name, x, columns, [x, weight, out, extra], precision=precision)
+    config = _configuration(name, x, columns, [x, weight, out, extra], precision=precision, activation=activation)
     options = {"EPILOGUE": epilogue, "ACTIVATION": activation}
     vectors = _contiguous(bias, scale)
     if config.pop("backend") == "cublas":

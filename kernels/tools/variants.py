@@ -54,22 +54,25 @@ def tuned_variants() -> Iterator[tuple[str, dict[str, Any]]]:
             yield kind, {"dtype": dtype, "precision": precision, "shows": shows, "narrow": narrow}
 
 
-# The product by cuBLAS, and what follows it in one launch. No table has it yet.
-CUBLAS = combinations([{"backend": "cublas"}], BLOCK_M=(32, 64), BLOCK_N=(64, 128), num_warps=(4,), num_stages=(1,))
+# The product by cuBLAS, and what follows it in one launch.
+CUBLAS = combinations([{"backend": "cublas"}], BLOCK_M=(16, 32), BLOCK_N=(64, 128), num_warps=(4,), num_stages=(1,))
 
 
 def linear_candidates(kind: str) -> list[dict[str, Any]]:
     """Of :func:`linear`, by ``kind`` of product."""
     names = "BLOCK_M BLOCK_N BLOCK_K num_warps PARTS"
     if kind == "float32":
-        blocks = tiles(names, (32, 32, 32, 4, 2), (32, 64, 32, 4, 2), (64, 32, 32, 4, 2), (64, 64, 16, 8, 2), (64, 64, 32, 4, 2), (64, 64, 32, 8, 2))
+        blocks = tiles(names, (32, 32, 32, 4, 2), (32, 64, 32, 4, 2), (64, 32, 32, 4, 2))
+        blocks += tiles(names, (64, 64, 16, 8, 2), (64, 64, 32, 4, 2), (64, 64, 32, 8, 2))
         stages, loads = (2,), (True, False)
     elif kind == "tf32":
         blocks = tiles(names, (64, 64, 32, 4, 2), (64, 128, 32, 4, 2), (128, 64, 32, 4, 2), (128, 128, 32, 8, 2))
         stages, loads = (2, 3, 4), (True,)
     else:
         blocks = tiles(names, (64, 64, 64, 4, 2), (64, 128, 64, 4, 2), (128, 64, 64, 4, 2), (128, 128, 64, 4, 2), (128, 128, 64, 8, 2))
-        blocks += tiles(names, (128, 256, 64, 8, 4), (128, 256, 64, 8, 8), (256, 128, 64, 8, 4), (128, 128, 128, 8, 2))
+        blocks += tiles(
+            names, (128, 256, 64, 8, 4), (128, 256, 64, 8, 8), (256, 128, 64, 8, 2), (256, 128, 64, 8, 4), (128, 128, 128, 8, 2)
+        )
         stages, loads = (3, 4), (True,)
     own = combinations([{"backend": "triton", "GROUP": 8, **block} for block in blocks], num_stages=stages, descriptor=loads)
     if kind == "bfloat16":

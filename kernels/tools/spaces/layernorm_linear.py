@@ -110,7 +110,7 @@ def tuning_space() -> Iterator[Workload]:
                 simple=("layernorm_kernel", "linear_epilogue"), **{**options, "narrow": options["narrow"] | few},
             )  # fmt: skip
     alone = {"small": {"rows": 19, "depth": 24}, "shows": {"tensor_cores": False, "async_copies": False}}
-    for rows, depth in ((2740, 384), (16400, 768), (9232, 1024), (2309, 4096)):
+    for rows, depth in ((1025, 768), (2740, 384), (16400, 768), (9232, 1024), (2309, 4096)):
         yield Workload(
             "layernorm", layer_norm, _norm_arguments, _norm_ref,
             {"layernorm": combinations([{}], BLOCK_M=(1, 2, 4), num_warps=(1, 2, 4, 8), num_stages=(1,))},
