@@ -4,23 +4,21 @@
     y = act(w2 . relu(conv3x3(u, w1) + b1) + b2)                          (B, H', W')
 
 x (B, C, H, W) channels_last, w1 (F, C, 3, 3), w2 (1, F, 1, 1); act is ReLU, max_depth * sigmoid (metric models), or nothing, for what
-PyTorch computes afterwards (exp). Resize and convolution are linear, so a tap's product with w1 is taken at the pixels of x, before the
-resize: for x2 that is a quarter of the convolution's work, and no channel is interpolated nine times. One program makes a strip of BLOCK_H
-rows and up to BLOCK_W columns of y. It walks down the rows of x, and for each row of x and each of the nine taps computes
+PyTorch computes afterwards (exp). Resize and convolution are linear, so the products with the nine taps of w1 are taken at the pixels of x,
+before the resize, by the library: a 1x1 convolution to 9 F channels, tap by tap, for x2 a quarter of the convolution's work. A pixel of y
+then sums, over the taps, the product resized at its neighbour there, if that is no padding. A kernel does that in two steps, for a strip of
+BLOCK_H rows and BLOCK_W columns of y. It walks down the rows of x, and of each row and each of the three taps along y makes
 
-    z = x_row w1_tap^T          (SOURCE_W, C) x (C, F):           the product, at the pixels of x
-    t += p_dx z                 (BLOCK_W, SOURCE_W) x (SOURCE_W, F): resized along the row, moved by dx; p_dx holds the weights
+    t = sum over dx of resize along x of the product with tap (dy, dx), moved by dx             (BLOCK_W, F)
 
-both on the tensor cores, keeps t for the three taps along y, and mixes the t of two rows of x, with the weights along y, into the rows
-of y between them. p_dx is the same for every row and has zeros where the tap falls into the padding. In half precision and in TF32 its
-weights are rounded to multiples of 2^-8 (bfloat16) or 2^-11 (float16; float32 in TF32, of which the tensor core reads 11 digits and drops
-the rest), so that w and 1 - w are both exact, still sum to exactly 1, and a constant map stays constant.
+from six neighbours in float32, and mixes the t of two rows of x, with the weights along y, into the rows of y between them.
 
 The backend "cudnn" of the configuration table writes the resized map, convolves it with PyTorch's, and does the rest in one further kernel.
-In half precision the resized map and the convolution are then each rounded once more.
+In half precision the products with the taps, or the resized map and the convolution, are rounded once.
 
-FLOPs at x2: 18 C F + 12 BLOCK_W F a pixel of x and column tile, about half of the 72 C F of the convolution at full size, for C = 128.
-Moves x once and y, (C/4 + 1) elements a pixel of y; eager PyTorch moves 2 (C + F) + C/4 + 2.
+FLOPs at x2: 18 C F a pixel of x, and 36 F for the resize along x and 48 F for that along y, a quarter of the 72 C F of the convolution at
+full size for C = 128 and a little more. Moves x once, the products twice and y, C/4 + 9 F/2 + 1 elements a pixel of y; eager PyTorch moves
+2 (C + F) + C/4 + 2.
 
 Backward: the hidden map is recomputed; its gradient (B, F, H', W') is written, and gathered, tap by tap and in a fixed order, to the
 pixels of x (upsample.upsample_backward). The gradients of x and w1 are then two plain GEMMs of the library, those of w2 and b2 sums of one
@@ -39,7 +37,6 @@ import triton.language as tl
 from . import launch
 from .parts.activations import relu
 from .parts.bilinear import bilinear_source, first_target
-from .parts.conv3x3 import input_precision
 from .parts.maps import channels_last, empty_channels_last
 from .upsample import upsample_backward, upsample_bilinear
 
@@ -63,97 +60,41 @@ def depth_head_ref(
     return {"relu": F.relu, "sigmoid": lambda y: y.sigmoid() * max_depth, "linear": lambda y: y}[activation](y)
 
 
-@triton.jit(do_not_specialize=["source_width", "target_width", "step"])
-def _resize_weights_kernel(
-    out_ptr,  # (column tiles, BLOCK_W + 2, SOURCE_W)
-    source_width,
-    target_width,
-    step,
-    PRECISION: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    SOURCE_W: tl.constexpr,
-):
-    """For each column tile: the weights of its SOURCE_W columns of x in its columns of the resized map, from one before to one after."""
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
-    first_column = tl.program_id(0) * step
-    row = tl.arange(0, 2 * BLOCK_W)
-    target = first_column - 1 + row
-    inside = (target >= 0) & (target < target_width)
-    lower, upper, weight = bilinear_source(tl.where(inside, target, 0), source_width, target_width, True)
-    if dtype == tl.bfloat16:
-        weight = tl.floor(weight * 256 + 0.5) / 256
-    if dtype == tl.float16 or PRECISION == "tf32":
-        weight = tl.floor(weight * 2048 + 0.5) / 2048
-    offset = tl.arange(0, SOURCE_W)
-    source = first_source(first_column, source_width, target_width) + offset
-    of_lower = tl.where(inside[:, None] & (lower[:, None] == source[None, :]), 1 - weight[:, None], 0.0)
-    of_upper = tl.where(inside[:, None] & (upper[:, None] == source[None, :]), weight[:, None], 0.0)
-    out_ptr += tl.program_id(0) * (BLOCK_W + 2) * SOURCE_W
-    tl.store(out_ptr + row[:, None] * SOURCE_W + offset[None, :], (of_lower + of_upper).to(dtype), mask=(row < BLOCK_W + 2)[:, None])
-
-
 @triton.jit
-def first_source(first_column, source_width, target_width):
-    """The first column of x that a tile of y from ``first_column`` needs: its convolution begins one column before."""
-    return bilinear_source(tl.maximum(first_column - 1, 0), source_width, target_width, True)[0]
-
-
-@triton.jit
-def _tap_product(
-    x_ptr, weight_ptr, source, source_width, tap,
-    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """(SOURCE_W, HIDDEN): a row of x times one tap of the convolution's weight."""
-    hidden = tl.arange(0, HIDDEN)
-    product = tl.zeros((source.shape[0], HIDDEN), dtype=tl.float32)
-    for first_channel in range(0, CHANNELS, BLOCK_C):
-        channel = first_channel + tl.arange(0, BLOCK_C)
-        exists = channel < CHANNELS
-        pixels = tl.load(
-            x_ptr + source[:, None] * CHANNELS + channel[None, :], mask=(source < source_width)[:, None] & exists[None, :], other=0.0
-        )
-        weight = tl.load(weight_ptr + (hidden * 9 + tap)[None, :] * CHANNELS + channel[:, None], mask=exists[:, None], other=0.0)
-        product = tl.dot(pixels, weight, product, input_precision=PRECISION)
-    return product.to(x_ptr.dtype.element_ty)
-
-
-@triton.jit
-def _convolve_row(
-    x_ptr, weight_ptr, resize_ptr, row, source, source_width, taps,
-    CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, SOURCE_W: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Three (BLOCK_W, HIDDEN) tiles, one a tap along y: row ``row`` of x, convolved along x as if it were resized along x alone."""
-    x_ptr += row.to(tl.int64) * source_width * CHANNELS
+def _resized_row(taps_ptr, row, column, source_width, target_width, HIDDEN: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Three (BLOCK_W, HIDDEN) tiles, a tap along y each: row ``row`` of the products, resized, moved by the taps along x, summed."""
+    taps_ptr += row.to(tl.int64) * source_width * (9 * HIDDEN)
+    channel = tl.arange(0, HIDDEN)[None, :]
     above = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
     centre = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
     below = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
-    for dx in range(taps):
-        target = dx + tl.arange(0, BLOCK_W)
-        resize = tl.load(resize_ptr + target[:, None] * SOURCE_W + tl.arange(0, SOURCE_W)[None, :])
-        product = _tap_product(x_ptr, weight_ptr, source, source_width, dx, CHANNELS, HIDDEN, BLOCK_C, PRECISION)
-        above = tl.dot(resize, product, above, input_precision=PRECISION)
-        product = _tap_product(x_ptr, weight_ptr, source, source_width, 3 + dx, CHANNELS, HIDDEN, BLOCK_C, PRECISION)
-        centre = tl.dot(resize, product, centre, input_precision=PRECISION)
-        product = _tap_product(x_ptr, weight_ptr, source, source_width, 6 + dx, CHANNELS, HIDDEN, BLOCK_C, PRECISION)
-        below = tl.dot(resize, product, below, input_precision=PRECISION)
+    for dx in tl.static_range(3):
+        target = column + (dx - 1)
+        nearest = tl.minimum(tl.maximum(target, 0), target_width - 1)  # what is padding has weights of 0
+        lower, upper, weight = bilinear_source(nearest, source_width, target_width, True)
+        of_lower = tl.where(target == nearest, 1 - weight, 0.0)[:, None]
+        of_upper = tl.where(target == nearest, weight, 0.0)[:, None]
+        lower = (lower * 9 + dx)[:, None] * HIDDEN + channel
+        upper = (upper * 9 + dx)[:, None] * HIDDEN + channel
+        above += of_lower * tl.load(taps_ptr + lower).to(tl.float32)
+        above += of_upper * tl.load(taps_ptr + upper).to(tl.float32)
+        centre += of_lower * tl.load(taps_ptr + 3 * HIDDEN + lower).to(tl.float32)
+        centre += of_upper * tl.load(taps_ptr + 3 * HIDDEN + upper).to(tl.float32)
+        below += of_lower * tl.load(taps_ptr + 6 * HIDDEN + lower).to(tl.float32)
+        below += of_upper * tl.load(taps_ptr + 6 * HIDDEN + upper).to(tl.float32)
     return above, centre, below
 
 
 @triton.jit
-def _own_strip(height, width, step, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """(image, int64; column tile, first row, columns, which of them are there) of y that this program makes: rows in turn, columns at once.
-
-    ``step``: columns a program, at most BLOCK_W.
-    """
-    columns = tl.cdiv(width, step)
+def _own_strip(height, width, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """(image, int64; first row, columns, which of them are there) of y that this program makes: rows in turn, columns at once."""
+    columns = tl.cdiv(width, BLOCK_W)
     strips = tl.cdiv(height, BLOCK_H)
     program = tl.program_id(0)
     image = (program // (columns * strips)).to(tl.int64)
     first_row = program // columns % strips * BLOCK_H
-    offset = tl.arange(0, BLOCK_W)
-    column = program % columns * step + offset
-    return image, program % columns, first_row, column, (offset < step) & (column < width)
+    column = program % columns * BLOCK_W + tl.arange(0, BLOCK_W)
+    return image, first_row, column, column < width
 
 
 @triton.jit
@@ -169,7 +110,7 @@ def _finish_row(
     convolved, row, strip, head, results, shares, height, width, HIDDEN: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Store a row of y; or, given its gradient, that of the hidden map, and add to those of w2 and b2. Nothing for rows of other strips."""
-    image, _, first_row, column, inside = strip
+    image, first_row, column, inside = strip
     b1_ptr, w2_ptr, b2_ptr, max_depth = head
     out_ptr, grad_ptr, _ = results
     w2_total, b2_total = shares
@@ -199,11 +140,9 @@ def _finish_row(
     return w2_total, b2_total
 
 
-@triton.jit(do_not_specialize=["source_height", "source_width", "target_height", "target_width", "step", "taps"])
+@triton.jit(do_not_specialize=["source_height", "source_width", "target_height", "target_width"])
 def _depth_head_kernel(
-    x_ptr,  # (B, H, W, C)
-    w1_ptr,  # (HIDDEN, 9, C)
-    resize_ptr,  # (column tiles, BLOCK_W + 2, SOURCE_W): _resize_weights_kernel's
+    taps_ptr,  # (B, H, W, 9, HIDDEN): the product of x with each tap of the convolution
     head,  # (b1 (HIDDEN,), w2 (HIDDEN,), b2 (1,), max_depth)
     # (y (B, H', W'), None, None); or, given the gradient of y, (that of the hidden map (B, H', W', HIDDEN), that of y, and each program's
     # share of those of w2 and b2 (programs, HIDDEN + 1) float32):
@@ -212,23 +151,14 @@ def _depth_head_kernel(
     source_width,
     target_height,
     target_width,
-    step,  # columns of y a program makes: at most BLOCK_W, and as many as SOURCE_W columns of x reach
-    taps,  # 3, the side of the convolution: not a constant, or the compiler unrolls the loop over it and runs out of registers
-    CHANNELS: tl.constexpr,
     HIDDEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    SOURCE_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
 ):
-    strip = _own_strip(target_height, target_width, step, BLOCK_H, BLOCK_W)
-    image, tile, first_row, _, _ = strip
-    x_ptr += image * source_height * source_width * CHANNELS
-
-    resize_ptr += tile * (BLOCK_W + 2) * SOURCE_W
-    source = first_source(tile * step, source_width, target_width) + tl.arange(0, SOURCE_W)
+    strip = _own_strip(target_height, target_width, BLOCK_H, BLOCK_W)
+    image, first_row, column, _ = strip
+    taps_ptr += image * source_height * source_width * (9 * HIDDEN)
 
     # The rows of the resized map that this strip's convolution sees, to the one after it: at the border that is padding, and adds nothing.
     begin = tl.maximum(first_row - 1, 0)
@@ -244,9 +174,7 @@ def _depth_head_kernel(
     shares = _no_shares(results[1], HIDDEN, BLOCK_W)
     for source_row in range(first - 1, last + 1):  # the first turn only computes row `first`
         following = tl.minimum(source_row + 1, source_height - 1)
-        next_above, next_centre, next_below = _convolve_row(
-            x_ptr, w1_ptr, resize_ptr, following, source, source_width, taps, CHANNELS, HIDDEN, BLOCK_C, BLOCK_W, SOURCE_W, PRECISION
-        )
+        next_above, next_centre, next_below = _resized_row(taps_ptr, following, column, source_width, target_width, HIDDEN, BLOCK_W)
         start = tl.maximum(first_target(source_row, source_height, target_height, True), begin)
         stop = tl.minimum(first_target(source_row + 1, source_height, target_height, True), end + 1)
         stop = tl.where(source_row == last, end + 1, stop)
@@ -287,8 +215,8 @@ def _depth_head_epilogue(
     BLOCK_W: tl.constexpr,
 ):
     """What follows the 3x3 convolution, where another library computed that: a program takes a strip as in `_depth_head_kernel`."""
-    strip = _own_strip(height, width, BLOCK_W, BLOCK_H, BLOCK_W)
-    image, _, first_row, column, inside = strip
+    strip = _own_strip(height, width, BLOCK_H, BLOCK_W)
+    image, first_row, column, inside = strip
     channel = tl.arange(0, HIDDEN)
     shares = _no_shares(results[1], HIDDEN, BLOCK_W)
     for row in range(first_row, tl.minimum(first_row + BLOCK_H, height)):
@@ -298,50 +226,44 @@ def _depth_head_epilogue(
     _store_shares(results, shares, HIDDEN)
 
 
-def _columns_per_program(source_width: int, target_width: int, block: int, source_block: int) -> int:
-    """As many columns of y as ``source_block`` columns of x reach: floor and ceiling at both ends cost two of them."""
-    if source_width == 1 or target_width == 1:
-        return block
-    return min(block, (source_block - 2) * (target_width - 1) // (source_width - 1) - 1)
+def _weight_matrix(w1: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(F, C, 3, 3) as (9 F, C) in ``dtype``: tap by tap, as upsample_backward orders its channels."""
+    return w1.to(dtype).permute(2, 3, 0, 1).reshape(-1, w1.shape[1])
 
 
-def _launch(x, w1, b1, w2, b2, size, activation, max_depth, grad, precision=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _tap_products(x: torch.Tensor, w1: torch.Tensor) -> torch.Tensor:
+    """(B, 9 F, H, W), channels-last: the products of x with the taps of w1, as a 1x1 convolution of the library."""
+    return channels_last(F.conv2d(x, _weight_matrix(w1, x.dtype)[..., None, None]))
+
+
+def _launch(x, w1, b1, w2, b2, size, activation, max_depth, grad) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y and None; or, given its gradient, that of the hidden map and the (programs, F + 1) shares of those of w2 and b2."""
-    x, w1 = channels_last(x), channels_last(w1.to(x.dtype))
+    x = channels_last(x)
     b1, w2, b2 = (parameter.to(x.dtype).contiguous() for parameter in (b1, w2, b2))
-    batch, channels, source_height, source_width = x.shape
+    batch, channels, *source = x.shape
     height, width = size
     hidden = w1.shape[0]
     backward = grad is not None
-    precision = precision or input_precision(x.dtype)
     name = "depth_head_backward" if backward else "depth_head"
-    pixels = batch * height * width
-    options = launch.config(name, launch.device_family(x.device), x.dtype, C=channels, pixels=pixels, precision=precision)
+    options = launch.config(name, launch.device_family(x.device), x.dtype, C=channels, pixels=batch * height * width)
     cudnn = options.pop("backend") == "cudnn"
-    step = options["BLOCK_W"] if cudnn else _columns_per_program(source_width, width, options["BLOCK_W"], options["SOURCE_W"])
-    columns = triton.cdiv(width, step)
-    programs = batch * triton.cdiv(height, options["BLOCK_H"]) * columns
+    programs = batch * triton.cdiv(height, options["BLOCK_H"]) * triton.cdiv(width, options["BLOCK_W"])
     partial = torch.empty((programs, hidden + 1), dtype=torch.float32, device=x.device) if backward else None
     head, constants = (b1, w2, b2, max_depth), {"HIDDEN": hidden, "ACTIVATION": activation, **options}
+    # Convolutions of the library, both: it takes float32 products in TF32 where PyTorch's switch for convolutions says so.
     if cudnn:
-        convolved = channels_last(F.conv2d(upsample_bilinear(x, size, True), w1, padding=1))
-        out = convolved if backward else torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
+        convolved = channels_last(F.conv2d(upsample_bilinear(x, size, True), w1.to(x.dtype), padding=1))
+    else:
+        taps = _tap_products(x, w1)
+    if not backward:
+        out = torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
+    else:
+        out = convolved if cudnn else empty_channels_last(x, hidden, height, width)
+    if cudnn:
         launch.launch(_depth_head_epilogue, (programs,), convolved, head, (out, grad, partial), height, width, **constants)
-        return out, partial
-    blocks = {name: options[name] for name in ("BLOCK_W", "SOURCE_W")}
-    resize = torch.empty((columns, blocks["BLOCK_W"] + 2, blocks["SOURCE_W"]), dtype=x.dtype, device=x.device)
-    launch.launch(_resize_weights_kernel, (columns,), resize, source_width, width, step, PRECISION=precision, **blocks)
-    out = empty_channels_last(x, hidden, height, width) if backward else torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
-    launch.launch(
-        _depth_head_kernel, (programs,), x, w1, resize, head, (out, grad, partial), source_height, source_width, height, width, step, 3,
-        CHANNELS=channels, PRECISION=precision, **constants,
-    )  # fmt: skip
+    else:
+        launch.launch(_depth_head_kernel, (programs,), taps, head, (out, grad, partial), *source, height, width, **constants)
     return out, partial
-
-
-def _weight_matrix(w1: torch.Tensor) -> torch.Tensor:
-    """(F, C, 3, 3) as (9 F, C): tap by tap, as upsample_backward orders its channels."""
-    return w1.permute(2, 3, 0, 1).reshape(-1, w1.shape[1])
 
 
 def _backward(grad, x, w1, b1, w2, b2, activation, max_depth) -> tuple[torch.Tensor, ...]:
@@ -351,7 +273,7 @@ def _backward(grad, x, w1, b1, w2, b2, activation, max_depth) -> tuple[torch.Ten
     grad_w2, grad_b2 = partial[:, :-1].sum(0).view(w2.shape), partial[:, -1:].sum(0)
     taps = upsample_backward(grad_hidden, x.shape[2:], True, taps=3).permute(0, 2, 3, 1).reshape(-1, 9 * hidden)  # (B*H*W, 9*F)
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    grad_x = (taps @ _weight_matrix(w1.to(x.dtype))).view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
+    grad_x = (taps @ _weight_matrix(w1, x.dtype)).view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
     grad_w1 = (taps.T @ pixels).view(3, 3, hidden, channels).permute(2, 3, 0, 1)
     grad_b1 = grad_hidden.sum((0, 2, 3), dtype=torch.float32)
     return grad_x, grad_w1.to(w1.dtype).contiguous(), grad_b1.to(b1.dtype), grad_w2.to(w2.dtype), grad_b2.to(b2.dtype)
@@ -435,8 +357,8 @@ def depth_head(
         activation: "relu"; "sigmoid", which is multiplied by ``max_depth`` (metres, as the model was trained); or "linear", which is none.
 
     Under autocast x and, inside, the parameters are taken in autocast's dtype. Accumulation in float32; float32 products in TF32 where
-    PyTorch's switch for convolutions says so (its default). NaN or infinity in ``x`` reaches the pixels that see it, and may reach their
-    whole rows: the resize is a product with zeros, and 0 * inf is NaN.
+    PyTorch's switch for convolutions says so (its default). NaN or infinity in ``x`` reaches the pixels that see it, and may reach
+    pixels beside them: a neighbour counts though its weight is 0, and 0 * inf is NaN.
 
     Raises:
         TypeError: a dtype that is not as above.

@@ -316,7 +316,7 @@ def _differentiate_transposed_conv(ctx, grad):
         grad_x = (rows @ _tap_matrices(weight, x.dtype).view(-1, depth)).view(batch, height, width, depth).permute(0, 3, 1, 2)
     if ctx.needs_input_grad[1]:
         products = rows.T @ channels_last(x).permute(0, 2, 3, 1).reshape(-1, depth)  # (s*s*O, C)
-        grad_weight = products.view(stride, stride, channels, depth).permute(3, 2, 0, 1).contiguous().to(weight.dtype)
+        grad_weight = products.view(stride, stride, channels, depth).permute(3, 2, 0, 1).contiguous()
     if bias is not None and ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype)
     return grad_x, grad_weight, grad_bias

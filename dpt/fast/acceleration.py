@@ -85,7 +85,7 @@ def as_on_a_gpu() -> AbstractContextManager[None]:
 
 
 # The order of a convolution's weight in memory as the kernels read it: (O, kh, kw, I), which is channels-last; and of a transposed one,
-# (I, O, kh, kw), (kh, kw, O, I). The channels that are summed over come last.
+# (I, O, kh, kw), (kh, kw, O, I). The channels that are summed over come last. Exceptions are in `rules.FAST`.
 MEMORY = {nn.Conv2d: (0, 2, 3, 1), nn.ConvTranspose2d: (2, 3, 1, 0)}
 
 
@@ -97,11 +97,12 @@ def _lay_out(model: nn.Module) -> None:
     """
     users = Counter(parameter.untyped_storage()._cdata for parameter in model.parameters() if type(parameter) is nn.Parameter)
     for fast in (module for _, module in _candidates(model) if type(module) in PLAIN):
-        for module in fast.modules():
+        others = FAST[PLAIN[type(fast)]].memory(fast)
+        for name, module in fast.named_modules():
             weight = module._parameters.get("weight")
             if type(module) not in MEMORY or type(weight) is not nn.Parameter or module.training or weight.grad is not None:
                 continue
-            storage, order = weight.untyped_storage(), MEMORY[type(module)]
+            storage, order = weight.untyped_storage(), others.get(name, MEMORY[type(module)])
             whole = storage.nbytes() == weight.numel() * weight.element_size() and users[storage._cdata] == 1
             if whole and not (weight.device.type == "cpu" and weight.is_shared()):
                 back = [order.index(axis) for axis in range(4)]

@@ -218,7 +218,7 @@ def _last_convolutions(module: DepthHead | SkyBranch) -> tuple[Tensor, Any, Tens
 
 
 class FastDepthHead(DepthHead):
-    """`DepthHead` in three launches, or with `project` four: its first convolution; the weights of the resize; resize, convolutions and
+    """`DepthHead` in three launches, or with `project` four: its first convolution; the library's product with the taps; resize, sums and
     activation. The last two come again for the sky. What follows the activation is PyTorch's, and an activation that the kernel has not.
     With bins the resize and the two convolutions are three launches, and the maps between them are written.
     """

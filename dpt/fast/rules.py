@@ -101,6 +101,11 @@ def depth_head_is_known(head: DepthHead) -> str | None:
     return None if head.align_corners else "align_corners=False: the kernel upsamples with True"
 
 
+def taps_first(head: DepthHead) -> dict[str, tuple[int, ...]]:
+    """The depth head's kernel takes a product with each tap, the bins' convolution is as others are."""
+    return {} if head.config.bins else dict.fromkeys(("conv2", "sky.conv2"), (2, 3, 0, 1))
+
+
 def readout_is_plain(module: nn.Module) -> str | None:
     activation = getattr(module.readout, "activation", "gelu")
     return None if activation == "gelu" else f"its readout in PyTorch, since the kernel has no {activation!r}; the rest as elsewhere"
@@ -129,7 +134,8 @@ class Replacement:
 
     `reads` names the children whose parameters the fast forward reads without calling them (`*` is a number), and what they must be;
     `calls` those that it calls as the plain one does, whatever they are. `rule`: a further reason to refuse, or None. `note`: what
-    does not run fused at the moment, or None.
+    does not run fused at the moment, or None. `memory`: children whose weights are read in another order of memory than others of their
+    kind, and that order.
     """
 
     fast: type[nn.Module]
@@ -137,6 +143,7 @@ class Replacement:
     calls: tuple[str, ...] = ()
     rule: Callable[[Any], str | None] = field(default=lambda module: None)
     note: Callable[[Any], str | None] = field(default=lambda module: None)
+    memory: Callable[[Any], dict[str, tuple[int, ...]]] = field(default=lambda module: {})
 
 
 BLOCK: dict[str, Check] = {
@@ -206,6 +213,7 @@ FAST: dict[type[nn.Module], Replacement] = {
             "sky.conv3": convolution(1),
         },
         rule=depth_head_is_known,
+        memory=taps_first,
     ),
     MetricBinsHead: Replacement(
         FastMetricBinsHead,

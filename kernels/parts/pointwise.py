@@ -52,7 +52,7 @@ def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, .
     if ctx.needs_input_grad[0]:
         grad_x = (rows @ weight.to(x.dtype)).view(x.shape)
     if ctx.needs_input_grad[1]:
-        grad_weight = (rows.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        grad_weight = rows.T @ x.reshape(-1, x.shape[-1])
     if bias is not None and ctx.needs_input_grad[2]:
         grad_bias = rows.sum(0, dtype=torch.float32).to(bias.dtype)
     return grad_x, grad_weight, grad_bias, None

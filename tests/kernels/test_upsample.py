@@ -223,6 +223,13 @@ def test_memory_that_ends_with_the_last_pixel(device):
     assert torch.equal(upsample_argmax(short, (5, 7), True), upsample_argmax(x, (5, 7), True))
 
 
+def test_views_of_padded_maps(device):
+    """Some images, rows or channels of one, at any offset: what is no padded map is copied, and all are right."""
+    whole = padded(random_map((4, 40, 5, 6), torch.float32, device))
+    for view in (whole[::2], whole[1:3], whole[:, :, 1:], whole[:, :, :, :4], whole[:, 1:], whole[:, :35], whole[1:2, 2:37]):
+        assert torch.equal(upsample_bilinear(view, (7, 8), True), upsample_bilinear(view.contiguous(), (7, 8), True))
+
+
 def test_few_channels_are_not_padded(device):
     """16 times the memory for one class would gain nothing."""
     for channels in (1, 9, 15):
