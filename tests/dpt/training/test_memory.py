@@ -30,9 +30,9 @@ def norms(model: nn.Module) -> list[nn.Module]:
 @pytest.mark.parametrize(
     ("name", "side", "statistics", "plain", "fast"),
     [
-        ("dpt-base-ade20k", 512, True, 1.57, 1.04),
-        ("dpt-base-ade20k", 512, False, 1.57, 0.99),
-        ("dpt-large-midas", 384, True, 2.00, 1.39),
+        ("dpt-base-ade20k", 512, True, 1.57, 0.86),
+        ("dpt-base-ade20k", 512, False, 1.57, 0.81),
+        ("dpt-large-midas", 384, True, 2.00, 0.76),
     ],
 )
 def test_what_two_pictures_take_under_autocast(name, side, statistics, plain, fast):
@@ -42,6 +42,7 @@ def test_what_two_pictures_take_under_autocast(name, side, statistics, plain, fa
         norm.train(statistics)
     found = counted(model, 2, (side, side), BF16)
     assert (round(found.saved / 1e9, 2), round(found.saved_fast / 1e9, 2)) == (plain, fast)
+    assert found.saved_fast <= 0.6 * found.saved
 
 
 def really_saved(model: DPT, x: torch.Tensor, autocast: torch.dtype | None) -> int:
