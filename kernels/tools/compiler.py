@@ -20,7 +20,6 @@ import contextlib
 import hashlib
 import importlib
 import io
-import itertools
 import json
 import multiprocessing
 import os
@@ -305,10 +304,6 @@ def _measure_all(work: _Work) -> tuple[_Work, list[Report], dict[str, ledger.Fac
     return work, reports, known
 
 
-def _measure_share(share: Sequence[_Work]) -> list[tuple[_Work, list[Report], dict[str, ledger.Facts]]]:
-    return [_measure_all(work) for work in share]
-
-
 def _without_zeros(found: ledger.Facts) -> ledger.Facts:
     """The facts as they are recorded, which is short."""
     return json.loads(json.dumps({**found, "instructions": {name: count for name, count in found["instructions"].items() if count}}))
@@ -325,12 +320,10 @@ def measure_all(
 ) -> tuple[dict[str, list[Report]], dict[str, dict[str, ledger.Facts]]]:
     """Source -> its reports on every family, in order; family -> key -> facts; measured by ``processes`` fresh processes."""
     work = _shared_out(sources, families, draw, seed)
-    # A source to a process with all its families, whose launches are the same calls; those of no op first: they are many.
-    shares = [[each for each in work if each.source == source] for source in sorted(sources, key=lambda source: "." not in source)]
     done: dict[tuple[str, str], list[Report]] = {}
     known: dict[str, dict[str, ledger.Facts]] = {family: {} for family in families}
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(shares))) as pool:
-        for each, reports, found in itertools.chain.from_iterable(pool.imap_unordered(_measure_share, shares)):
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(work))) as pool:
+        for each, reports, found in pool.imap_unordered(_measure_all, work):
             done[each.source, each.family] = reports
             known[each.family] |= found
     return {source: [report for family in families for report in done[source, family]] for source in sources}, known
