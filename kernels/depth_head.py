@@ -70,10 +70,10 @@ def _resized_row(taps_ptr, row, column, source_width, target_width, HIDDEN: tl.c
     below = tl.zeros((BLOCK_W, HIDDEN), dtype=tl.float32)
     for dx in tl.static_range(3):
         target = column + (dx - 1)
-        nearest = tl.minimum(tl.maximum(target, 0), target_width - 1)  # at either end the upper weight is 0
+        nearest = tl.minimum(tl.maximum(target, 0), target_width - 1)  # what is padding has weights of 0
         lower, upper, weight = bilinear_source(nearest, source_width, target_width, True)
         of_lower = tl.where(target == nearest, 1 - weight, 0.0)[:, None]
-        of_upper = weight[:, None]
+        of_upper = tl.where(target == nearest, weight, 0.0)[:, None]  # it is 0 there anyway, but float32 then spills on sm_90
         lower = (lower * 9 + dx)[:, None] * HIDDEN + channel
         upper = (upper * 9 + dx)[:, None] * HIDDEN + channel
         above += of_lower * tl.load(taps_ptr + lower).to(tl.float32)
