@@ -65,7 +65,7 @@ def _after_attention(block: Block, mixed: Tensor, x: Tensor) -> Tensor:
 
 
 class FastBlock(Block):
-    """`Block` in seven launches: LN, qkv, attention, projection + residual, LN, fc1 + activation, fc2 + residual; a rotation is one more."""
+    """`Block` in seven launches: LN, qkv, attention, projection + residual, LN, fc1 + activation, fc2 + residual; eight with a rotation."""
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         return _after_attention(self, attention(_qkv(self, x), self.attn.num_heads, rotation=rotation), x)

@@ -223,10 +223,11 @@ def test_a_block_with_a_bias_or_a_rotation(device, launches):
     beit, rotated = (dpt.accelerate(wide(name)).encoder.blocks[0].to(device) for name in ("midas-3.1-beit-base-384", "chmv2"))
     with torch.inference_mode():
         beit(torch.randn(1, 7, 64, device=device), (2, 3))
-        assert launches == ["linear_kernel", "attention_forward", "linear_kernel", "linear_kernel", "linear_kernel"]
+        mlp = ["layernorm_kernel", "linear_kernel", "linear_kernel"]
+        assert launches == ["layernorm_kernel", "linear_kernel", "attention_forward", "linear_kernel", *mlp]
         launches.clear()
         rotated(torch.randn(1, 7, 64, device=device), torch.randn(2, 6, 32, device=device))
-    assert launches[:4] == ["linear_kernel", "attention_rotate", "attention_forward", "linear_kernel"]
+    assert launches[:5] == ["layernorm_kernel", "linear_kernel", "attention_rotate", "attention_forward", "linear_kernel"]
 
 
 def test_launches_of_the_decoder(tf32, device, launches):
