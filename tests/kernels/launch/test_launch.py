@@ -51,14 +51,14 @@ def test_config_errors(monkeypatch):
 
 def test_config_is_a_copy():
     """A launcher that changes its configuration does not change the table."""
-    launch.config("attention_forward", "sm_90", torch.float16, D=64, N=5, precision="ieee", describable=1, bias=0)["num_warps"] = -1
-    again = launch.config("attention_forward", "sm_90", torch.float16, D=64, N=5, precision="ieee", describable=1, bias=0)
+    launch.config("attention_forward", "sm_90", torch.float16, D=64, N=5, precision="ieee", describable=1, bias=0, B=1, H=1, queries=5)["num_warps"] = -1
+    again = launch.config("attention_forward", "sm_90", torch.float16, D=64, N=5, precision="ieee", describable=1, bias=0, B=1, H=1, queries=5)
     assert again["num_warps"] > 0
 
 
 def test_using_overrides_one_kernel_only():
     """The tuning command's way in; it ends with the context, also after an error."""
-    shape = {"D": 64, "N": 5, "precision": "ieee", "describable": 1, "bias": 0}
+    shape = {"D": 64, "N": 5, "precision": "ieee", "describable": 1, "bias": 0, "B": 1, "H": 1, "queries": 5}
     before = launch.config("attention_forward", "sm_90", torch.float16, **shape)
     with pytest.raises(RuntimeError), launch.using("attention_forward", {"n": 7}):
         assert launch.config("attention_forward", "sm_90", torch.float16, **shape) == {"n": 7}
