@@ -51,8 +51,12 @@ def test_config_errors(monkeypatch):
 
 def test_config_is_a_copy():
     """A launcher that changes its configuration does not change the table."""
-    launch.config("attention_forward", "sm_90", torch.float16, D=64, N=5, precision="ieee", describable=1, bias=0, B=1, H=1, queries=5)["num_warps"] = -1
-    again = launch.config("attention_forward", "sm_90", torch.float16, D=64, N=5, precision="ieee", describable=1, bias=0, B=1, H=1, queries=5)
+    launch.config("attention_forward", "sm_90", torch.float16, D=64, N=5, precision="ieee", describable=1, bias=0, B=1, H=1, queries=5)[
+        "num_warps"
+    ] = -1
+    again = launch.config(
+        "attention_forward", "sm_90", torch.float16, D=64, N=5, precision="ieee", describable=1, bias=0, B=1, H=1, queries=5
+    )
     assert again["num_warps"] > 0
 
 
