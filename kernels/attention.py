@@ -256,7 +256,6 @@ class _Plan:
         self.constants = {
             **config,
             "D": size,
-            "BLOCK_D": triton.next_power_of_2(size),
             "DESCRIPTOR": self.descriptor,
             "PRECISION": precision,
         }
@@ -277,7 +276,7 @@ class _Plan:
         batch, tokens, heads, size = tensor.shape
         stride_b, stride_n, stride_h, _ = tensor.stride()
         return TensorDescriptor(
-            tensor, [batch, heads, tokens, size], [stride_b, stride_h, stride_n, 1], [1, 1, rows, self.constants["BLOCK_D"]]
+            tensor, [batch, heads, tokens, size], [stride_b, stride_h, stride_n, 1], [1, 1, rows, triton.next_power_of_2(size)]
         )
 
     def walk(self, owned: int, walked: int) -> tuple[tuple[int], dict[str, object]]:
@@ -305,7 +304,7 @@ def _forward(
     plan = _Plan("attention_forward", operands, precision)
     grid, constants = plan.walk(plan.block_m, plan.block_n)
     scalars = (*plan.bias_strides, tokens, heads, scale * LOG2_E.value)
-    launch.launch(attention_forward, grid, *plan.pointers, *plan.descriptors, _addressed(out), lse, *scalars, **constants)
+    launch.launch(attention_forward, grid, plan.pointers, *plan.descriptors, (_addressed(out), lse), *scalars, **constants)
     return out, lse
 
 
@@ -340,18 +339,20 @@ def _backward(
     plan = _Plan("attention_backward_dq", operands, precision)
     grid, constants = plan.walk(plan.block_m, plan.block_n)
     counts = (*plan.bias_strides, tokens, heads)
-    arguments = *plan.pointers, _addressed(dout), *plan.descriptors
-    launch.launch(attention_backward_dq, grid, *arguments, _addressed(out), lse, delta, _addressed(dq), *counts, *scales, **constants)
+    gradients = (_addressed(dout), delta, _addressed(dq))
+    results = (_addressed(out), lse)
+    launch.launch(attention_backward_dq, grid, plan.pointers, *plan.descriptors, results, gradients, *counts, scales, **constants)
     plan = _Plan("attention_backward_dkv", operands, precision)
     grid, constants = plan.walk(plan.block_n, plan.block_m)
-    arguments = *plan.pointers, _addressed(dout), *plan.descriptors, plan.describe(dout, plan.block_m), lse, delta
-    launch.launch(attention_backward_dkv, grid, *arguments, _addressed(dk), _addressed(dv), *counts, *scales, **constants)
+    known = (_addressed(dout), lse, delta)
+    arguments = plan.pointers, *plan.descriptors, plan.describe(dout, plan.block_m), known
+    launch.launch(attention_backward_dkv, grid, *arguments, (_addressed(dk), _addressed(dv)), *counts, scales, **constants)
     if of_bias:
         plan = _Plan("attention_backward_dbias", operands, precision)
         grid = (triton.cdiv(tokens, plan.block_m) * triton.cdiv(tokens, plan.block_n) * heads,)
-        arguments = *plan.pointers, _addressed(dout), *plan.descriptors, plan.describe(dout, plan.block_m), lse, delta
-        strides = *plan.bias_strides, *dbias.stride()[:2]
-        launch.launch(attention_backward_dbias, grid, *arguments, dbias, *strides, batch, tokens, heads, scales[1], **plan.constants)
+        arguments = plan.pointers, *plan.descriptors, plan.describe(dout, plan.block_m), known
+        counts = (*plan.bias_strides, batch, tokens, heads)
+        launch.launch(attention_backward_dbias, grid, *arguments, dbias, *counts, scales[1], **plan.constants)
     if rotation is not None:
         _rotate(dq, dk, dq, dk, rotation, inverse=True)
     return dqkv, dbias

@@ -1,6 +1,8 @@
 """The kernels of attention: online softmax over blocks of keys, both passes of its backward, the gradient of its bias, and rotation.
 
-Tensors of heads are (B, N, H, D) with any strides that are multiples of UNIT; ``of_x`` is the pointer to x with its strides of B, N and H.
+Tensors of heads are (B, N, H, D) with any strides that are multiples of UNIT; ``of_x`` is the pointer to x with its strides of B, N and H,
+and ``operands`` are those of q, k and v, the last with None for strides that are k's, and the pointer to the bias (H, N, N), query by key,
+or None.
 Weights are taken in base 2: what the scores lack to the logarithm's argument is ``scale_log2``, and log2(e) for the bias.
 """
 
@@ -13,26 +15,18 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 UNIT = tl.constexpr(8)  # elements that divide every stride, so that rows begin where 16-byte copies can
-COUNTS = [
-    "N",
-    "H",
-    "B",
-    "patches",
-    "stride_h",
-    "stride_n",
-    "dbias_stride_h",
-    "dbias_stride_n",
-]  # nothing in the code depends on whether 16 divides them
+COUNTS = ["N", "H", "B", "patches", "stride_h", "stride_n"]  # nothing in the code depends on whether 16 divides them
 
 
 @triton.jit
-def _as_strided_as(of_v, of_k):
-    """``of_v`` with the strides of ``of_k`` where it has none of its own: then the offsets of both are the same registers."""
+def _unpacked(operands):
+    """The operands, v with the strides of k where it has none of its own: then the offsets of both are the same registers."""
+    of_q, of_k, of_v, bias_ptr = operands
     if of_v[1] is None:
-        found = (of_v[0], of_k[1], of_k[2], of_k[3])
+        strided = (of_v[0], of_k[1], of_k[2], of_k[3])
     else:
-        found = of_v
-    return found
+        strided = of_v
+    return of_q, of_k, strided, bias_ptr
 
 
 @triton.jit
@@ -160,23 +154,18 @@ def _attend(scores, v, bias, acc, top, total, scale_log2, keys_left, MASKED: tl.
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_forward(
-    of_q,
-    of_k,
-    of_v,  # with None for strides that are those of k
-    bias_ptr,  # (H, N, N), query by key, or None
+    operands,
     q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
     v_desc,  # the same of v
     bias_desc,  # (H, N, N), block (1, BLOCK_M, BLOCK_N), or None
-    of_out,
-    lse_ptr,  # (B, H, N) float32, base 2
+    results,  # of_out and the log-sum-exp (B, H, N) float32, base 2
     stride_h,  # of the bias
     stride_n,
     N,
     H,
     scale_log2,
     D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
@@ -185,7 +174,9 @@ def attention_forward(
     PRECISION: tl.constexpr,
 ):
     """One program: BLOCK_M queries of one head."""
-    of_v = _as_strided_as(of_v, of_k)
+    BLOCK_D: tl.constexpr = triton.next_power_of_2(D)
+    of_q, of_k, of_v, bias_ptr = _unpacked(operands)
+    of_out, lse_ptr = results
     head_of_batch, b, h, start_m = _own_block(N, H, BLOCK_M)
     q = _load_rows(of_q, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -232,27 +223,19 @@ def _dq_step(q, dout, k, v, bias, lse, delta, dq, scale_log2, keys_left, MASKED:
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_backward_dq(
-    of_q,
-    of_k,
-    of_v,  # with None for strides that are those of k
-    bias_ptr,  # (H, N, N), query by key, or None
-    of_dout,
+    operands,
     q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
     v_desc,  # the same of v
     bias_desc,  # (H, N, N), block (1, BLOCK_M, BLOCK_N), or None
-    of_out,
-    lse_ptr,  # (B, H, N) float32, base 2
-    delta_ptr,  # (B, H, N) float32, written here for the other passes
-    of_dq,
+    results,  # of_out and the log-sum-exp (B, H, N) float32, base 2
+    gradients,  # of_dout; written: delta (B, H, N) float32, for the other passes, and of_dq
     stride_h,  # of the bias
     stride_n,
     N,
     H,
-    scale,
-    scale_log2,
+    scales,  # scale, and in base 2
     D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
@@ -260,7 +243,11 @@ def attention_backward_dq(
     PRECISION: tl.constexpr,
 ):
     """One program: the gradient of BLOCK_M queries of one head, over all keys."""
-    of_v = _as_strided_as(of_v, of_k)
+    BLOCK_D: tl.constexpr = triton.next_power_of_2(D)
+    of_q, of_k, of_v, bias_ptr = _unpacked(operands)
+    of_out, lse_ptr = results
+    of_dout, delta_ptr, of_dq = gradients
+    scale, scale_log2 = scales
     head_of_batch, b, h, start_m = _own_block(N, H, BLOCK_M)
     q = _load_rows(of_q, q_desc, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, DESCRIPTOR)
     dout = _load_rows(of_dout, None, b, h, start_m, N, D, BLOCK_M, BLOCK_D, True, False)
@@ -304,28 +291,20 @@ def _dkv_step(q, dout, k, v, bias, lse, delta, dk, dv, scale_log2, PRECISION: tl
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_backward_dkv(
-    of_q,
-    of_k,
-    of_v,  # with None for strides that are those of k
-    bias_ptr,  # (H, N, N), query by key, or None
-    of_dout,
+    operands,
     q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
     v_desc,  # the same of v
     bias_desc,  # (H, N, N), block (1, BLOCK_M, BLOCK_N), or None
     dout_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
-    lse_ptr,  # (B, H, N) float32, base 2
-    delta_ptr,  # (B, H, N) float32
-    of_dk,
-    of_dv,
+    known,  # of_dout, the log-sum-exp in base 2 and delta, (B, H, N) float32
+    gradients,  # of_dk and of_dv
     stride_h,  # of the bias
     stride_n,
     N,
     H,
-    scale,
-    scale_log2,
+    scales,  # scale, and in base 2
     D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
@@ -333,7 +312,11 @@ def attention_backward_dkv(
     PRECISION: tl.constexpr,
 ):
     """One program: the gradients of BLOCK_N keys and values of one head, over all queries."""
-    of_v = _as_strided_as(of_v, of_k)
+    BLOCK_D: tl.constexpr = triton.next_power_of_2(D)
+    of_q, of_k, of_v, bias_ptr = _unpacked(operands)
+    of_dout, lse_ptr, delta_ptr = known
+    of_dk, of_dv = gradients
+    scale, scale_log2 = scales
     head_of_batch, b, h, start_n = _own_block(N, H, BLOCK_N)
     k = _load_rows(of_k, k_desc, b, h, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
     v = _load_rows(of_v, v_desc, b, h, start_n, N, D, BLOCK_N, BLOCK_D, True, DESCRIPTOR)
@@ -363,36 +346,31 @@ def attention_backward_dkv(
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_backward_dbias(
-    of_q,
-    of_k,
-    of_v,  # with None for strides that are those of k
-    bias_ptr,  # (H, N, N), query by key
-    of_dout,
+    operands,
     q_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
     k_desc,  # (B, H, N, D), block (1, 1, BLOCK_N, BLOCK_D), or None
     v_desc,  # the same of v
     bias_desc,  # (H, N, N), block (1, BLOCK_M, BLOCK_N), or None
     dout_desc,  # (B, H, N, D), block (1, 1, BLOCK_M, BLOCK_D), or None
-    lse_ptr,  # (B, H, N) float32, base 2
-    delta_ptr,  # (B, H, N) float32
-    dbias_ptr,  # (H, N, N)
+    known,  # of_dout, the log-sum-exp in base 2 and delta, (B, H, N) float32
+    dbias_ptr,  # (H, N, N), its rows as long as the next multiple of UNIT, one behind the other
     stride_h,  # of the bias
     stride_n,
-    dbias_stride_h,
-    dbias_stride_n,
     B,
     N,
     H,
     scale_log2,
     D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program: the gradient of a block of the bias, BLOCK_M queries by BLOCK_N keys of one head, over the batch."""
-    of_v = _as_strided_as(of_v, of_k)
+    BLOCK_D: tl.constexpr = triton.next_power_of_2(D)
+    of_q, of_k, of_v, bias_ptr = _unpacked(operands)
+    of_dout, lse_ptr, delta_ptr = known
+    row_length = tl.cdiv(N, UNIT) * UNIT
     blocks_n = tl.cdiv(N, BLOCK_N)
     blocks = tl.cdiv(N, BLOCK_M) * blocks_n
     h = tl.program_id(0) // blocks
@@ -413,7 +391,7 @@ def attention_backward_dbias(
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         dweights = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
         dbias += tl.exp2(scores * scale_log2 + bias - lse[:, None]) * (dweights - delta[:, None])
-    pointers = _bias_pointers(dbias_ptr, dbias_stride_h, dbias_stride_n, h, start_m, start_n, BLOCK_M, BLOCK_N)
+    pointers = _bias_pointers(dbias_ptr, N * row_length, row_length, h, start_m, start_n, BLOCK_M, BLOCK_N)
     tl.store(pointers, dbias.to(dbias_ptr.dtype.element_ty), mask=_in_bias(start_m, start_n, N, BLOCK_M, BLOCK_N))
 
 

@@ -48,8 +48,7 @@ def _load(ptr, offsets, mask):
 @triton.jit
 def _finish(
     values,  # (pixels, BLOCK_N) float32
-    out_ptr,  # (B, height, width, CHANNELS)
-    epilogue,  # (bias, norm, mask, skip, add, resized, partials), each or None, as _operands gives them
+    epilogue,  # (out, partials or None), written; (bias, norm, mask, skip, add, resized), each or None, as _operands gives them
     pixels,  # (image, int64; row, column and whether it is inside, (pixels,) each; the tile's number)
     first_channel,
     sides,  # height and width of out, and of resized
@@ -62,10 +61,10 @@ def _finish(
     if PARTS > 1:
         PART: tl.constexpr = BLOCK_N // 2
         lower, upper = values.reshape(values.shape[0], 2, PART).permute(0, 2, 1).split()
-        _finish(lower, out_ptr, epilogue, pixels, first_channel, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
-        _finish(upper, out_ptr, epilogue, pixels, first_channel + PART, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
+        _finish(lower, epilogue, pixels, first_channel, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
+        _finish(upper, epilogue, pixels, first_channel + PART, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
     else:
-        bias_ptr, norm, mask_ptr, skip_ptr, add_ptr, resized_ptr, partials_ptr = epilogue
+        (out_ptr, partials_ptr), (bias_ptr, norm, mask_ptr, skip_ptr, add_ptr, resized_ptr) = epilogue
         image, row, column, inside, tile = pixels
         height, width, source_height, source_width = sides
         channel = first_channel + tl.arange(0, BLOCK_N)
@@ -105,8 +104,7 @@ SIDES = ["height", "width", "source_height", "source_width"]  # not a tuple to t
 def conv3x3_kernel(
     x,  # (B, height, width, C_IN): a pointer; if DESCRIPTOR, a descriptor of blocks of (1, BLOCK_H, BLOCK_W, BLOCK_K)
     weight,  # (C_OUT, 9, C_IN): a pointer; if DESCRIPTOR, a descriptor of blocks of (BLOCK_N, 1, BLOCK_K)
-    out_ptr,  # (B, height, width, C_OUT)
-    epilogue,
+    epilogue,  # what is written, (B, height, width, C_OUT), and the operands, as of _finish
     height,
     width,
     source_height,
@@ -183,13 +181,12 @@ def conv3x3_kernel(
         accumulator = accumulator.T
     tile = (image.to(tl.int64), row, column, inside, block)
     sides = (height, width, source_height, source_width)
-    _finish(accumulator, out_ptr, epilogue, tile, first_channel, sides, C_OUT, RELU_OUTPUT, BLOCK_N, EPILOGUE_PARTS)
+    _finish(accumulator, epilogue, tile, first_channel, sides, C_OUT, RELU_OUTPUT, BLOCK_N, EPILOGUE_PARTS)
 
 
 @triton.jit(do_not_specialize=SIDES)
 def conv3x3_epilogue(
-    conv_ptr,  # (B, height, width, CHANNELS), the bare convolution
-    out_ptr,  # (B, height, width, CHANNELS), which may be conv_ptr
+    conv_ptr,  # (B, height, width, CHANNELS), the bare convolution; what is written may be the same
     epilogue,
     height,
     width,
@@ -211,7 +208,7 @@ def conv3x3_epilogue(
     values = _load(conv_ptr, offsets, inside[:, None] & (channel < CHANNELS)[None, :])
     tile = (image, pixel // width, pixel % width, inside, tl.program_id(0))
     sides = (height, width, source_height, source_width)
-    _finish(values, out_ptr, epilogue, tile, first_channel, sides, CHANNELS, RELU_OUTPUT, BLOCK_N, 1)
+    _finish(values, epilogue, tile, first_channel, sides, CHANNELS, RELU_OUTPUT, BLOCK_N, 1)
 
 
 def input_precision(dtype: torch.dtype) -> str:
@@ -294,8 +291,7 @@ def _conv3x3(
     grid = (batch * blocks * triton.cdiv(c_out, config["BLOCK_N"]),)
     partials = _partials(batch * blocks, out) if statistics else None
     flags = {"RELU_INPUT": relu_input, "RELU_OUTPUT": relu_output, "PRECISION": precision, "DESCRIPTOR": descriptor}
-    epilogue = (*epilogue, partials)
-    launch.launch(conv3x3_kernel, grid, *operands, out, epilogue, *sides, C_IN=c_in, C_OUT=c_out, **flags, **config)
+    launch.launch(conv3x3_kernel, grid, *operands, ((out, partials), epilogue), *sides, C_IN=c_in, C_OUT=c_out, **flags, **config)
     return out, partials
 
 
@@ -359,7 +355,7 @@ def _finished(
     partials = _partials(tiles, out) if statistics else None
     grid = (tiles, triton.cdiv(channels, config["BLOCK_N"]))
     flags = {"CHANNELS": channels, "RELU_OUTPUT": relu_output}
-    launch.launch(conv3x3_epilogue, grid, convolution, out, (*epilogue, partials), *sides, **flags, **config)
+    launch.launch(conv3x3_epilogue, grid, convolution, ((out, partials), epilogue), *sides, **flags, **config)
     return out, partials
 
 

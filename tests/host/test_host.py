@@ -90,15 +90,15 @@ def boxes(side):
 
 def forward(tokens=1025, width=3 * 12 * 64):
     qkv = torch.empty(1, tokens, width, dtype=torch.bfloat16)
-    torch.ops.dpt.attention(qkv[..., : 3 * 12 * 64], 12, 0.125)
+    torch.ops.dpt.attention(qkv[..., : 3 * 12 * 64].unflatten(2, (3, 12, 64)), None, None, 0.125, None, None)
 
 def unaligned():
-    made = attention._descriptor
-    def descriptor(tensor, *rest):
-        found = made(tensor, *rest)
+    made = attention._Plan.describe
+    def describe(plan, tensor, rows):
+        found = made(plan, tensor, rows)
         found.strides = [found.strides[0], found.strides[1], found.strides[2] + 1, 1]
         return found
-    attention._descriptor = descriptor
+    attention._Plan.describe = describe
     forward()
 
 def grid(*sides):

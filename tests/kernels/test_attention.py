@@ -120,7 +120,7 @@ def test_three_tensors_are_read_in_place(device, monkeypatch):
         launch, "launch", lambda kernel, grid, *args, **options: (seen.append(args), launched(kernel, grid, *args, **options))
     )
     attention_qkv(*given)
-    assert [arg[0].data_ptr() for arg in seen[0][:3]] == [x.data_ptr() for x in given]
+    assert [of_x[0].data_ptr() for of_x in seen[0][0][:3]] == [x.data_ptr() for x in given]
 
 
 @pytest.mark.parametrize("layout", ("aligned", "odd rows", "shared by heads", "transposed"))

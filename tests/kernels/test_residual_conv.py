@@ -238,7 +238,9 @@ def test_epilogue_offsets_beyond_int32(far):
     flags = {"CHANNELS": maps.channels, "RELU_OUTPUT": False}
     out = far.zeros(maps.x.shape, channels_last=True)
     out[-1:, :, -12:, -24:] = maps.corners[0]
-    launch.launch(conv3x3.conv3x3_epilogue, grid, out, out, (None, None, None, maps.skip, None, maps.add, None), *sides, **flags, **config)
+    launch.launch(
+        conv3x3.conv3x3_epilogue, grid, out, ((out, None), (None, None, None, maps.skip, None, maps.add)), *sides, **flags, **config
+    )
     identity = torch.zeros(maps.channels, maps.channels, 3, 3, device=out.device)
     identity[:, :, 1, 1] = torch.eye(maps.channels)
     maps.assert_parity(out, identity)
