@@ -64,7 +64,9 @@ def _finish(
         _finish(lower, epilogue, pixels, first_channel, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
         _finish(upper, epilogue, pixels, first_channel + PART, sides, CHANNELS, RELU_OUTPUT, PART, PARTS // 2)
     else:
-        (out_ptr, partials_ptr), (bias_ptr, norm, mask_ptr, skip_ptr, add_ptr, resized_ptr) = epilogue
+        written, operands = epilogue
+        out_ptr, partials_ptr = written
+        bias_ptr, norm, mask_ptr, skip_ptr, add_ptr, resized_ptr = operands
         image, row, column, inside, tile = pixels
         height, width, source_height, source_width = sides
         channel = first_channel + tl.arange(0, BLOCK_N)
