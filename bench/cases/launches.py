@@ -22,6 +22,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import dpt
+import dpt.fast.modules  # noqa: F401 - registers the ops, also where the calls come from a file
 from dpt.config import DPTConfig
 from dpt.inference.prediction import decided_labels
 from dpt.kernels import launch
