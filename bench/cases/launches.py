@@ -237,7 +237,7 @@ def _shows(family: str) -> dict[tuple[Any, ...], tuple[bool | str, bool]]:
 
 
 def _kind(case: launch.CompileCase) -> tuple[Any, ...]:
-    arguments = [getattr(part, "base", part) for arg in case.args for part in (arg if isinstance(arg, tuple) else (arg,))]
+    arguments = (getattr(part, "base", part) for part in pytree.tree_leaves(case.args))
     dtype = next(part.dtype for part in arguments if isinstance(part, torch.Tensor))
     return case.function, "half" if dtype in HALVES else _name(dtype), case.kwargs.get("PRECISION")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .families import TABLES
@@ -65,7 +66,7 @@ def stand_in(arg: Any) -> Any:
 
 def bytes_of(args: Iterable[Any]) -> int:
     """Bytes of all tensors among ``args``: of several that share memory what they span, but no more than there is."""
-    tensors = [getattr(part, "base", part) for arg in args for part in (arg if isinstance(arg, tuple) else (arg,))]
+    tensors = [getattr(part, "base", part) for part in pytree.tree_leaves(list(args))]
     shared: dict[int, list[torch.Tensor]] = {}
     for tensor in (tensor for tensor in tensors if isinstance(tensor, torch.Tensor)):
         shared.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
