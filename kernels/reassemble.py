@@ -307,19 +307,14 @@ def _(x, weight, bias):
 
 
 def _differentiate_transposed_conv(ctx, grad):
+    """As PyTorch does it: a stride that is the kernel makes of every product one whose pixels are read once."""
     x, weight, bias = ctx.saved_tensors
-    (batch, depth, height, width), (_, channels, stride, _) = x.shape, weight.shape
-    tiles = grad.reshape(batch, channels, height, stride, width, stride)
-    rows = tiles.permute(0, 2, 4, 3, 5, 1).reshape(-1, stride * stride * channels)  # (B*H*W, s*s*O)
-    grad_x = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = (rows @ _tap_matrices(weight, x.dtype).view(-1, depth)).view(batch, height, width, depth).permute(0, 3, 1, 2)
-    if ctx.needs_input_grad[1]:
-        products = rows.T @ channels_last(x).permute(0, 2, 3, 1).reshape(-1, depth)  # (s*s*O, C)
-        grad_weight = products.view(stride, stride, channels, depth).permute(3, 2, 0, 1).contiguous()
-    if bias is not None and ctx.needs_input_grad[2]:
-        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype)
-    return grad_x, grad_weight, grad_bias
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        channels_last(grad), channels_last(x), weight.to(x.dtype), None, list(weight.shape[2:]), [0, 0], [1, 1], True, [0, 0], 1,
+        [*ctx.needs_input_grad[:2], False],
+    )  # fmt: skip
+    wants_bias = bias is not None and ctx.needs_input_grad[2]
+    return grad_x, grad_weight, grad.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype) if wants_bias else None
 
 
 _transposed_conv_op.register_autograd(_differentiate_transposed_conv, setup_context=_save)

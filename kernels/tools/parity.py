@@ -122,6 +122,16 @@ def judge_draws(test: Callable[[], Any], refused: BeyondRule) -> str:
     return f"{refused}; not so in {DRAWS} draws together"
 
 
+@contextlib.contextmanager
+def judged_at_once() -> Iterator[None]:
+    """What the rule refuses within is refused there and then, also while draws are judged together: for tests that expect it."""
+    token = _collected.set(None)
+    try:
+        yield
+    finally:
+        _collected.reset(token)
+
+
 def _distances(test: Callable[[], Any], seed: int) -> list[Distance]:
     """What the rule would judge of a draw."""
     torch.manual_seed(seed)

@@ -50,7 +50,8 @@ class Workload:
     ``what``: is computed, for people. ``launcher(**arguments)``: makes the launches; what ``compile_cases`` records.
     ``arguments(inputs, **sizes)``: the launcher's keywords, from :class:`Inputs`. ``small``: what replaces ``sizes`` for the interpreter.
     ``reference(**arguments)``: the launcher's results in plain PyTorch, called in float64 and in ``dtype``; the launcher's further results
-    are not compared. Integers have to agree exactly.
+    are not compared. Integers have to agree exactly. ``terms(**arguments)``: of results that are small differences of large terms, the
+    largest of these by the result's index, which ``assert_parity`` takes as ``magnitude``.
     ``candidates``: of each kernel to be tuned, its configurations; see :func:`offered` for those with descriptors.
     ``narrow``: further conditions, where the table's entry serves sizes that are too different: an entry of its own is then proposed.
     ``stage``: FORWARD, BACKWARD or RARE; ``turn``: its place in the stage.
@@ -72,6 +73,7 @@ class Workload:
     turn: int = LAST
     shows: Mapping[str, bool | str] = field(default_factory=dict)
     simple: tuple[str, ...] = ()
+    terms: Callable[..., dict[int, float]] | None = None
 
     @property
     def name(self) -> str:
@@ -153,13 +155,13 @@ class Trial:
 
     def judge(self, outputs: Any) -> None:
         """AssertionError unless ``outputs`` are what the rule demands."""
-        outputs = _flat(outputs)
+        outputs, terms = _flat(outputs), self.workload.terms(**self.arguments) if self.workload.terms else {}
         assert len(outputs) >= len(self.expected), f"{len(outputs)} results, the reference has {len(self.expected)}"
         for index, (out, (exact, same)) in enumerate(zip(outputs, self.expected, strict=False)):
             if exact is None:
                 continue
             if out.is_floating_point():
-                assert_parity(out, exact, same.to(out.dtype), f"{self.workload.name}, result {index}")
+                assert_parity(out, exact, same.to(out.dtype), f"{self.workload.name}, result {index}", terms.get(index))
             else:
                 assert torch.equal(out, exact), f"{self.workload.name}, result {index}: {(out != exact).sum()} integers differ"
 

@@ -15,11 +15,18 @@ import triton
 from both_passes import in_both, values_and_gradients
 
 from dpt.kernels import launch
-from dpt.kernels.tools.parity import assert_parity, float32_products
+from dpt.kernels.tools.parity import assert_parity, float32_products, judged_at_once
 
 FAMILIES = sorted(set(launch.TABLES.values()))
 Op = Callable[..., torch.Tensor]
 Inputs = Sequence[torch.Tensor | None]
+
+
+@contextlib.contextmanager
+def refused(match: str) -> Iterator[None]:
+    """The rule refuses what is within, with such a message, also where the test runs again for several draws."""
+    with judged_at_once(), pytest.raises(AssertionError, match=match):
+        yield
 
 
 # What an entry of a table may serve; a GPU tests it in the first of these that it does.

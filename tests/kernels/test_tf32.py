@@ -90,7 +90,7 @@ def test_the_bound_can_fail(op, device, tf32, monkeypatch):
             assert_parity(*parts)
     found = list(zip(with_operands(monkeypatch, seven_bits, run), exact, same_dtype, strict=True))
     for part in found[:1], found[1:]:
-        with pytest.raises(AssertionError, match="off by"):
+        with checks.refused("off by"):
             for parts in part:
                 assert_parity(*parts)
 
@@ -102,7 +102,7 @@ def test_the_bound_of_exact_products_is_another(op, device):
     expected = values_in_both(function, inputs)
     with reference_products("tf32"):
         out = function(*inputs)
-    with pytest.raises(AssertionError, match="off by"):
+    with checks.refused("off by"):
         assert_parity(out, *expected)
     assert (out - expected[0]).abs().max() > 200 * (expected[1] - expected[0]).abs().max()
 
@@ -201,5 +201,5 @@ def test_tuning_uses_the_bound(device):
 
     trial(truncated, "tf32").check()
     for change, precision in ((as_bfloat16, "tf32"), (truncated, "ieee")):
-        with pytest.raises(AssertionError, match="a product  ?[a-z0-9]+, result 0: off by"):
+        with checks.refused("a product  ?[a-z0-9]+, result 0: off by"):
             trial(change, precision).check()

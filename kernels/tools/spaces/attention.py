@@ -91,6 +91,11 @@ def _backward_ref(q, dout, scale, bias, **_) -> list[torch.Tensor]:
     return by_autograd(attend, [q] if bias is None else [q, bias], dout)
 
 
+def _bias_terms(dout, out, q, bias, **_) -> dict[int, float]:
+    """The bias's gradient is weights * (dweights - delta): counted from the largest delta, which the rounding of ``out`` is part of."""
+    return {} if bias is None else {1: (dout.double() * out.double()).unflatten(-1, (q.shape[3], -1)).sum(-1).abs().max().item()}
+
+
 def _rotate_arguments(inputs: Inputs, batch: int, heads: int, tokens: int, dim: int) -> dict[str, Any]:
     return {"q": inputs.normal(batch, tokens, 3, heads, dim), "patches": tokens - 5}
 
@@ -168,7 +173,7 @@ def tuning_space() -> Iterator[Workload]:
             yield Workload(
                 f"{what}: gradient", _backward, _backward_arguments, _backward_ref, backward,
                 sizes={"batch": 2, "heads": heads, "tokens": tokens, "dim": dim, "biased": biased},
-                stage=BACKWARD if dim <= 72 else RARE, **options,
+                stage=BACKWARD if dim <= 72 else RARE, terms=_bias_terms, **options,
             )  # fmt: skip
     for dtype, batch in itertools.product((torch.bfloat16, torch.float32), (1, 16)):
         yield Workload(

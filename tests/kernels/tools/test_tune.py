@@ -317,9 +317,9 @@ def test_settle(folder):
 def test_entry_problems_looks_at_the_entry_s_cases_only(monkeypatch):
     """What is compiled for an entry are the compile cases that it serves, of every op that launches the kernel."""
     monkeypatch.setattr(compiler, "measure", lambda case: types.SimpleNamespace(problems=[case.name]))
-    problems = tune.entry_problems("upsample_bilinear_backward", {"C_max": 32}, "sm_90")
-    assert problems and all("C=32" in problem or "nine taps" in problem for problem in problems)
-    assert len(tune.entry_problems("upsample_bilinear_backward", {}, "sm_90")) > 0
+    partial, whole = (tune.entry_problems("upsample_bilinear_backward", when, "sm_90") for when in ({"partial": True}, {}))
+    assert partial and whole and not {*partial} & {*whole}
+    assert all("C=150" in problem or "C=32" in problem for problem in partial) and all("C=256" in problem for problem in whole)
 
 
 # The command.
