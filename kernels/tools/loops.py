@@ -1,13 +1,15 @@
 """What a compiled kernel does at each turn of its loops and outside them, and how often they turn: what :mod:`predict` multiplies.
 
 A loop of the machine code (``sass``) and one of Triton's (``trips``) are the same where they come from the same line. What Triton's has and
-the machine code has not is unrolled. A stretch of code's cycles on a multiprocessor that holds so many CTAs are ``issue``'s.
+the machine code has not is unrolled; what the machine code has twice, several turns at once and one at a time, is unrolled with a remainder,
+which is left out. A stretch of code's cycles on a multiprocessor that holds so many CTAs are ``issue``'s.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from .cards import CARDS
 Facts = dict[str, Any]
 TURNS, MEASURED = 10, 4  # of a loop: the first fill its pipeline
 SEVERAL = (1, 2, 3, 4, 6, 8, 12, 16)  # CTAs on a multiprocessor for which cycles are counted, up to as many as it holds
+MOVES = ("LDG", "STG", "LDS", "STS", "LDGSTS")
 COUNTED = {"special": "MUFU", "barriers": "BAR", "waits": "SYNCS"}
 
 
@@ -47,7 +50,7 @@ def read(report: compiler.Report, machine_code: str, ttgir: str) -> Facts:
     products = sum(instruction.kind == "UTCHMMA" for instruction in code)
     product = sum(loop.flops for loop in trips.walk(outside)) / products if products else 0.0
     matched = list(_matched(kernel, code, found, outside, []))
-    kept = {id(path[-1]) for _, path in matched}
+    kept = {id(path[-1]) for _, path, _ in matched}
     constant = trips.Bounds(kernel, scalars, {}, (), ())
 
     def moved(loop: trips.For) -> tuple[int, int, int]:
@@ -69,27 +72,44 @@ def read(report: compiler.Report, machine_code: str, ttgir: str) -> Facts:
 
     within = frozenset[int]().union(*(loop.members for loop in found))
     regions = [_region(report, [code[place] for place in sorted(reached - within)], product, [], moved(outside), True)]
-    for loop, path in matched:
-        regions.append(
-            _region(report, [code[place] for place in sorted(own(loop))], product, path, moved(path[-1]), turns_are_constant(path[-1]))
-        )
+    for loop, path, times in matched:
+        own_code = [code[place] for place in sorted(own(loop))]
+        regions.append(_region(report, own_code, product, path, moved(path[-1]), turns_are_constant(path[-1]), times))
     return {"kernel": kernel, "warps": report.warps, "ctas": report.ctas_per_sm, "scalars": scalars, "regions": regions}
 
 
 def _matched(
     kernel: str, code: Sequence[sass.Instruction], found: Sequence[sass.Loop], outer: trips.For, path: list[trips.For]
-) -> Iterator[tuple[sass.Loop, list[trips.For]]]:
-    """Each loop of the machine code with Triton's, from the outermost to it: where its branch back is of the loop's line or, as the
-    compiler moves instructions, another of its own. Those of one line come in the same order."""
+) -> Iterator[tuple[sass.Loop, list[trips.For], int]]:
+    """Each loop of the machine code with Triton's, from the outermost to it, and how many of its turns are one: where its branch back is of
+    the loop's line or, as the compiler moves instructions, another of its own. Those of one line come in the same order."""
     left = list(outer.inner)
-    for loop in found:
+    for loop, turns in _turns_at_once(code, found, outer):
         lines = [loop.line, *(code[place].line for place in sorted(own(loop)))]
         same = next((each for line in lines for each in left if each.line == line), None)
         if same is None:
             raise ValueError(f"{kernel}: the machine code has a loop of {loop.line} more than Triton's code has in its place")
         left.remove(same)
-        yield loop, [*path, same]
+        yield loop, [*path, same], turns
         yield from _matched(kernel, code, loop.inner, same, [*path, same])
+
+
+def _turns_at_once(
+    code: Sequence[sass.Instruction], found: Sequence[sass.Loop], outer: trips.For
+) -> Iterator[tuple[sass.Loop, int]]:
+    """The loops, each with how many turns it makes in one, without those that make what remains: of a line with more loops than Triton's
+    code has, one that moves a whole part of what the loop before it moves."""
+    more = Counter(loop.line for loop in found) - Counter(loop.line for loop in outer.inner)
+    loops = list(found)
+    while loops:
+        loop, turns = loops.pop(0), 1
+        if loops and loops[0].line == loop.line and more[loop.line]:
+            much, little = (sum(code[place].kind in MOVES for place in own(each)) for each in (loop, loops[0]))
+            if little and much > little and much % little == 0:
+                turns = much // little
+                more[loop.line] -= 1
+                del loops[0]
+        yield loop, turns
 
 
 def own(loop: sass.Loop) -> frozenset[int]:
@@ -104,14 +124,15 @@ def _region(
     path: list[trips.For],
     moved: tuple[int, int, int],
     constant: bool,
+    turns_at_once: int = 1,
 ) -> Facts:
-    """``unrolled``: how many of the loop's turns one of the machine code's is, by its products, where it turns a constant number of times.
-    Of other loops the compiler would leave a second for the remainder, which :func:`_matched` refuses."""
+    """``unrolled``: how many of the loop's turns one of the machine code's is: ``turns_at_once``, where there is a loop for the remainder, or
+    by its products, where it turns a constant number of times."""
     rates = CARDS[report.family].rates(product)
     turns = {"stages": report.stages, "turns": TURNS, "measured": MEASURED} if path else {}
     flops = round(sum(issue.tensor_flops(each) * report.warps + product * (each.kind == "UTCHMMA") for each in code))
     times = flops / moved[2] if path and moved[2] else 1.0
-    unrolled = round(times) if constant and times == round(times) > 1 else 1  # else warps share out a product that is too small for them
+    unrolled = round(times) if constant and times == round(times) > 1 else turns_at_once  # else warps share out a product that is too small for them
     return {
         "line": path[-1].line if path else None,
         "loops": [[each.counter, *each.bounds] for each in path],

@@ -45,8 +45,8 @@ from dpt.kernels.tools.cards import CARDS
 found, known = {}, {}
 for tokens in (1024, 2048, 4096):
     batch, heads, width = 16384 // tokens, 16, 64
-    qkv = torch.empty(batch, tokens, 3 * heads * width, dtype=torch.bfloat16, device="meta")
-    counts = predicted.counted(launch.record("sm_90", "x", _forward, qkv, heads, width**-0.5, "ieee"), known)
+    qkv = torch.empty(batch, tokens, 3, heads, width, dtype=torch.bfloat16, device="meta")
+    counts = predicted.counted(launch.record("sm_90", "x", _forward, qkv, None, None, width**-0.5, "ieee"), known)
     time = predicted.forward(counts, known, CARDS["sm_90"]).microseconds
     found[tokens] = 4 * batch * heads * tokens**2 * width / time / 1e6
 print(json.dumps(found))
