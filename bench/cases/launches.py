@@ -144,14 +144,16 @@ def run(model: torch.nn.Module, how: Run, size: tuple[int, int], batch: int) -> 
 
 
 def inputs(config: DPTConfig, batches: tuple[int, ...]) -> list[tuple[int, tuple[int, int]]]:
-    """(batch, size) that stand for all: a square; one whose tokens' last block of 64 is more than a class token; and few and odd patches,
-    of which the halved maps are not half as large. Of an encoder that takes one size, that."""
+    """(batch, size) that stand for all: a square; one whose tokens' last block of 64 is more than a class token; few and odd patches, of
+    which the halved maps are not half as large; and as few as there can be, with the narrow last block of an attention that is short of
+    queries and the smallest maps of every convolution. Of an encoder that takes one size, that."""
     if config.encoder.fixed_size:
         return [(batch, config.encoder.fixed_size) for batch in batches]
     patch = config.encoder.patch_size
     side = max(config.input.multiple, min(config.input.size) // patch * patch)
     square, wide = (side, side), (side, side + patch * (3 if side % 64 else 6))
-    return [*itertools.product(batches, (square, wide)), (batches[0], (7 * patch, 11 * patch))]
+    few, fewest = (5 * patch, 7 * patch), (2 * patch, 3 * patch)
+    return [*itertools.product(batches, (square, wide)), (batches[0], few), (batches[0], fewest)]
 
 
 def calls(config: DPTConfig, runs: Iterable[Run], on: Iterable[tuple[int, tuple[int, int]]]) -> dict[Call, str]:

@@ -1,11 +1,13 @@
 """Training steps as cases: forward, loss, backward and optimiser, on random pictures and targets.
 
 The gate is on the gradients of all parameters after one backward pass from the same weights. Dropout is off, so that they can be compared.
+"saved GB" is counted, not measured: what a step keeps for its backward, on the kernels also where there are none.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 import dpt
 from dpt.kernels.tools import parity
+from dpt.training.memory import Memory, counted
 
 from ..harness import measure
 from ..harness.runner import Context, Prepared
@@ -67,6 +70,13 @@ class OpenedTraining:
         model.zero_grad(set_to_none=True)
         return found
 
+    @functools.cached_property
+    def saved(self) -> Memory:
+        """What a step keeps for its backward, plain and on the kernels: counted, so that the second is known where there are none."""
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        batch, height, width = self.sizes.batch, self.sizes.height, self.sizes.width
+        return counted(copy.deepcopy(self.master).train(), batch, (height, width), self.dtype if half else None)
+
     def other_plain(self) -> None:
         """As of the model's forward."""
 
@@ -93,8 +103,9 @@ class OpenedTraining:
             return models.held_bytes(model) + state
 
         # The first step makes the optimiser's state, which is held from then on.
-        note = models.report_note(model) if contender == "fast" else ""
-        return Prepared(step, outputs=judged, recorded=lambda: step(0), held=held, warm_up=1, note=note)
+        fast = contender == "fast"
+        note, saved = (models.report_note(model), self.saved.saved_fast) if fast else ("", self.saved.saved)
+        return Prepared(step, outputs=judged, recorded=lambda: step(0), held=held, warm_up=1, note=note, facts={"saved_bytes": saved})
 
 
 CONTENDERS: dict[str, Callable[[nn.Module], nn.Module]] = {"plain": lambda model: model, "fast": dpt.accelerate}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ class Prepared:
     ``run(index)``: what is timed, on the input of that index (any integer), under whatever mode it needs. ``outputs()``: the tensors that
     the gate judges, in a fixed order; default: what ``run(0)`` returns. ``recorded``: the call whose peak memory counts; default: the same.
     ``held``: bytes held between runs (parameters, optimiser). ``warm_up``: calls before the first that is judged (compiling, capturing).
-    ``dtype``: in which it computes, where that is not the case's.
+    ``dtype``: in which it computes, where that is not the case's. ``facts``: about it, beside the case's.
     """
 
     run: measure.Run
@@ -41,6 +41,7 @@ class Prepared:
     warm_up: int = 0
     note: str = ""
     dtype: torch.dtype | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def judged(self) -> list[torch.Tensor]:
         found = self.run(0) if self.outputs is None else self.outputs()
@@ -245,6 +246,7 @@ class _Measurement:
         other = self.other_plain if dtype == self.case.dtype else None
         verdict = parity.judge(outputs, self.exact, plain, dtype, self.opened.rms, other)
         row = self._row(name, "failed" if verdict.problem else "ok", problem=verdict.problem or "", note=prepared.note)
+        row.facts |= prepared.facts
         row.dtype = str(dtype).removeprefix("torch.")
         row.loss, row.allowed, row.peak_memory_bytes = _finite(verdict.loss), verdict.allowed, peak
         if verdict.problem:

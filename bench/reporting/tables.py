@@ -55,6 +55,7 @@ LATENCY = (
     Column("times baseline", speedup),
 )
 MEMORY = Column("peak GB", lambda row: _scaled(row.peak_memory_bytes, 1e9))
+SAVED = Column("saved GB", lambda row: _scaled(row.facts.get("saved_bytes"), 1e9))
 ROOFLINE = Column("of roofline", lambda row: _percent(row.roofline_share))
 DIFFERENCE = Column("difference", _difference)
 COLUMNS: dict[str, tuple[Column, ...]] = {
@@ -66,7 +67,14 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         MEMORY,
         DIFFERENCE,
     ),
-    "training": (*LATENCY, Column("steps/s", lambda row: _scaled(row.per_second, 1), absolute=True), MEMORY, ROOFLINE, DIFFERENCE),
+    "training": (
+        *LATENCY,
+        Column("steps/s", lambda row: _scaled(row.per_second, 1), absolute=True),
+        MEMORY,
+        SAVED,
+        ROOFLINE,
+        DIFFERENCE,
+    ),
     "kernels": (
         *LATENCY,
         Column("TFLOP/s", lambda row: _rate(row.flops, row, 1e12), absolute=True),

@@ -1,8 +1,8 @@
 """What a compiled kernel does at each turn of its loops and outside them, and how often they turn: what :mod:`predict` multiplies.
 
 A loop of the machine code (``sass``) and one of Triton's (``trips``) are the same where they come from the same line. What Triton's has and
-the machine code has not is unrolled; what the machine code has twice, several turns at once and one at a time, is unrolled with a remainder,
-which is left out. A stretch of code's cycles on a multiprocessor that holds so many CTAs are ``issue``'s.
+the machine code has not is unrolled; what the machine code has twice, several turns at once and one at a time, is unrolled with a
+remainder, which is left out. A stretch of code's cycles on a multiprocessor that holds so many CTAs are ``issue``'s.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ def _matched(
         yield from _matched(kernel, code, loop.inner, same, [*path, same])
 
 
-def _turns_at_once(
-    code: Sequence[sass.Instruction], found: Sequence[sass.Loop], outer: trips.For
-) -> Iterator[tuple[sass.Loop, int]]:
+def _turns_at_once(code: Sequence[sass.Instruction], found: Sequence[sass.Loop], outer: trips.For) -> Iterator[tuple[sass.Loop, int]]:
     """The loops, each with how many turns it makes in one, without those that make what remains: of a line with more loops than Triton's
     code has, one that moves a whole part of what the loop before it moves."""
     more = Counter(loop.line for loop in found) - Counter(loop.line for loop in outer.inner)
@@ -126,13 +124,15 @@ def _region(
     constant: bool,
     turns_at_once: int = 1,
 ) -> Facts:
-    """``unrolled``: how many of the loop's turns one of the machine code's is: ``turns_at_once``, where there is a loop for the remainder, or
-    by its products, where it turns a constant number of times."""
+    """``unrolled``: how many of the loop's turns one of the machine code's is: ``turns_at_once``, where there is a loop for the remainder,
+    or by its products, where it turns a constant number of times."""
     rates = CARDS[report.family].rates(product)
     turns = {"stages": report.stages, "turns": TURNS, "measured": MEASURED} if path else {}
     flops = round(sum(issue.tensor_flops(each) * report.warps + product * (each.kind == "UTCHMMA") for each in code))
     times = flops / moved[2] if path and moved[2] else 1.0
-    unrolled = round(times) if constant and times == round(times) > 1 else turns_at_once  # else warps share out a product that is too small for them
+    unrolled = (
+        round(times) if constant and times == round(times) > 1 else turns_at_once
+    )  # else warps share out a product that is too small for them
     return {
         "line": path[-1].line if path else None,
         "loops": [[each.counter, *each.bounds] for each in path],

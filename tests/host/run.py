@@ -1,6 +1,6 @@
 """What a GPU of each family would be asked to do, asked of the stub: `python tests/host/run.py --what models [--family sm_90]`.
 
-    models   each different call that the named models make of the ops, and whole models: inference, training and autocast
+    models   calls that the named models make of the ops, drawn at random, and whole models: inference, training and autocast
     sizes    two models, and every op by itself, over thirty sizes of pictures: what they compile
     parity   the tests of `tests/kernels`, with their shapes and dtypes; what they say about numbers, of which there are none, is ignored
     ops      each op once (the default)
@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -58,16 +59,20 @@ def again(seen: stub.Seen, calls: dict[launches.Call, str]) -> None:
 
 
 def models(gpu: stub.Stub, families: Sequence[str]) -> None:
-    """All calls of the named models, at the gate's sizes; and each model whole, at a size of its own, on the first family, and the calls
-    that it made there on the others."""
-    seen, own = gpu.use(families[0]), dict[launches.Call, str]()
+    """A quarter of the named models' calls at the gate's sizes, others for each family; and each model whole, at a size of its own, on the
+    first family, and the calls that it made there on the others."""
+    seed = random.randrange(2**32)
+    seen, own, draw = gpu.use(families[0]), dict[launches.Call, str](), random.Random(seed)
+    print(f"drawn by seed {seed}")
     for config, how in itertools.product(launches.launching(CONFIGS.values()), OTHER_RUNS):
         short, patch = shortened(config), config.encoder.patch_size
         model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
         with Hollow(lambda op, arguments: own.setdefault(launches.Call.of(op, arguments), seen.where)):
             launches.run(model, how, config.encoder.fixed_size or (5 * patch, 13 * patch), 3)
+    named = launches.named_calls()
     for family in families:
-        again(gpu.use(family), {**own, **launches.named_calls()} if family != families[0] else launches.named_calls())
+        drawn = {call: named[call] for call in draw.sample(list(named), len(named) // 4)}
+        again(gpu.use(family), drawn if family == families[0] else {**own, **drawn})
 
 
 def sizes(gpu: stub.Stub, families: Sequence[str]) -> None:

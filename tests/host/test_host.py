@@ -39,8 +39,8 @@ def on_stub(what, folder, environment=None):
 
 
 def test_models(tmp_path, tmp_path_factory):
-    """Every launch of every named model: tensor maps, grids, shared memory, parameters; and nothing is asked for that the gate on compiled
-    code does not hold."""
+    """Launches of every named model: tensor maps, grids, shared memory, parameters; and nothing is asked for that the gate on compiled code
+    does not hold."""
     for family, seen in on_stub("models", tmp_path, sharing_calls(tmp_path_factory)).items():
         assert seen["launches"] > 3000
         missing = {key: seen["keys"][key] for key in set(seen["keys"]) - set(ledger.read(family))}

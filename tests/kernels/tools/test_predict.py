@@ -1,12 +1,13 @@
 """The time model: reading machine code and Triton's, issuing instructions, and the arithmetic; on small texts, nothing is compiled."""
 
+import itertools
 import json
 import types
 
 import pytest
 
 from dpt.kernels import launch
-from dpt.kernels.tools import issue, library, predict, predicted, sass, time_model, trips
+from dpt.kernels.tools import issue, library, loops, predict, predicted, sass, time_model, trips
 from dpt.kernels.tools.cards import CARDS, Card
 
 FREE = 0x000FE20000000000  # control: stall 1, no scoreboard
@@ -75,6 +76,41 @@ def test_loops_are_found_and_waits_are_none():
     (inner,) = outer.inner
     assert (outer.line, inner.line) == ("outer.py:10", "inner.py:3")
     assert sorted(inner.members) == [3, 4] and sorted(outer.members) == [1, 2, 3, 4, 5, 9] and max(reached) == 9
+
+
+def a_loop(name, moves):
+    turn = [(text, FREE) for text in ["LDG.E R4, desc[UR4][R2.64]", "STG.E desc[UR4][R6.64], R4"] * moves]
+    return (f".L_{name}:", '	//## File "/k/kernel.py", line 12', *turn, (f"@P1 BRA `(.L_{name})", FREE))
+
+
+def triton_loops(count):
+    of_line = [trips.For(line="kernel.py:12", counter="%i", bounds=("%a", "%b", "%c")) for _ in range(count)]
+    return trips.For(inner=of_line)
+
+
+@pytest.mark.parametrize(
+    ("moves", "count", "turns"),
+    [
+        ((4, 1), 1, [4]),
+        ((1, 4, 1), 2, [1, 4]),
+        ((4, 1), 2, [1, 1]),  # two of Triton's: neither is a remainder
+        ((4, 1, 6, 2), 2, [4, 3]),
+        ((1, 1), 2, [1, 1]),
+    ],
+)
+def test_a_loop_for_the_remainder_is_no_loop_of_its_own(moves, count, turns):
+    """By hand: ptxas makes four turns at once, and what remains one by one."""
+    text = code(*itertools.chain(*(a_loop(f"l{place}", size) for place, size in enumerate(moves))), ("EXIT", FREE))
+    _, found = sass.loops(text)
+    matched = list(loops._matched("kernel", text, found, triton_loops(count), []))
+    assert [times for _, _, times in matched] == turns and len({id(path[-1]) for _, path, _ in matched}) == count
+
+
+@pytest.mark.parametrize("moves", [(4, 3), (1, 4), (1, 1)])
+def test_a_loop_more_than_tritons_that_is_no_remainder_is_an_error(moves):
+    text = code(*itertools.chain(*(a_loop(f"l{place}", size) for place, size in enumerate(moves))), ("EXIT", FREE))
+    with pytest.raises(ValueError, match="kernel: the machine code has a loop of kernel.py:12 more"):
+        list(loops._matched("kernel", text, sass.loops(text)[1], triton_loops(1), []))
 
 
 TTGIR = """\
