@@ -1,6 +1,6 @@
-"""What a GPU of each family would be asked to do, asked of the stub: `python tests/host/run.py --what models [--family sm_90]`.
+"""What a GPU of each family would be asked to do, of the stub: `python tests/host/run.py --what models [--family sm_90] [--one-in 4]`.
 
-    models   calls that the named models make of the ops, drawn at random, and whole models: inference, training and autocast
+    models   each different call that the named models make of the ops, or a draw of them, and whole models: inference, training, autocast
     sizes    two models, and every op by itself, over thirty sizes of pictures: what they compile
     parity   the tests of `tests/kernels`, with their shapes and dtypes; what they say about numbers, of which there are none, is ignored
     ops      each op once (the default)
@@ -58,12 +58,10 @@ def again(seen: stub.Seen, calls: dict[launches.Call, str]) -> None:
                 seen.errors.append(f"{seen.where}: {type(error).__name__}: {error}")
 
 
-def models(gpu: stub.Stub, families: Sequence[str]) -> None:
-    """A quarter of the named models' calls at the gate's sizes, others for each family; and each model whole, at a size of its own, on the
-    first family, and the calls that it made there on the others."""
-    seed = random.randrange(2**32)
-    seen, own, draw = gpu.use(families[0]), dict[launches.Call, str](), random.Random(seed)
-    print(f"drawn by seed {seed}")
+def models(gpu: stub.Stub, families: Sequence[str], one_in: int = 1) -> None:
+    """The calls of the named models, at the gate's sizes, for each family one in so many at random; and each model whole, at a size of its
+    own, on the first family, and the calls that it made there on the others."""
+    seen, own = gpu.use(families[0]), dict[launches.Call, str]()
     for config, how in itertools.product(launches.launching(CONFIGS.values()), OTHER_RUNS):
         short, patch = shortened(config), config.encoder.patch_size
         model, seen.where = launches.model_of(short, how), f"{config.name} {how}"
@@ -71,7 +69,7 @@ def models(gpu: stub.Stub, families: Sequence[str]) -> None:
             launches.run(model, how, config.encoder.fixed_size or (5 * patch, 13 * patch), 3)
     named = launches.named_calls()
     for family in families:
-        drawn = {call: named[call] for call in draw.sample(list(named), len(named) // 4)}
+        drawn = {call: named[call] for call in random.sample(list(named), len(named) // one_in)}
         again(gpu.use(family), drawn if family == families[0] else {**own, **drawn})
 
 
@@ -155,6 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", action="append", choices=FAMILIES, help="default: all")
     parser.add_argument("--what", default="ops", choices=list(WHAT))
+    parser.add_argument("--one-in", type=int, default=1, help="of the models' calls, for each family")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     families = options.family or FAMILIES
@@ -164,7 +163,7 @@ def main() -> int:
         except stub.NoCompiler as error:
             print(error)
             return 3
-        WHAT[options.what](gpu, families)
+        WHAT[options.what](gpu, families, **({"one_in": options.one_in} if options.what == "models" else {}))
     found = {family: gpu.compilers[family].seen for family in families}
     if options.json:
         options.json.write_text(json.dumps({family: seen.facts() for family, seen in found.items()}))

@@ -1,6 +1,9 @@
 """The memory of a training step, counted without any."""
 
 import copy
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ import dpt
 from dpt.kernels import launch
 from dpt.model import DPT
 from dpt.nets.hollow import freeze_unreached
-from dpt.training.memory import Memory, counted
+from dpt.training.memory import Memory, counted, of_recipe
+from dpt.training.recipes import RECIPES
 from dpt.zoo import CONFIGS
 
 BF16 = torch.bfloat16
@@ -43,6 +47,16 @@ def test_what_two_pictures_take_under_autocast(name, side, statistics, plain, fa
     found = counted(model, 2, (side, side), BF16)
     assert (round(found.saved / 1e9, 2), round(found.saved_fast / 1e9, 2)) == (plain, fast)
     assert found.saved_fast <= 0.6 * found.saved
+
+
+def test_the_readmes_figures():
+    """Blind spot: a kernel that keeps less, or more, while the page goes on saying what it kept."""
+    page = " ".join((Path(__file__).parents[3] / "README.md").read_text().split())
+    said = re.search(r"keeps (\S+) GB for its backward, (\S+) on the kernels, and with `checkpointing=true` (\S+) and (\S+): counted", page)
+    recipe = replace(RECIPES["ade20k-160k"], amp="bfloat16", batch_size=2)
+    config = CONFIGS[recipe.model]
+    found = [of_recipe(replace(recipe, checkpointing=checkpointing), config) for checkpointing in (False, True)]
+    assert said.groups() == tuple(f"{saved / 1e9:.2f}" for memory in found for saved in (memory.saved, memory.saved_fast))
 
 
 def really_saved(model: DPT, x: torch.Tensor, autocast: torch.dtype | None) -> int:
