@@ -24,8 +24,8 @@ from .checks import (
     input_precision,
     product_dtype,
 )
-from .devices import INTERPRETED, INTERPRETED_FAMILY_VARIABLE, device_family, has_kernels, only, runs_kernels, stand_ins
-from .families import FAMILIES, TABLES, family_of_capability
+from .devices import INTERPRETED, INTERPRETED_FAMILY_VARIABLE, device_family, has_kernels, multiprocessors, only, runs_kernels, stand_ins
+from .families import FAMILIES, MULTIPROCESSORS, TABLES, family_of_capability
 from .recording import CompileCase, distinct, record
 from .table import CONFIGS, config, forget_choices, forget_tables, load_table, overridden, select, using
 
@@ -37,6 +37,7 @@ __all__ = [
     "INTERPRETED",
     "INTERPRETED_FAMILY_VARIABLE",
     "MAX_SIDE",
+    "MULTIPROCESSORS",
     "TABLES",
     "autocast",
     "check_input",
@@ -56,6 +57,7 @@ __all__ = [
     "input_precision",
     "launch",
     "load_table",
+    "multiprocessors",
     "only",
     "overridden",
     "product_dtype",

@@ -11,7 +11,7 @@ import torch
 import triton
 
 from . import recording
-from .families import TABLES, family_of_capability
+from .families import MULTIPROCESSORS, TABLES, family_of_capability
 
 # Triton decides when a kernel is decorated whether it is interpreted, so this is fixed from the import on.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -85,3 +85,15 @@ def device_family(device: torch.device) -> str:
     if family not in TABLES:
         raise ValueError(f"{INTERPRETED_FAMILY_VARIABLE}={family}: must be one of {', '.join(TABLES)}")
     return family
+
+
+@functools.cache
+def _multiprocessors_of_gpu(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has that a launch is meant for; where it is not there, as many as :func:`device_family`'s largest card."""
+    if recording.in_force() is None and device.type == "cuda":
+        return _multiprocessors_of_gpu(torch.cuda.current_device() if device.index is None else device.index)
+    return MULTIPROCESSORS[device_family(device)]

@@ -8,7 +8,9 @@ weight and out are moved once through memory, x and weight once more per tile ou
 
 Of a tile's two operands BLOCK_M + BLOCK_N rows come out of L2 for BLOCK_M * BLOCK_N results: tiles of 128x256 need a quarter less than
 128x128. ``GROUP`` row blocks are walked together, column block by column block, so that what neighbours read is still in L2. The epilogue
-runs on ``PARTS`` pieces of a tile in turn, which keeps its temporaries out of the way of the accumulator.
+runs on ``PARTS`` pieces of a tile in turn, which keeps its temporaries out of the way of the accumulator. Where a program fills a
+multiprocessor and there are more tiles than of these, ``persistent`` programs, one each, take a tile after the other, and the next does
+not wait for a new program to begin.
 
 "swiglu", the one activation of two matrices, is silu(gate) * value, whose rows of weight are the first and the second half: a tile of N
 is one of each, multiplied together, and the pre-activation and its gradient are (M, 2, N).
@@ -106,34 +108,16 @@ def _place(program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     return (first + program % width % size) * BLOCK_M, program % width // size * BLOCK_N
 
 
-@triton.jit(do_not_specialize=["rows"])
-def linear_kernel(
-    x,  # (rows, depth); this and the other matrices are pointers, or descriptors if DESCRIPTOR
-    weight,  # (columns, depth); for "swiglu" (2, columns, depth); for the epilogue "gradient" (depth, columns)
-    vectors,  # (bias, scale), (columns,) or None each; for "swiglu" the bias is (2 * columns,); scale is for the epilogue "residual"
-    extra,  # (rows, columns): the residual, or the pre-activation for "gradient", (rows, 2, columns) of "swiglu"; else None
-    out,  # (rows, columns); for "gradient" of "swiglu" (rows, 2, columns)
-    pre,  # (rows, columns), of "swiglu" (rows, 2, columns): where what is activated is stored; or None
-    rows,
-    columns,
-    depth,
-    EPILOGUE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    DESCRIPTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """One program: a (BLOCK_M, BLOCK_N) tile; of "swiglu", whose gate and value share it, half as many columns."""
-    tl.assume(
-        depth > 0
-    )  # without a way around the loop, or ptxas sees the zeros that it starts from join the wgmmas' results, and serialises
+@triton.jit
+def _multiplied(
+    tile, x, weight, vectors, extra, out, pre, rows, columns, depth,
+    EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """A (BLOCK_M, BLOCK_N) tile of :func:`linear_kernel`; of "swiglu", whose gate and value share it, half as many columns."""
     GATED: tl.constexpr = ACTIVATION == "swiglu" and EPILOGUE == "activation"
     COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
-    row, column = _place(tl.program_id(0), rows, columns, BLOCK_M, COLUMNS, GROUP)
+    row, column = _place(tile, rows, columns, BLOCK_M, COLUMNS, GROUP)
     accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, depth, BLOCK_K):
         a = load_tile(x, row, k, rows, depth, BLOCK_M, BLOCK_K, DESCRIPTOR)
@@ -155,6 +139,45 @@ def linear_kernel(
             accumulator, None, vectors, extra, out, pre, row, column, rows, columns,
             BLOCK_M, COLUMNS, PARTS, EPILOGUE, ACTIVATION, DESCRIPTOR,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows", "tiles"])
+def linear_kernel(
+    x,  # (rows, depth); this and the other matrices are pointers, or descriptors if DESCRIPTOR
+    weight,  # (columns, depth); for "swiglu" (2, columns, depth); for the epilogue "gradient" (depth, columns)
+    vectors,  # (bias, scale), (columns,) or None each; for "swiglu" the bias is (2 * columns,); scale is for the epilogue "residual"
+    extra,  # (rows, columns): the residual, or the pre-activation for "gradient", (rows, 2, columns) of "swiglu"; else None
+    out,  # (rows, columns); for "gradient" of "swiglu" (rows, 2, columns)
+    pre,  # (rows, columns), of "swiglu" (rows, 2, columns): where what is activated is stored; or None
+    rows,
+    columns,
+    depth,
+    tiles,  # how many there are where fewer programs share them; None where each has its own
+    EPILOGUE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """One program: a tile of :func:`_multiplied`, or every so-manieth of ``tiles``."""
+    tl.assume(
+        depth > 0
+    )  # without a way around the loop, or ptxas sees the zeros that it starts from join the wgmmas' results, and serialises
+    if tiles is None:
+        _multiplied(
+            tl.program_id(0), x, weight, vectors, extra, out, pre, rows, columns, depth,
+            EPILOGUE, ACTIVATION, DESCRIPTOR, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, GROUP,
+        )  # fmt: skip
+    else:
+        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            _multiplied(
+                tile, x, weight, vectors, extra, out, pre, rows, columns, depth,
+                EPILOGUE, ACTIVATION, DESCRIPTOR, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, GROUP,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -328,11 +351,14 @@ def linear(
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     tile_n = block_n // 2 if gated_weight else block_n
     piece = tile_n // config["PARTS"]
+    tiles = triton.cdiv(rows, block_m) * triton.cdiv(columns, tile_n)
+    persistent = config.pop("persistent", False)
+    programs = min(tiles, launch.multiprocessors(x.device)) if persistent else tiles
     piece_of_one, piece_of_both = [block_m, piece], [block_m, 1, piece] if gated else [block_m, piece]
     weight_block = [block_k, block_n] if gradient else [2, tile_n, block_k] if gated else [block_n, block_k]
     launch.launch(
         linear_kernel,
-        (triton.cdiv(rows, block_m) * triton.cdiv(columns, tile_n),),
+        (programs,),
         _tiles(x, [block_m, block_k], descriptor),
         _tiles(weight, weight_block, descriptor),
         vectors,
@@ -342,6 +368,7 @@ def linear(
         rows,
         columns,
         x.shape[1],
+        tiles if persistent else None,
         DESCRIPTOR=descriptor,
         PRECISION=precision,
         **options,

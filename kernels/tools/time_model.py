@@ -140,11 +140,18 @@ def _round(facts: Facts, turns: Sequence[float], ctas: int, active: int, card: C
     return _Round(within + outside, within, resources)
 
 
+def _turns(work: Launch, facts: Facts, program: Sequence[int]) -> list[float]:
+    """Of each region, in a program."""
+    place = [*program, *[0] * (3 - len(program))]
+    at = trips.Bounds(facts["kernel"], facts["scalars"], work.arguments, (*work.grid, 1, 1), place)
+    return [at.turns([(counter, bounds) for counter, *bounds in region["loops"]]) / region["unrolled"] for region in facts["regions"]]
+
+
 def _of_launch(work: Launch, facts: Facts, card: Card) -> Prediction:
     programs, held = math.prod(work.grid), facts["ctas"]
-    middle = [size // 2 for size in work.grid] + [0] * (3 - len(work.grid))
-    at = trips.Bounds(facts["kernel"], facts["scalars"], work.arguments, (*work.grid, 1, 1), middle)
-    turns = [at.turns([(counter, bounds) for counter, *bounds in region["loops"]]) / region["unrolled"] for region in facts["regions"]]
+    of_programs = [_turns(work, facts, [place(size) for size in work.grid]) for place in (lambda _: 0, lambda n: n // 2, lambda n: n - 1)]
+    turns = [max(times) for times in zip(*of_programs, strict=True)]  # the others wait for who has most to do
+    mean = [sum(times) / len(times) for times in zip(*of_programs, strict=True)]
     each = programs / card.multiprocessors
     active = min(programs, card.multiprocessors)
     full, rest = (int(each // held), math.ceil(each - each // held * held - 1e-9)) if each > 1 else (0, 1)
@@ -153,8 +160,8 @@ def _of_launch(work: Launch, facts: Facts, card: Card) -> Prediction:
     cycles = full * (whole.cycles - hidden) + (hidden if full else 0.0) + (last.cycles if rest else 0.0)
     busy = cycles / card.clock / 1e3
     memory = work.moved / card.memory / 1e6
-    flops = programs * sum(times * region["flops"] for times, region in zip(turns, facts["regions"], strict=True))
-    idle = 1 - each / (full * held + rest) if full * held + rest else 0.0
+    flops = programs * sum(times * region["flops"] for times, region in zip(mean, facts["regions"], strict=True))
+    idle = 1 - each * sum(mean) / sum(turns) / (full * held + rest) if full * held + rest else 0.0
     most = max(busy, memory)
     limit = "memory" if memory >= busy else _limit(whole if full else last)
     return Prediction(most + LAUNCH, "launch" if most < LAUNCH else limit, max(0.0, idle), flops, each / held)

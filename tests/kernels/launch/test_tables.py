@@ -97,13 +97,15 @@ def test_what_an_entry_serves():
 
 @pytest.mark.parametrize("parts", (1, 2, 4))
 @pytest.mark.parametrize("descriptor", (False, True))
-@pytest.mark.parametrize("group", (1, 2, 3))
-def test_parts_and_groups(group, descriptor, parts, device):
-    """Every tile is computed once in whatever order, the last group's rows too, which are fewer; and stored in pieces."""
+@pytest.mark.parametrize(("group", "persistent"), ((1, True), (2, False), (3, True)))
+def test_parts_and_groups(group, persistent, descriptor, parts, device, monkeypatch):
+    """Every tile is computed once in whatever order, the last group's rows too, which are fewer, and by fewer programs than tiles; and
+    stored in pieces."""
     if device.type == "cuda" and descriptor and torch.cuda.get_device_capability(device)[0] < 9:
         pytest.skip("descriptors need compute capability 9.0")
     blocks = {"backend": "triton", "BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    config = {**blocks, "PARTS": parts, "GROUP": group, "descriptor": descriptor}
+    config = {**blocks, "PARTS": parts, "GROUP": group, "descriptor": descriptor, "persistent": persistent}
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 3)
     for activation in ("gelu", "swiglu"):
         case = layernorm_mlp_case((150,), 72, 136, torch.float16, device, activation=activation)
         with (
