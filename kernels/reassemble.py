@@ -15,8 +15,8 @@ the transposed convolution, and then the bias. In half precision the bare produc
 
 Backward, readout: the pre-activation is computed again, in the same kernel, whose epilogue multiplies the incoming gradient with GELU'.
 That gradient is written in the layout of the tokens, with zeros for the class token, so that the products for tokens and W run on all
-tokens at once. Transposed convolution: the gradient is gathered once into (B*H*W, s*s*O). All further products and sums are PyTorch's own,
-in a fixed order. Saved: the inputs; under autocast the parameters as they are, which both passes convert.
+tokens at once. All further products and sums are PyTorch's own, in a fixed order, the transposed convolution's gradients among them, which
+read its gradient where it lies. Saved: the inputs; under autocast the parameters as they are, which both passes convert.
 """
 
 from __future__ import annotations
