@@ -29,8 +29,8 @@ class Card:
         return Rates(self.tensor / share, self.warp_tensor / share, self.float_cycles, product / share)
 
 
-# Tensor rates from NVIDIA's data sheets. Clocks under load, the L2 cache's and the memory's rates: of the H100 as
-# ../shared/kernels.md has them measured or published (GEMM 560 to 600 TFLOP/s of Triton is the L2 cache's 32 bytes); the others' assumed.
+# Tensor rates from NVIDIA's data sheets. Clocks under load, the L2 cache's and the memory's rates: of the H100 as others have published
+# them (560 to 600 TFLOP/s of Triton's matrix products are the L2 cache's 32 bytes); the others' assumed.
 CARDS = {
     "sm_80": Card("A100 SXM", MULTIPROCESSORS["sm_80"], 1.35, 2048, 2048, 32, 1.75, float_cycles=2),
     "sm_86": Card("A40", MULTIPROCESSORS["sm_86"], 1.6, 1024, 1024, 24, 0.6),

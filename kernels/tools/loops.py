@@ -130,9 +130,8 @@ def _region(
     turns = {"stages": report.stages, "turns": TURNS, "measured": MEASURED} if path else {}
     flops = round(sum(issue.tensor_flops(each) * report.warps + product * (each.kind == "UTCHMMA") for each in code))
     times = flops / moved[2] if path and moved[2] else 1.0
-    unrolled = (
-        round(times) if constant and times == round(times) > 1 else turns_at_once
-    )  # else warps share out a product that is too small for them
+    # A part of a turn's products is no turn: warps share out what is too small for them.
+    unrolled = round(times) if constant and times == round(times) > 1 else turns_at_once
     return {
         "line": path[-1].line if path else None,
         "loops": [[each.counter, *each.bounds] for each in path],

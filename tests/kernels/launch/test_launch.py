@@ -1,11 +1,13 @@
 """What the ops share: the choice of a configuration, of a device family, of a precision, and the recording of launches."""
 
 import json
+import types
 
 import pytest
 import torch
 
 from dpt.kernels import launch
+from dpt.kernels.launch import devices
 
 ENTRIES = [
     {"when": {"D": 64, "N_max": 1100, "dtype": "bfloat16"}, "config": {"n": 0}},
@@ -100,6 +102,22 @@ def test_family_of_the_interpreter(monkeypatch):
     monkeypatch.setenv(launch.INTERPRETED_FAMILY_VARIABLE, "hopper")
     with pytest.raises(ValueError, match="DPT_KERNELS_FAMILY=hopper: must be one of sm_80"):
         launch.device_family(cpu)
+
+
+def test_multiprocessors(monkeypatch):
+    """A GPU's own number, each GPU's; where none is, or launches are recorded for another, the family's."""
+    asked = {0: 114, 1: 132}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(multi_processor_count=asked[index]))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    devices._multiprocessors_of_gpu.cache_clear()
+    assert [launch.multiprocessors(torch.device(name)) for name in ("cuda:0", "cuda:1", "cuda")] == [114, 132, 132]
+    devices._multiprocessors_of_gpu.cache_clear()
+    monkeypatch.setenv(launch.INTERPRETED_FAMILY_VARIABLE, "sm_100")
+    assert launch.multiprocessors(torch.device("cpu")) == launch.MULTIPROCESSORS["sm_100"]
+    assert set(launch.MULTIPROCESSORS) == set(launch.TABLES)
+    found = []
+    launch.record("sm_90", "x", lambda: found.append(launch.multiprocessors(torch.device("cuda:0"))))
+    assert found == [launch.MULTIPROCESSORS["sm_90"]]
 
 
 def test_runs_kernels(device):
