@@ -85,27 +85,27 @@ def test_saved_memory(device):
     assert maps == [(1, 16, 3, 4), (1, 24, 3, 4)]
 
 
-def test_gradients(device, path):
+def test_gradients(dtype, device, path):
     """Alone as together, the same bits twice, for cotangents of any strides."""
-    given = inputs(*SMALL, torch.float32, device)
+    given = inputs(*SMALL, dtype, device)
     checks.assert_gradients_alone(OP, given)
     checks.assert_reproducible(OP, given)
     checks.assert_expanded_gradient(OP, REFERENCE, given)
 
 
-def test_layouts(device, path):
+def test_layouts(dtype, device, path):
     """Any layout is right, and the output is channels-last."""
-    x, weight, *rest = inputs(*SMALL, torch.float32, device)
+    x, weight, *rest = inputs(*SMALL, dtype, device)
     expected = OP(x, weight, *rest)
     assert expected.is_contiguous(memory_format=torch.channels_last)
     for make in (torch.Tensor.contiguous, lambda t: torch.stack([t, t], -1)[..., 0]):
         assert torch.equal(OP(make(x), make(weight), *rest), expected)
 
 
-def test_nan_passes(device, path, monkeypatch):
+def test_nan_passes(dtype, device, path, monkeypatch):
     """NaN in, NaN out, where a tap sees it, and nowhere else. cuDNN may fill the image."""
     launches = checks.spied_launches(monkeypatch)
-    given = inputs((2, 32, 9, 11), 32, torch.float32, device)
+    given = inputs((2, 32, 9, 11), 32, dtype, device)
     given[0][0, 3, 4, 4] = float("nan")
     out = OP(*given)
     must = REFERENCE(*(t.cpu().double() for t in given)).isnan()

@@ -168,10 +168,10 @@ def test_zero_norm_weight(device):
     case.assert_parity()
 
 
-def test_nan_passes(device, path, monkeypatch):
+def test_nan_passes(dtype, device, path, monkeypatch):
     """NaN in, NaN out, where a tap sees it, and nowhere else: the ReLUs must not turn it into 0. cuDNN may fill the image."""
     launches = checks.spied_launches(monkeypatch)
-    case = Case((2, 32, 9, 11), torch.float32, device)
+    case = Case((2, 32, 9, 11), dtype, device)
     case.inputs[0][0, 3, 4, 4] = float("nan")
     out = case.call(residual_conv_unit)(*case.inputs)
     must = case.call(residual_conv_unit_ref)(*(t if t is None else t.cpu().double() for t in case.inputs)).isnan()
@@ -179,9 +179,9 @@ def test_nan_passes(device, path, monkeypatch):
     checks.assert_nan(out, must, image if checks.by_cudnn(launches) else must)
 
 
-def test_memory_formats(device, path):
+def test_memory_formats(dtype, device, path):
     """Any layout of maps, weights and vectors is right (copied where the kernels could not read it), and the output is channels-last."""
-    case = Case((2, 32, 5, 7), torch.float32, device, biases=True, norms=True, add=(3, 4))
+    case = Case((2, 32, 5, 7), dtype, device, biases=True, norms=True, add=(3, 4))
     expected = case.call(residual_conv_unit)(*case.inputs)
     assert expected.is_contiguous(memory_format=torch.channels_last)
     for layout in (lambda t: t.contiguous(), lambda t: torch.stack([t, t + 1], -1)[..., 0]):
@@ -190,9 +190,9 @@ def test_memory_formats(device, path):
         assert out.is_contiguous(memory_format=torch.channels_last) and torch.equal(out, expected)
 
 
-def test_expanded_gradient(device):
+def test_expanded_gradient(dtype, device):
     """Cotangents of stride 0 and of transposed memory."""
-    case = Case((1, 32, 4, 5), torch.float32, device, add=(2, 2))
+    case = Case((1, 32, 4, 5), dtype, device, add=(2, 2))
     checks.assert_expanded_gradient(case.call(residual_conv_unit), case.call(residual_conv_unit_ref), case.inputs)
 
 
@@ -246,16 +246,16 @@ def test_epilogue_offsets_beyond_int32(far):
     maps.assert_parity(out, identity)
 
 
-def test_reproducible_gradients(device, path):
+def test_reproducible_gradients(dtype, device, path):
     """The same call gives the same bits, cuDNN's weight gradients included where PyTorch asks it for that, as all these tests do."""
-    case = Case((2, 32, 9, 11), torch.float32, device, biases=True, norms=True, add=(4, 5))
+    case = Case((2, 32, 9, 11), dtype, device, biases=True, norms=True, add=(4, 5))
     checks.assert_reproducible(case.call(residual_conv_unit), case.inputs)
 
 
-def test_each_gradient_alone(device):
+def test_each_gradient_alone(dtype, device):
     """Whichever one input needs a gradient, it is the one it has when all do: what is skipped for the others is not what it needs. And
     where none does, nothing is recorded."""
-    case = Case((1, 32, 4, 5), torch.float32, device, biases=True, norms=True, add=(2, 3))
+    case = Case((1, 32, 4, 5), dtype, device, biases=True, norms=True, add=(2, 3))
     checks.assert_gradients_alone(case.call(residual_conv_unit), case.inputs)
 
 
