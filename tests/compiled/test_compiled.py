@@ -202,6 +202,35 @@ def test_real_faults_are_seen(tmp_path):
     assert "serialised" in serialised and serialised == serialised_again
 
 
+RELU = """
+import torch, triton, triton.language as tl
+from dpt.kernels import launch
+from dpt.kernels.parts.activations import relu
+from dpt.kernels.tools import compiler
+
+@triton.jit
+def rectified(a_ptr, out_ptr):
+    place = tl.arange(0, 128)
+    tl.store(out_ptr + place, relu(tl.load(a_ptr + place)))
+
+for family in compiler.DEFAULT_FAMILIES:
+    for dtype in launch.DTYPES:
+        a = torch.empty(128, dtype=dtype, device="meta")
+        (case,) = launch.record(family, "x", lambda a: launch.launch(rectified, (1,), a, a, num_warps=4, num_stages=1), a)
+        found = [line for line in compiler.compiled(case)[0].asm["ptx"].splitlines() if "max." in line]
+        print(bool(found) and all("max.NaN" in line for line in found))
+"""
+
+
+def test_relu_keeps_nan(tmp_path):
+    """In machine code, where the maximum that loses NaN is another instruction; the interpreter's keeps it whatever it is told."""
+    script = tmp_path / "relu.py"
+    script.write_text(RELU)
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * len(compiler.DEFAULT_FAMILIES) * len(launch.DTYPES)
+
+
 RECORDED = """
 from dpt.kernels.tools import compiler, ledger
 
