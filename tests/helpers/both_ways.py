@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 from dpt.data.datasets import FolderDataset
 from dpt.distributed import joined
@@ -63,6 +64,7 @@ def main(data: Path, out: Path) -> None:
         try:
             run.run()
         except Killed:
+            distributed.barrier()  # whoever is killed is so in all: the first has written what the others go on from
             training(data, out / "killed", "fsdp").run()
 
 
