@@ -75,7 +75,7 @@ def linear_candidates(kind: str) -> list[dict[str, Any]]:
         )
         stages, loads = (3, 4), (True,)
     own = combinations([{"backend": "triton", "GROUP": 8, **block} for block in blocks], num_stages=stages, descriptor=loads)
-    own += [{**c, "persistent": True} for c in own if c["BLOCK_M"] * c["BLOCK_N"] >= 256 * 128]  # a program fills a multiprocessor
+    own += [{**c, "persistent": True} for c in own if c["BLOCK_M"] == 256]  # a program fills a multiprocessor
     if kind == "bfloat16":
         own += [{**c, "GROUP": 1} for c in own[8:12]] + [{**c, "descriptor": False} for c in own[::8]]
     return own + CUBLAS
