@@ -15,8 +15,8 @@ the transposed convolution, and then the bias. In half precision the bare produc
 
 Backward, readout: the pre-activation is computed again, in the same kernel, whose epilogue multiplies the incoming gradient with GELU'.
 That gradient is written in the layout of the tokens, with zeros for the class token, so that the products for tokens and W run on all
-tokens at once. All further products and sums are PyTorch's own, in a fixed order, the transposed convolution's gradients among them, which
-read its gradient where it lies. Saved: the inputs; under autocast the parameters as they are, which both passes convert.
+tokens at once. All further products and sums are PyTorch's own, in a fixed order; those of the transposed convolution, which copy no
+gradient, where PyTorch asks cuDNN for that. Saved: the inputs; under autocast the parameters as they are, which both passes convert.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def _(x, weight, bias):
 
 
 def _differentiate_transposed_conv(ctx, grad):
-    """As PyTorch does it: a stride that is the kernel makes of every product one whose pixels are read once."""
+    """PyTorch's own, so that their products follow its switch for convolutions, as the forward's do."""
     x, weight, bias = ctx.saved_tensors
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         channels_last(grad), channels_last(x), weight.to(x.dtype), None, list(weight.shape[2:]), [0, 0], [1, 1], True, [0, 0], 1,

@@ -93,7 +93,7 @@ def _multiprocessors_of_gpu(index: int) -> int:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many the device has that a launch is meant for; where it is not there, as many as :func:`device_family`'s largest card."""
+    """How many the device has that a launch is meant for; where it is not there, the card's that stands for its family."""
     if recording.in_force() is None and device.type == "cuda":
         return _multiprocessors_of_gpu(torch.cuda.current_device() if device.index is None else device.index)
     return MULTIPROCESSORS[device_family(device)]

@@ -156,6 +156,8 @@ def main() -> int:
     parser.add_argument("--one-in", type=int, default=1, help="of the models' calls, for each family")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.one_in < 1:
+        parser.error(f"--one-in {options.one_in}: it must be at least 1")
     families = options.family or FAMILIES
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -290,6 +290,20 @@ def predicted_of(grid=(100,), moved=0, facts=FACTS, depth=640):
     return time_model.predict(time_model.Launch("x", "key", {"depth": depth}, grid, moved), {"key": facts}, CARD)
 
 
+def test_a_launch_waits_for_the_program_with_most_to_do():
+    """By hand: of 7 tiles the first of 3 programs has 3, the others 2; each tile costs the loop's 200 cycles, with their SLACK."""
+    scalars = {"%first": ["get_program_id", "x"], "%all": ["get_num_programs", "x"], "%tiles": ["argument", "depth"]}
+    facts = {
+        **FACTS,
+        "ctas": 1,
+        "scalars": scalars,
+        "regions": [FACTS["regions"][0], {**LOOP, "loops": [["%t", "%first", "%tiles", "%all"]]}],
+    }
+    seven, three = (predicted_of(grid=(3,), facts=facts, depth=tiles) for tiles in (7, 3))
+    assert seven.microseconds - three.microseconds == pytest.approx(2 * time_model.SLACK * 200 / 1e3)
+    assert seven.flops == pytest.approx(7 * 100_000) and three.flops == 3 * 100_000 and seven.idle > three.idle
+
+
 def test_a_round_by_hand():
     """100 CTAs on 100 multiprocessors: the start, 1000 cycles outside, ten turns of 200, each with its slack; at 1 GHz."""
     made = predicted_of()
