@@ -6,6 +6,7 @@ Shapes: qkv (B, N, 3, H, D) packed as (B, N, 3*H*D), out (B, N, H*D). Nothing is
 are read in blocks and the softmax is rescaled as its maximum grows (Dao et al. 2022, FlashAttention; Milakov and Gimelshein 2018, online
 softmax). Work in base 2: scale * log2(e) is folded into one multiply-add, and exp2 is one instruction. A bias is read by the block too.
 A rotation (of DINOv3) turns q and k before, in a launch of its own: each key is read by all N / BLOCK_M blocks of queries, and turned once.
+Where one projection makes them, ``layernorm_linear`` turns them behind its product.
 
 Forward: 4*B*H*N^2*D FLOPs and B*H*N^2 exponentials; 4*B*N*H*D elements moved, and H*N^2 of a bias. Saved for the backward: q, k and v as
 they came, bias, out and the log-sum-exp (B, H, N). Backward: passes that write every gradient once, so it is reproducible bit for bit: one
@@ -37,21 +38,11 @@ from .parts.attention import (
     attention_backward_dkv,
     attention_backward_dq,
     attention_forward,
-    attention_rotate,
 )
+from .parts.rotation import check_rotation, rotate, rotated_ref
 
 SMALL_TAIL = 16  # the least width of a dot
 MIN_SIZE, MAX_SIZE = 32, 128  # of a head
-
-
-def rotated_ref(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """x (B, N, H, D) with its last P tokens turned: the pairs of channels d and d + D/2 by the angles whose cosine and sine are
-    ``rotation`` (2, P, D)."""
-    before = x.shape[1] - rotation.shape[1]
-    cosine, sine = rotation.to(torch.promote_types(rotation.dtype, x.dtype))[:, :, None]
-    first, second = x[:, before:].chunk(2, dim=-1)
-    turned = x[:, before:] * cosine + torch.cat((-second, first), dim=-1) * sine
-    return torch.cat((x[:, :before], turned.to(x.dtype)), dim=1)
 
 
 def attention_qkv_ref(
@@ -96,8 +87,8 @@ def attention(
     num_heads: H; D must come out as a multiple of 8 from 32 to 128. scale: positive; default D**-0.5.
     bias: (H, N, N), query by key, finite, added to the scaled scores; in qkv's dtype. Read in place where its rows begin at multiples of 8
     numbers and 16 bytes, else copied first; differentiable.
-    rotation: (2, P, D) float32, P <= N: cosine and sine by which the last P tokens' queries and keys are turned, channel d with d + D/2;
-    without gradient.
+    rotation: (2, N, D/2) float32: cosine and sine by which each token's queries and keys are turned, channel d with d + D/2; without
+    gradient.
     Returns (B, N, H*D), contiguous, in qkv's dtype; differentiable once. float32 products are exact unless PyTorch's own switch allows
     tf32.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
@@ -167,15 +158,7 @@ def _check(
         raise ValueError(f"scale={scale}: it must be finite and positive")
     if bias is not None:
         launch.check_operand("bias", bias, (heads[0], tokens, tokens), q, weight=True)
-    if rotation is not None:
-        if rotation.dtype != torch.float32:
-            raise TypeError(f"rotation is {rotation.dtype}: it must be float32")
-        if rotation.ndim != 3 or rotation.shape[0] != 2 or rotation.shape[1] > tokens or rotation.shape[2] != size:
-            raise ValueError(f"rotation has shape {tuple(rotation.shape)}: it must be (2, P, {size}) with P at most N={tokens}")
-        if rotation.device != q.device:
-            raise ValueError(f"rotation is on {rotation.device} and the input on {q.device}: they must be on one device")
-        if rotation.requires_grad:
-            raise ValueError("rotation requires a gradient, and has none")
+    check_rotation(rotation, tokens, size, q)
     return size**-0.5 if scale is None else float(scale)
 
 
@@ -224,22 +207,9 @@ class _Operands(NamedTuple):
         q, k, v = map(_readable, (q, k, v)) if k is not None else _readable(q).unbind(2)
         if rotation is not None:
             turned = q.new_empty((2, *q.shape))
-            _rotate(q, k, *turned, rotation, inverse=False)
+            rotate(q, k, *turned, rotation)
             q, k = turned
         return cls(q, k, v, None if bias is None else _readable(bias))
-
-
-def _rotate(
-    q: torch.Tensor, k: torch.Tensor, turned_q: torch.Tensor, turned_k: torch.Tensor, rotation: torch.Tensor, inverse: bool
-) -> None:
-    """Write q and k turned, or turned back; the same tensors may be read and written."""
-    batch, tokens, heads, size = q.shape
-    rotation = rotation.contiguous()
-    config = launch.config("attention_rotate", launch.device_family(q.device), q.dtype, D=size, N=tokens, B=batch, H=heads)
-    grid = (triton.cdiv(tokens, config["ROWS"]) * batch, 2)
-    tensors = (_addressed(x) for x in (q, k, turned_q, turned_k))
-    constants = {"D": size, "BLOCK_HALF": triton.next_power_of_2(size // 2), "INVERSE": inverse, **config}
-    launch.launch(attention_rotate, grid, *tensors, rotation, tokens, heads, rotation.shape[1], **constants)
 
 
 class _Plan:
@@ -354,7 +324,7 @@ def _backward(
         counts = (*plan.bias_strides, batch, tokens, heads)
         launch.launch(attention_backward_dbias, grid, *arguments, dbias, *counts, scales[1], **plan.constants)
     if rotation is not None:
-        _rotate(dq, dk, dq, dk, rotation, inverse=True)
+        rotate(dq, dk, dq, dk, rotation, inverse=True)
     return dqkv, dbias
 
 

@@ -26,8 +26,10 @@ import torch.nn.functional as F
 
 from . import launch
 from .parts import products
+from .parts.attention import UNIT
 from .parts.layernorm import LayerNorm, Statistics, check_layer_norm, layer_norm
 from .parts.products import ACTIVATIONS, activated_columns, rows_of
+from .parts.rotation import check_rotation, packed_rotated_ref, rotate
 
 
 def activated(pre: torch.Tensor, activation: str | None) -> torch.Tensor:
@@ -55,10 +57,12 @@ def layernorm_linear_ref(
     bias: torch.Tensor | None,
     eps: float,
     activation: str | None = None,
+    rotation: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`layernorm_linear` in plain PyTorch, any device and floating dtype."""
     normalised = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
-    return activated(F.linear(normalised, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)), activation)
+    linear = F.linear(normalised, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return activated(linear, activation) if rotation is None else packed_rotated_ref(linear, rotation)
 
 
 def layernorm_linear(
@@ -69,12 +73,15 @@ def layernorm_linear(
     bias: torch.Tensor | None,
     eps: float,
     activation: str | None = None,
+    rotation: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """LayerNorm over the last dimension, then a linear layer, then ``activation`` if there is one.
+    """LayerNorm over the last dimension, then a linear layer, then ``activation`` if there is one, or a ``rotation``.
 
     x: (..., D), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or
     bfloat16. weight: (N, D) in x's dtype. norm_weight, norm_bias: (D,), bias: (N,) or None; in x's dtype or float32. eps: positive.
-    activation: "gelu" (the exact one), "gelu_tanh", or "swiglu", SiLU of the first half of the N features times the second. Returns
+    activation: "gelu" (the exact one), "gelu_tanh", or "swiglu", SiLU of the first half of the N features times the second.
+    rotation: (2, T, D') float32, without gradient: x is (B, T, D), N = 3 * H * 2 * D' is queries, keys and values of H heads of 2 * D'
+    channels, and the first two are turned by token, channel d with d + D', by the angles whose cosine and sine it holds. Returns
     (..., N), with "swiglu" (..., N / 2), in x's dtype, contiguous; differentiable once. Products accumulate in float32, and those of
     float32 are exact unless PyTorch's own switch allows tf32. Under autocast x and weight are taken in autocast's dtype, LayerNorm
     included; the vectors are used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be copied
@@ -84,11 +91,27 @@ def layernorm_linear(
     launch.check_input("x", x)
     (x,) = launch.autocast(x)
     check_layer_norm(norm_weight, norm_bias, eps, x)
-    check_activation(activation, products.check_linear("the", weight, bias, x.shape[-1], x), None, *ACTIVATIONS)
+    columns = products.check_linear("the", weight, bias, x.shape[-1], x)
+    check_activation(activation, columns, None, *ACTIVATIONS)
+    _check_rotation(rotation, activation, columns, x)
     if not launch.runs_kernels(x, "layernorm_linear"):
-        return layernorm_linear_ref(x, norm_weight, norm_bias, weight, bias, eps, activation)
+        return layernorm_linear_ref(x, norm_weight, norm_bias, weight, bias, eps, activation, rotation)
     save = products.needs_gradient(x, norm_weight, norm_bias, weight, bias)
-    return torch.ops.dpt.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, activation or "none", save)[0]
+    return torch.ops.dpt.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, activation or "none", rotation, save)[0]
+
+
+def _check_rotation(rotation: torch.Tensor | None, activation: str | None, columns: int, x: torch.Tensor) -> None:
+    if rotation is None:
+        return
+    if activation is not None:
+        raise ValueError(f"activation={activation!r} and a rotation: only one of them may be")
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}: with a rotation it must be (B, T, D)")
+    check_rotation(rotation, x.shape[1], None, x)
+    head = 2 * rotation.shape[2]
+    if head % UNIT.value or columns % (3 * head):
+        rule = f"they must be a multiple of {UNIT.value}, and the weight's {columns} rows 3 * H * that"
+        raise ValueError(f"rotation turns heads of {head} channels: {rule}")
 
 
 def gradients(
@@ -134,10 +157,11 @@ def normalised_linear(
     activation: str,
     precision: str,
     save: bool,
+    rotation: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, Statistics]:
     """The two launches, of rows x (M, D): (out, with ``save`` what is activated, the statistics, empty without)."""
     normalised, statistics = layer_norm(x, norm, eps, save)
-    options = {"activation": activation, "bias": bias, "save_pre": save and activation != "none"}
+    options = {"activation": activation, "bias": bias, "save_pre": save and activation != "none", "rotation": rotation}
     return *products.linear("layernorm_linear", normalised, weight, precision, **options), statistics
 
 
@@ -150,15 +174,16 @@ def _layernorm_linear_op(
     bias: torch.Tensor | None,
     eps: float,
     activation: str,
+    rotation: torch.Tensor | None,
     save: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     norm, precision = LayerNorm(norm_weight, norm_bias), launch.input_precision(x.dtype)
-    out, pre, statistics = normalised_linear(rows_of(x), norm, eps, weight, bias, activation, precision, save)
+    out, pre, statistics = normalised_linear(rows_of(x), norm, eps, weight, bias, activation, precision, save, rotation)
     return out.reshape(*x.shape[:-1], out.shape[1]), x.new_empty(0) if pre is None else pre, *statistics
 
 
 @_layernorm_linear_op.register_fake
-def _(x, norm_weight, norm_bias, weight, bias, eps, activation, save):
+def _(x, norm_weight, norm_bias, weight, bias, eps, activation, rotation, save):
     rows, columns = x.numel() // x.shape[-1], weight.shape[0]
     pre = x.new_empty((rows, columns) if save and activation != "none" else 0)
     statistics = (x.new_empty(rows if save else 0, dtype=torch.float32) for _ in range(2))
@@ -180,23 +205,39 @@ def _(grad, pre, activation):
     return torch.empty_like(pre)
 
 
+@torch.library.custom_op("dpt::packed_rotation_gradient", mutates_args=())
+def _packed_rotation_gradient_op(grad: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """The gradient (B, T, 3*H*D) of queries, keys and values before they were turned."""
+    back = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    if grad.numel():
+        read, written = (t.unflatten(2, (3, -1, 2 * rotation.shape[2])).unbind(2) for t in (grad.contiguous(), back))
+        rotate(*read[:2], *written[:2], rotation, inverse=True)
+        written[2].copy_(read[2])
+    return back
+
+
+@_packed_rotation_gradient_op.register_fake
+def _(grad, rotation):
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
 def _setup_context(ctx, inputs, output) -> None:
-    x, norm_weight, norm_bias, weight, bias, _, ctx.activation, _ = inputs
+    x, norm_weight, norm_bias, weight, bias, _, ctx.activation, rotation, _ = inputs
     _, pre, mean, rstd = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias, pre, mean, rstd)
+    ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias, rotation, pre, mean, rstd)
 
 
 def _backward(ctx, grad: torch.Tensor | None, *_) -> tuple[torch.Tensor | None, ...]:
     """Only ``out`` leaves :func:`layernorm_linear`; the other outputs have no gradient."""
     if grad is None:
-        return (None,) * 8
-    x, norm_weight, norm_bias, weight, bias, pre, mean, rstd = ctx.saved_tensors
-    grad = rows_of(grad)
+        return (None,) * 9
+    x, norm_weight, norm_bias, weight, bias, rotation, pre, mean, rstd = ctx.saved_tensors
+    grad = rows_of(grad if rotation is None else torch.ops.dpt.packed_rotation_gradient(grad, rotation))
     if ctx.activation != "none":
         grad = torch.ops.dpt.activation_gradient(grad, pre, ctx.activation)
     found = gradients(grad, x, LayerNorm(norm_weight, norm_bias), Statistics(mean, rstd), weight, bias, ctx.needs_input_grad[:5])
-    return *found, None, None, None
+    return *found, None, None, None, None
 
 
 _layernorm_linear_op.register_autograd(_backward, setup_context=_setup_context)

@@ -39,10 +39,10 @@ def _gamma(module: nn.Module) -> Tensor | None:
     return module.gamma if isinstance(module, LayerScale) else None
 
 
-def _qkv(block: Block, x: Tensor) -> Tensor:
+def _qkv(block: Block, x: Tensor, rotation: Tensor | None = None) -> Tensor:
     """A block up to its packed queries, keys and values."""
     norm, qkv = block.norm1, block.attn.qkv
-    return layernorm_linear(x, norm.weight, norm.bias, qkv.weight, qkv.bias, norm.eps)
+    return layernorm_linear(x, norm.weight, norm.bias, qkv.weight, qkv.bias, norm.eps, rotation=rotation)
 
 
 def _added(block: Block, y: Tensor, linear: nn.Linear, scale: nn.Module, x: Tensor) -> Tensor:
@@ -65,10 +65,10 @@ def _after_attention(block: Block, mixed: Tensor, x: Tensor) -> Tensor:
 
 
 class FastBlock(Block):
-    """`Block` in seven launches: LN, qkv, attention, projection + residual, LN, fc1 + activation, fc2 + residual; eight with a rotation."""
+    """`Block` in seven launches: LN, qkv, attention, projection + residual, LN, fc1 + activation, fc2 + residual."""
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        return _after_attention(self, attention(_qkv(self, x), self.attn.num_heads, rotation=rotation), x)
+        return _after_attention(self, attention(_qkv(self, x, rotation), self.attn.num_heads), x)
 
 
 class FastBEiTBlock(BEiTBlock):

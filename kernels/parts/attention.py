@@ -1,4 +1,4 @@
-"""The kernels of attention: online softmax over blocks of keys, both passes of its backward, the gradient of its bias, and rotation.
+"""The kernels of attention: online softmax over blocks of keys, both passes of its backward, and the gradient of its bias.
 
 Tensors of heads are (B, N, H, D) with any strides that are multiples of UNIT; ``of_x`` is the pointer to x with its strides of B, N and H,
 and ``operands`` are those of q, k and v, the last with None for strides that are k's, and the pointer to the bias (H, N, N), query by key,
@@ -15,7 +15,7 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 UNIT = tl.constexpr(8)  # elements that divide every stride, so that rows begin where 16-byte copies can
-COUNTS = ["N", "H", "B", "patches", "stride_h", "stride_n"]  # nothing in the code depends on whether 16 divides them
+COUNTS = ["N", "H", "B", "stride_h", "stride_n"]  # nothing in the code depends on whether 16 divides them
 
 
 @triton.jit
@@ -393,57 +393,3 @@ def attention_backward_dbias(
         dbias += tl.exp2(scores * scale_log2 + bias - lse[:, None]) * (dweights - delta[:, None])
     pointers = _bias_pointers(dbias_ptr, N * row_length, row_length, h, start_m, start_n, BLOCK_M, BLOCK_N)
     tl.store(pointers, dbias.to(dbias_ptr.dtype.element_ty), mask=_in_bias(start_m, start_n, N, BLOCK_M, BLOCK_N))
-
-
-@triton.jit
-def _turn(
-    of_x, of_y, table_ptr, b, start, N, H, patches, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr, INVERSE: tl.constexpr
-):
-    """Rows start... of all heads of x, turned, into y, which may be x."""
-    HALF: tl.constexpr = D // 2
-    rows = start + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK_HALF)
-    of_patch = rows - (N - patches)
-    inside = (rows < N)[:, None] & (columns < HALF)[None, :]
-    turned = inside & (of_patch >= 0)[:, None]
-    table = table_ptr + tl.cast(of_patch, tl.int64)[:, None] * D + columns[None, :]
-    sine_ptr = table + tl.cast(patches, tl.int64) * D
-    cosine_first = tl.load(table, mask=turned, other=1.0)
-    cosine_second = tl.load(table + HALF, mask=turned, other=1.0)
-    sine_first = tl.load(sine_ptr, mask=turned, other=0.0)
-    sine_second = tl.load(sine_ptr + HALF, mask=turned, other=0.0)
-    if INVERSE:  # the transpose: (a, -b; c, d) becomes (a, c; -b, d)
-        sine_first, sine_second = -sine_second, -sine_first
-    offsets = tl.cast(tl.arange(0, ROWS), tl.int64)[:, None]
-    for head in range(0, H):
-        x = _first(of_x, b, head, start) + offsets * of_x[2] + columns[None, :]
-        y = _first(of_y, b, head, start) + offsets * of_y[2] + columns[None, :]
-        first = tl.load(x, mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(x + HALF, mask=inside, other=0.0).to(tl.float32)
-        tl.store(y, (first * cosine_first - second * sine_first).to(of_y[0].dtype.element_ty), mask=inside)
-        tl.store(y + HALF, (second * cosine_second + first * sine_second).to(of_y[0].dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=COUNTS)
-def attention_rotate(
-    of_q,
-    of_k,
-    of_turned_q,
-    of_turned_k,
-    table_ptr,  # (2, patches, D) float32: cosine and sine of each patch's angles
-    N,
-    H,
-    patches,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-    INVERSE: tl.constexpr,
-):
-    """One program: ROWS queries or keys, of all heads, turned; the tokens before the patches as they are."""
-    blocks = tl.cdiv(N, ROWS)
-    b = tl.program_id(0) // blocks
-    start = tl.program_id(0) % blocks * ROWS
-    if tl.program_id(1) == 0:
-        _turn(of_q, of_turned_q, table_ptr, b, start, N, H, patches, D, ROWS, BLOCK_HALF, INVERSE)
-    else:
-        _turn(of_k, of_turned_k, table_ptr, b, start, N, H, patches, D, ROWS, BLOCK_HALF, INVERSE)

@@ -34,6 +34,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .. import launch
 from .activations import activate, activation_slope, silu, silu_slope
 from .matrices import load_pair, load_tile, load_vector, store_tile
+from .rotation import rotate
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu")  # the exact GELU, that by tanh, and silu(gate) * value
 
@@ -45,8 +46,17 @@ def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _turned(tile, rotation, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """One head's columns, their halves turned by (cosine, sine), (ROWS, COLUMNS / 2) each."""
+    cosine, sine = rotation
+    first, second = _halves(tile, ROWS, COLUMNS)
+    turned = tl.join(first * cosine - second * sine, second * cosine + first * sine)
+    return turned.permute(0, 2, 1).reshape(ROWS, COLUMNS)
+
+
+@triton.jit
 def _finish(
-    tile, value, vectors, extra, out, pre, row, column, rows, columns,
+    tile, value, vectors, extra, out, row, column, rows, columns,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr,
     EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, DESCRIPTOR: tl.constexpr,
 ):  # fmt: skip
@@ -60,11 +70,11 @@ def _finish(
         else:
             value_left, value_right = _halves(value, ROWS, COLUMNS)
         _finish(
-            left, value_left, vectors, extra, out, pre, row, column, rows, columns,
+            left, value_left, vectors, extra, out, row, column, rows, columns,
             ROWS, HALF, PARTS // 2, EPILOGUE, ACTIVATION, DESCRIPTOR,
         )  # fmt: skip
         _finish(
-            right, value_right, vectors, extra, out, pre, row, column + HALF, rows, columns,
+            right, value_right, vectors, extra, out, row, column + HALF, rows, columns,
             ROWS, HALF, PARTS // 2, EPILOGUE, ACTIVATION, DESCRIPTOR,
         )  # fmt: skip
     else:
@@ -79,14 +89,17 @@ def _finish(
             tile += load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR).to(tl.float32)
         elif EPILOGUE == "activation":
             if value is None:
-                if pre is not None:
-                    store_tile(pre, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
+                if extra is not None:
+                    store_tile(extra, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR)
                 tile = activate(tile, ACTIVATION)
             else:
-                if pre is not None:
-                    store_tile(pre, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 0)
-                    store_tile(pre, value, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 1)
+                if extra is not None:
+                    store_tile(extra, tile, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 0)
+                    store_tile(extra, value, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 1)
                 tile = silu(tile) * value
+        elif EPILOGUE == "rotation":
+            if column < columns // 3 * 2:  # queries and keys, not values
+                tile = _turned(tile, extra, ROWS, COLUMNS)
         elif ACTIVATION == "swiglu":
             gate = load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 0).to(tl.float32)
             factor = load_tile(extra, row, column, rows, columns, ROWS, COLUMNS, DESCRIPTOR, 1).to(tl.float32)
@@ -110,7 +123,7 @@ def _place(program, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 
 @triton.jit
 def _multiplied(
-    tile, x, weight, vectors, extra, out, pre, rows, columns, depth,
+    tile, x, weight, vectors, extra, out, rows, columns, depth, tokens,
     EPILOGUE: tl.constexpr, ACTIVATION: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -131,27 +144,36 @@ def _multiplied(
     if GATED:
         gate, value = _halves(accumulator, BLOCK_M, BLOCK_N)
         _finish(
-            gate, value, vectors, extra, out, pre, row, column, rows, columns,
+            gate, value, vectors, extra, out, row, column, rows, columns,
+            BLOCK_M, COLUMNS, PARTS, EPILOGUE, ACTIVATION, DESCRIPTOR,
+        )  # fmt: skip
+    elif EPILOGUE == "rotation":  # of all heads of the tile alike
+        HALF: tl.constexpr = BLOCK_N // PARTS // 2
+        at = extra + ((row + tl.arange(0, BLOCK_M)) % tokens)[:, None] * HALF + tl.arange(0, HALF)[None, :]
+        rotation = (tl.load(at), tl.load(at + tokens * HALF))
+        _finish(
+            accumulator, None, vectors, rotation, out, row, column, rows, columns,
             BLOCK_M, COLUMNS, PARTS, EPILOGUE, ACTIVATION, DESCRIPTOR,
         )  # fmt: skip
     else:
         _finish(
-            accumulator, None, vectors, extra, out, pre, row, column, rows, columns,
+            accumulator, None, vectors, extra, out, row, column, rows, columns,
             BLOCK_M, COLUMNS, PARTS, EPILOGUE, ACTIVATION, DESCRIPTOR,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["rows", "tiles"])
+@triton.jit(do_not_specialize=["rows", "tokens", "tiles"])
 def linear_kernel(
     x,  # (rows, depth); this and the other matrices are pointers, or descriptors if DESCRIPTOR
     weight,  # (columns, depth); for "swiglu" (2, columns, depth); for the epilogue "gradient" (depth, columns)
     vectors,  # (bias, scale), (columns,) or None each; for "swiglu" the bias is (2 * columns,); scale is for the epilogue "residual"
-    extra,  # (rows, columns): the residual, or the pre-activation for "gradient", (rows, 2, columns) of "swiglu"; else None
+    extra,  # (rows, columns): the residual that is read; or the pre-activation, written by "activation", read by "gradient", of "swiglu"
+    #         (rows, 2, columns); or the pointer to the table of "rotation", (2, tokens, columns of a head / 2) float32; or None
     out,  # (rows, columns); for "gradient" of "swiglu" (rows, 2, columns)
-    pre,  # (rows, columns), of "swiglu" (rows, 2, columns): where what is activated is stored; or None
     rows,
     columns,
     depth,
+    tokens,  # of a picture, for "rotation"; else None
     tiles,  # how many there are where fewer programs share them; None where each has its own
     EPILOGUE: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -169,13 +191,13 @@ def linear_kernel(
     )  # without a way around the loop, or ptxas sees the zeros that it starts from join the wgmmas' results, and serialises
     if tiles is None:
         _multiplied(
-            tl.program_id(0), x, weight, vectors, extra, out, pre, rows, columns, depth,
+            tl.program_id(0), x, weight, vectors, extra, out, rows, columns, depth, tokens,
             EPILOGUE, ACTIVATION, DESCRIPTOR, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, GROUP,
         )  # fmt: skip
     else:
         for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
             _multiplied(
-                tile, x, weight, vectors, extra, out, pre, rows, columns, depth,
+                tile, x, weight, vectors, extra, out, rows, columns, depth, tokens,
                 EPILOGUE, ACTIVATION, DESCRIPTOR, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, GROUP,
             )  # fmt: skip
 
@@ -186,7 +208,6 @@ def linear_epilogue(
     vectors,
     extra,
     out,
-    pre,
     rows,
     columns,
     EPILOGUE: tl.constexpr,
@@ -200,12 +221,12 @@ def linear_epilogue(
         tile = load_tile(product, row, column, rows, columns, BLOCK_M, BLOCK_N, False, 0).to(tl.float32)
         value = load_tile(product, row, column, rows, columns, BLOCK_M, BLOCK_N, False, 1).to(tl.float32)
         _finish(
-            tile, value, vectors, extra, out, pre, row, column, rows, columns, BLOCK_M, BLOCK_N, 1, EPILOGUE, ACTIVATION, False
+            tile, value, vectors, extra, out, row, column, rows, columns, BLOCK_M, BLOCK_N, 1, EPILOGUE, ACTIVATION, False
         )  # fmt: skip
     else:
         tile = load_tile(product, row, column, rows, columns, BLOCK_M, BLOCK_N, False).to(tl.float32)
         _finish(
-            tile, None, vectors, extra, out, pre, row, column, rows, columns, BLOCK_M, BLOCK_N, 1, EPILOGUE, ACTIVATION, False
+            tile, None, vectors, extra, out, row, column, rows, columns, BLOCK_M, BLOCK_N, 1, EPILOGUE, ACTIVATION, False
         )  # fmt: skip
 
 
@@ -317,12 +338,15 @@ def linear(
     scale: torch.Tensor | None = None,
     extra: torch.Tensor | None = None,
     save_pre: bool = False,
+    rotation: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One launch of :func:`linear_kernel`, or cuBLAS's product and what follows it: (out (M, N), the pre-activation if ``save_pre``).
 
     ``name``: of the configuration. x and extra contiguous, in one dtype, the weight in any. ``epilogue``: "activation" (bias, activation;
     of "swiglu" weight and bias have 2 * N rows), "residual" (bias, scale, plus extra), or "gradient" (times the activation's slope at
-    extra; the weight is (K, N), and of "swiglu" extra and out are (M, 2 * N), as the pre-activation is).
+    extra; the weight is (K, N), and of "swiglu" extra and out are (M, 2 * N), as the pre-activation is). ``rotation`` (2, tokens, D / 2):
+    the results without an activation are queries, keys and values, packed, and the first two are turned: in the epilogue where the
+    configuration says "rotate", else by a launch of its own.
     """
     rows, gradient = x.shape[0], epilogue == "gradient"
     weight = weight.to(x.dtype).contiguous()
@@ -334,27 +358,66 @@ def linear(
     results = out.flatten(1), None if pre is None else pre.flatten(1)
     if rows == 0:
         return results
-    extra = extra.view(both) if gradient else extra
+    extra = extra.view(both) if gradient else pre if save_pre else extra
     weight = weight.view(2, columns, -1) if gated_weight else weight
-    config = _configuration(name, x, columns, [x, weight, out, extra], precision=precision, activation=activation)
+    head = 0 if rotation is None else 2 * rotation.shape[-1]
+    config = _configuration(name, x, columns, [x, weight, out, extra], precision=precision, activation=activation, head=head)
     options = {"EPILOGUE": epilogue, "ACTIVATION": activation}
     vectors = _contiguous(bias, scale)
+    turned = config.pop("rotate", False) and rotation is not None
     if config.pop("backend") == "cublas":
-        if (epilogue, activation) == ("activation", "none"):
-            torch.addmm(bias.to(x.dtype), x, weight.T, out=out) if bias is not None else torch.mm(x, weight.T, out=out)
-            return results
-        product = x @ (weight if gradient else weight.flatten(0, -2).T)
-        programs = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
-        launch.launch(linear_epilogue, (programs,), product, vectors, extra, out, pre, rows, columns, **options, **config)
-        return results
-    descriptor = config.pop("descriptor")
+        _by_cublas(x, weight, vectors, extra, out, options, config)
+    else:
+        if turned:
+            options["EPILOGUE"], extra = "rotation", rotation.contiguous()
+        _by_kernel(x, weight, vectors, extra, out, rotation.shape[1] if turned else None, {"PRECISION": precision, **options}, config)
+    if rotation is not None and not turned:
+        q, k, _ = out.view(-1, rotation.shape[1], 3, columns // (3 * head), head).unbind(2)
+        rotate(q, k, q, k, rotation)
+    return results
+
+
+def _by_cublas(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    vectors: tuple[torch.Tensor | None, ...],
+    extra: torch.Tensor | None,
+    out: torch.Tensor,
+    options: dict[str, str],
+    config: dict[str, Any],
+) -> None:
+    """cuBLAS's product, and what is left to do by :func:`linear_epilogue`."""
+    rows, columns = out.shape[0], out.shape[-1]
+    if options == {"EPILOGUE": "activation", "ACTIVATION": "none"}:
+        bias = vectors[0]
+        torch.addmm(bias.to(x.dtype), x, weight.T, out=out) if bias is not None else torch.mm(x, weight.T, out=out)
+        return
+    product = x @ (weight if options["EPILOGUE"] == "gradient" else weight.flatten(0, -2).T)
+    programs = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
+    launch.launch(linear_epilogue, (programs,), product, vectors, extra, out, rows, columns, **options, **config)
+
+
+def _by_kernel(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    vectors: tuple[torch.Tensor | None, ...],
+    extra: torch.Tensor | None,
+    out: torch.Tensor,
+    tokens: int | None,
+    options: dict[str, str],
+    config: dict[str, Any],
+) -> None:
+    """:func:`linear_kernel`; with ``tokens`` extra is a rotation."""
+    rows, columns = out.shape[0], out.shape[-1]
+    descriptor, persistent = config.pop("descriptor"), config.pop("persistent", False)
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    tile_n = block_n // 2 if gated_weight else block_n
+    gradient, gated = options["EPILOGUE"] == "gradient", options["ACTIVATION"] == "swiglu"
+    tile_n = block_n // 2 if gated and not gradient else block_n
     piece = tile_n // config["PARTS"]
+    if tokens is not None and piece != 2 * extra.shape[-1]:
+        raise ValueError(f"a rotation of heads of {2 * extra.shape[-1]} columns in pieces of {piece}: they must be one head each")
     tiles = triton.cdiv(rows, block_m) * triton.cdiv(columns, tile_n)
-    persistent = config.pop("persistent", False)
     programs = min(tiles, launch.multiprocessors(x.device)) if persistent else tiles
-    piece_of_one, piece_of_both = [block_m, piece], [block_m, 1, piece] if gated else [block_m, piece]
     weight_block = [block_k, block_n] if gradient else [2, tile_n, block_k] if gated else [block_n, block_k]
     launch.launch(
         linear_kernel,
@@ -362,19 +425,22 @@ def linear(
         _tiles(x, [block_m, block_k], descriptor),
         _tiles(weight, weight_block, descriptor),
         vectors,
-        _tiles(extra, piece_of_both if gradient else piece_of_one, descriptor),
-        _tiles(out, piece_of_both if gradient else piece_of_one, descriptor),
-        _tiles(pre, piece_of_both, descriptor),
+        _tiles(extra, _piece(extra, block_m, piece), descriptor and tokens is None),
+        _tiles(out, _piece(out, block_m, piece), descriptor),
         rows,
         columns,
         x.shape[1],
+        tokens,
         tiles if persistent else None,
         DESCRIPTOR=descriptor,
-        PRECISION=precision,
         **options,
         **config,
     )
-    return results
+
+
+def _piece(tensor: torch.Tensor | None, rows: int, columns: int) -> list[int]:
+    """The block of a piece of a tile of (rows, columns), or of one of two that stand side by side, (rows, 2, columns)."""
+    return [rows, 1, columns] if tensor is not None and tensor.ndim == 3 else [rows, columns]
 
 
 def weight_gradient(

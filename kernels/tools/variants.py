@@ -81,6 +81,12 @@ def linear_candidates(kind: str) -> list[dict[str, Any]]:
     return own + CUBLAS
 
 
+def rotating(candidates: Sequence[dict[str, Any]], head: int) -> list[dict[str, Any]]:
+    """The candidates where heads of so many columns are turned: in the epilogue of ours, by a launch of its own behind cuBLAS's."""
+    inside = [{**c, "PARTS": c["BLOCK_N"] // head, "rotate": True} for c in candidates if c["backend"] == "triton"]
+    return [c for i, c in enumerate(inside) if c not in inside[:i]] + [c for c in candidates if c["backend"] == "cublas"]
+
+
 def weight_gradient_candidates(kind: str) -> list[dict[str, Any]]:
     """Of :func:`weight_gradient`, by ``kind`` of product."""
     names = "BLOCK_N BLOCK_K num_warps"

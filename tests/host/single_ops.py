@@ -38,7 +38,7 @@ def _attention(dtype: torch.dtype, high: int, wide: int) -> torch.Tensor:
     """With a bias and a rotation, q, k and v apart."""
     tokens = 1 + high * wide
     apart = (_numbers(dtype, 1, 2, tokens, D // 2).transpose(1, 2) for _ in range(3))
-    return attention_qkv(*apart, bias=_numbers(dtype, 2, tokens, tokens), rotation=torch.empty(2, high * wide, D // 2))
+    return attention_qkv(*apart, bias=_numbers(dtype, 2, tokens, tokens), rotation=torch.empty(2, tokens, D // 4))
 
 
 def _linear(dtype: torch.dtype, high: int, wide: int) -> torch.Tensor:

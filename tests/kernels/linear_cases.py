@@ -48,6 +48,12 @@ def _mlp_without_eps(function: Callable[..., torch.Tensor], eps: float, activati
     return lambda *tensors: function(*tensors[:-1], eps, tensors[-1], activation)
 
 
+def turning(tokens: int, dim: int, device: torch.device) -> torch.Tensor:
+    """Cosines and sines (2, tokens, dim / 2) of random angles."""
+    angles = torch.rand(tokens, dim // 2, device=device) * 6.3
+    return torch.stack((angles.cos(), angles.sin()))
+
+
 class _Random:
     """Random operands. Vectors come in the dtype ``vectors``, everything else in ``dtype``."""
 
@@ -75,13 +81,16 @@ def layernorm_linear_case(
     vectors: torch.dtype | None = None,
     mean: float = 0.0,
     eps: float = EPS,
+    head: int = 0,
 ) -> Case:
-    """x (*leading, depth) with ``mean`` and a standard deviation of 1, weight (columns, depth), of "swiglu" (2 * columns, depth)."""
+    """x (*leading, depth) with ``mean`` and a standard deviation of 1, weight (columns, depth), of "swiglu" (2 * columns, depth); with
+    ``head`` queries, keys and values of so many channels a head, turned."""
     random = _Random(dtype, device, vectors)
     norm = [random.vector(depth, mean=1.0), random.vector(depth)]
     features = 2 * columns if activation == "swiglu" else columns
     inputs = [random.rows(*leading, depth, mean=mean), *norm, random.weight(features, depth), random.vector(features, bias)]
-    functions = (_without_eps(f, eps, activation) for f in (layernorm_linear, layernorm_linear_ref))
+    rotation = turning(leading[1], head, device) if head else None
+    functions = (_without_eps(f, eps, activation, rotation) for f in (layernorm_linear, layernorm_linear_ref))
     return Case(*functions, ("x", "norm_weight", "norm_bias", "weight", "bias"), inputs)
 
 

@@ -6,10 +6,12 @@ import torch
 import triton
 import triton.language as tl
 from both_passes import assert_op_parity, in_both, lost_units, values_and_gradients
+from linear_cases import turning
 
 from dpt.kernels import launch
-from dpt.kernels.attention import attention, attention_qkv, attention_qkv_ref, attention_ref, rotated_ref
+from dpt.kernels.attention import attention, attention_qkv, attention_qkv_ref, attention_ref
 from dpt.kernels.parts.attention import _load_rows, _store_rows
+from dpt.kernels.parts.rotation import rotated_ref
 from dpt.kernels.tools.parity import assert_parity
 
 
@@ -18,12 +20,6 @@ def packed(batch, tokens, heads, dim, dtype, device, spread=1.0):
     qkv = torch.randn(batch, tokens, 3, heads * dim, device=device)
     qkv[:, :, :2] *= spread
     return qkv.reshape(batch, tokens, -1).to(dtype)
-
-
-def turning(patches, dim, device):
-    """Random cosines and sines (2, patches, D) of any angles, not the same for both of a pair: a rotation and more."""
-    angles = torch.rand(patches, dim, device=device) * 6.3
-    return torch.stack((angles.cos(), angles.sin()))
 
 
 def assert_attention_parity(qkv, heads, scale=None, bias=None, rotation=None, apart=False):
@@ -85,7 +81,7 @@ def test_parity_of_forms(what, shape, dtype, device, path):
     """Three tensors, a bias, a rotation, and all at once: each of them in every pass, over tails, blocks and padded heads."""
     batch, tokens, heads, dim = shape
     bias = torch.randn(heads, tokens, tokens, device=device).to(dtype) if what in ("bias", "all") else None
-    rotation = turning(tokens - tokens // 8, dim, device) if what in ("rotation", "all") else None
+    rotation = turning(tokens, dim, device) if what in ("rotation", "all") else None
     assert_attention_parity(packed(*shape, dtype, device), heads, None, bias, rotation, what in ("apart", "all"))
 
 
@@ -151,11 +147,10 @@ def test_bias_alone_has_a_gradient(device, path, monkeypatch):
 
 
 def test_rotation_is_a_rotation(device):
-    """Against the formula of complex numbers; the tokens before the patches stay as they are."""
-    x, angles = torch.randn(1, 7, 2, 32, device=device, dtype=torch.float64), torch.rand(5, 16, device=device, dtype=torch.float64)
-    table = torch.stack((angles.cos(), angles.sin())).tile(1, 1, 2)
-    numbers = torch.complex(*x[:, 2:].chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)[:, None]
-    torch.testing.assert_close(rotated_ref(x, table), torch.cat((x[:, :2], torch.cat((numbers.real, numbers.imag), -1)), 1))
+    """Against the formula of complex numbers."""
+    x, angles = torch.randn(1, 7, 2, 32, device=device, dtype=torch.float64), torch.rand(7, 16, device=device, dtype=torch.float64)
+    numbers = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    torch.testing.assert_close(rotated_ref(x, torch.stack((angles.cos(), angles.sin()))), torch.cat((numbers.real, numbers.imag), -1))
 
 
 def test_custom_scale(dtype, device, path):
@@ -278,8 +273,8 @@ def test_saved_memory(device):
     table = turning(40, 32, device)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         out = attention(qkv, 2, rotation=table)
-    assert {t.data_ptr() for t in saved if t.shape[-1] == 32} == {qkv.data_ptr(), out.data_ptr(), table.data_ptr()}
-    assert [tuple(t.shape) for t in saved if t.shape[-1] != 32] == [(1, 2, 40)]
+    assert {t.data_ptr() for t in saved if t.shape[-1] == 32} == {qkv.data_ptr(), out.data_ptr()}
+    assert {tuple(t.shape) for t in saved if t.shape[-1] != 32} == {(1, 2, 40), tuple(table.shape)}
 
 
 def test_autocast_is_followed(device):
@@ -304,7 +299,7 @@ def test_empty_batch(device, path):
 def test_opcheck(device, path, monkeypatch):
     """PyTorch's own checks of the registration: schema, fake kernels, autograd, compilation with static and dynamic shapes."""
     qkv = packed(1, 18, 1, 32, torch.float32, device).view(1, 18, 3, 1, 32)
-    bias, table = torch.randn(1, 18, 18, device=device), turning(17, 32, device)
+    bias, table = torch.randn(1, 18, 18, device=device), turning(18, 32, device)
     apart = tuple(x.contiguous().requires_grad_() for x in qkv.unbind(2))
     for arguments in ((qkv.clone().requires_grad_(), None, None, 0.2, None, None), (*apart, 0.2, bias.clone().requires_grad_(), table)):
         torch.library.opcheck(torch.ops.dpt.attention.default, arguments)
@@ -354,13 +349,14 @@ def test_export(device):
         (lambda: (torch.zeros(1, 4, 96), 1, float("nan")), ValueError, "scale=nan"),
         (lambda: (torch.zeros(1, 4, 96), 1, None, torch.zeros(4, 4)), ValueError, r"bias has shape \(4, 4\): it must be \(1, 4, 4\)"),
         (lambda: (torch.zeros(1, 4, 96), 1, None, torch.zeros(1, 4, 4).half()), TypeError, "bias is torch.float16 and the input"),
-        (lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 4, 32).half()), TypeError, "rotation is torch.float16"),
+        (lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 4, 16).half()), TypeError, "rotation is torch.float16"),
         (
-            lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 5, 32)),
+            lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 5, 16)),
             ValueError,
-            r"\(2, 5, 32\): it must be \(2, P, 32\) with P",
+            r"\(2, 5, 16\): it must be \(2, 4, 16\), cosine and sine",
         ),
-        (lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 4, 32, requires_grad=True)), ValueError, "rotation requires"),
+        (lambda: (torch.zeros(1, 4, 96), 1, None, None, torch.zeros(2, 4, 16, requires_grad=True)), ValueError, "rotation requires"),
+        (lambda: (torch.zeros(1, 4, 96), 1, None, None, [1.0]), TypeError, "rotation is a list: it must be a tensor"),
     ],
 )
 def test_errors(arguments, error, says):

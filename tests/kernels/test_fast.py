@@ -219,15 +219,24 @@ def test_a_block_is_seven_launches(device, launches):
 
 
 def test_a_block_with_a_bias_or_a_rotation(device, launches):
-    """Blind spot: an attention that is PyTorch's, or a rotation, in a block that counts as fused."""
+    """Blind spot: an attention that is PyTorch's, or a rotation, in a block that counts as fused. In float32 the rotation is a launch."""
     beit, rotated = (dpt.accelerate(wide(name)).encoder.blocks[0].to(device) for name in ("midas-3.1-beit-base-384", "chmv2"))
     with torch.inference_mode():
         beit(torch.randn(1, 7, 64, device=device), (2, 3))
         mlp = ["layernorm_kernel", "linear_kernel", "linear_kernel"]
         assert launches == ["layernorm_kernel", "linear_kernel", "attention_forward", "linear_kernel", *mlp]
         launches.clear()
-        rotated(torch.randn(1, 7, 64, device=device), torch.randn(2, 6, 32, device=device))
-    assert launches[:5] == ["layernorm_kernel", "linear_kernel", "attention_rotate", "attention_forward", "linear_kernel"]
+        rotated(torch.randn(1, 7, 64, device=device), torch.randn(2, 7, 16, device=device))
+    assert launches == ["layernorm_kernel", "linear_kernel", "rotate_kernel", "attention_forward", "linear_kernel", *mlp]
+
+
+def test_a_rotated_block_is_seven_launches(device, launches):
+    """Blind spot: in half precision, with heads of 64 channels, a rotation of its own."""
+    block = dpt.accelerate(small("chmv2", embed_dim=128, num_heads=2)).encoder.blocks[0].to(device, torch.float16)
+    with torch.inference_mode():
+        block(torch.randn(1, 7, 128, device=device, dtype=torch.float16), torch.randn(2, 7, 32, device=device))
+    mlp = ["layernorm_kernel", "linear_kernel", "linear_kernel"]
+    assert launches == ["layernorm_kernel", "linear_kernel", "attention_forward", "linear_kernel", *mlp]
 
 
 def test_launches_of_the_decoder(tf32, device, launches):

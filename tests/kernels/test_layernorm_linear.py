@@ -2,10 +2,12 @@
 
 import math
 
+import checks
 import pytest
 import torch
 from linear_cases import EPS, layernorm_linear_case, layernorm_mlp_case
 
+from dpt.kernels import launch
 from dpt.kernels.layernorm_linear import layernorm_linear, layernorm_linear_ref
 
 PARITY = {  # one row; rows that no 16-byte copy fits; several tiles of N and blocks of K, the last of each partial, and of M below
@@ -81,6 +83,76 @@ def test_outlier_channel(dtype, device, path):
     case.assert_parity()
 
 
+ROTATED = {  # heads; columns of each; tokens
+    "one head": (1, 64, 7),  # queries, keys and values in one tile
+    "heads": (3, 64, 21),  # a boundary between keys and values within a tile
+    "narrow": (2, 32, 21),
+    "no power of two": (2, 40, 7),
+}
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_parity_rotated(name, dtype, device, path):
+    """As the table says: queries and keys turned by their token, of several pictures, and values not; and the gradients."""
+    heads, head, tokens = ROTATED[name]
+    layernorm_linear_case((3, tokens), 40, 3 * heads * head, dtype, device, head=head).assert_parity()
+
+
+@pytest.mark.parametrize("name", ("one head", "heads", "narrow"))
+@pytest.mark.parametrize("persistent", (False, True))
+@pytest.mark.parametrize("width", (64, 128))
+def test_parity_rotated_in_the_epilogue(width, persistent, name, dtype, device, path, monkeypatch):
+    """The same by one launch: pieces of one head each, tiles of several heads and pictures."""
+    heads, head, tokens = ROTATED[name]
+    case = layernorm_linear_case((3, tokens), 40, 3 * heads * head, dtype, device, head=head)
+    blocks = {"backend": "triton", "BLOCK_M": 32, "BLOCK_N": width, "BLOCK_K": 32, "PARTS": width // head, "GROUP": 2}
+    blocks |= {"num_warps": 4, "num_stages": 2, "descriptor": path != "pointers", "persistent": persistent, "rotate": True}
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 3)
+    launches = checks.spied_launches(monkeypatch)
+    with launch.using("layernorm_linear", blocks):
+        case.assert_parity()
+    assert [name for name, _ in launches] == ["layernorm_kernel", "linear_kernel", "rotate_kernel", "layernorm_backward_kernel"]
+
+
+def test_rotated_in_the_epilogue_as_apart(device, monkeypatch):
+    """Both ways give the same float32 numbers, to a rounding; pieces that are no head are refused."""
+    case = layernorm_linear_case((2, 21), 40, 384, torch.float32, device, head=64)
+    blocks = {"backend": "triton", "BLOCK_M": 32, "BLOCK_N": 128, "BLOCK_K": 32, "GROUP": 2, "descriptor": False}
+    blocks |= {"num_warps": 4, "num_stages": 2}
+    with launch.using("layernorm_linear", {**blocks, "PARTS": 2, "rotate": True}):
+        inside = case.function(*case.inputs)
+    with launch.using("layernorm_linear", {**blocks, "PARTS": 1}):
+        torch.testing.assert_close(inside, case.function(*case.inputs), rtol=1e-6, atol=1e-6)
+    with (
+        launch.using("layernorm_linear", {**blocks, "PARTS": 1, "rotate": True}),
+        pytest.raises(ValueError, match="a rotation of heads of 64 columns in pieces of 128: they must be one head each"),
+    ):
+        case.function(*case.inputs)
+
+
+def test_rotated(device):
+    """What else an op has to be: follows autocast, saves no more, compiles, takes strides, no pictures and no tokens."""
+    case = layernorm_linear_case((2, 21), 40, 384, torch.float32, device, head=64)
+    checks.assert_compiles(case.function, case.inputs)
+    checks.assert_expanded_gradient(case.function, case.reference, case.inputs)
+    checks.assert_reproducible(case.function, case.inputs)
+    checks.assert_gradients_alone(case.function, case.inputs)
+    inputs = [tuple(t.shape) for t in case.inputs]
+    assert checks.saved_shapes(case.function, case.inputs) == sorted([*inputs, (2, 21, 32), (0,), (42,), (42,)])
+    leaves = [t.clone().requires_grad_() for t in case.inputs]
+    with torch.autocast(device.type, dtype=torch.float16):
+        out = case.function(*leaves)
+    assert torch.equal(out, case.function(*(t.half() if t.dim() > 1 else t for t in case.inputs)))
+    assert all(gradient.dtype == torch.float32 for gradient in torch.autograd.grad(out.float().sum(), leaves))
+    with launch.only():
+        assert torch.equal(case.function(*case.inputs), case.reference(*case.inputs))
+    for leading in ((0, 21), (2, 0)):
+        empty = layernorm_linear_case(leading, 40, 384, torch.float32, device, head=64)
+        leaves = [t.requires_grad_() for t in empty.inputs]
+        out = empty.function(*leaves)
+        assert out.shape == (*leading, 384) and not any(g.any() for g in torch.autograd.grad(out.sum(), leaves))
+
+
 EXTREMES = {
     "the bend": torch.linspace(-8, 8, 72),
     "far out": torch.tensor([-6e4, -1e3, -50, -12, 12, 50, 1e3, 6e4]).repeat(9),
@@ -121,6 +193,16 @@ def test_reference_is_the_formula():
     torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight, bias, 0.1, "gelu_tanh"), by_tanh)
     gated = linear[..., :3] / (1 + (-linear[..., :3]).exp()) * linear[..., 3:6]
     torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight[:6], None, 0.1, "swiglu"), gated)
+    angles = torch.rand(5, 1, dtype=torch.float64)  # one head of two channels, as complex numbers
+    turned = torch.view_as_complex(linear[..., :4].unflatten(-1, (2, 2)).contiguous()) * torch.polar(torch.ones_like(angles), angles)
+    rotated = torch.cat([torch.view_as_real(turned).flatten(-2), linear[..., 4:6]], -1)
+    table = torch.stack((angles.cos(), angles.sin()))
+    torch.testing.assert_close(layernorm_linear_ref(x, gamma, beta, weight[:6], None, 0.1, rotation=table), rotated)
+
+
+def rotating(**changed):
+    """Arguments that a rotation goes with: two tokens, one head of 8 channels."""
+    return {"x": torch.zeros(1, 2, 8), "weight": torch.zeros(24, 8), "bias": None, "rotation": torch.zeros(2, 2, 4), **changed}
 
 
 def arguments(**changed):
@@ -157,6 +239,20 @@ def arguments(**changed):
             ValueError,
             "activation='swiglu' of 5 features: they must be even, half of them the gate",
         ),
+        (rotating(activation="gelu"), ValueError, "activation='gelu' and a rotation: only one of them may be"),
+        (rotating(x=torch.zeros(2, 8)), ValueError, r"x has shape \(2, 8\): with a rotation it must be \(B, T, D\)"),
+        (rotating(rotation=[1.0]), TypeError, "rotation is a list: it must be a tensor"),
+        (rotating(rotation=torch.zeros(2, 2, 4).half()), TypeError, "rotation is torch.float16: it must be float32"),
+        (rotating(rotation=torch.zeros(2, 3, 4)), ValueError, r"rotation has shape \(2, 3, 4\): it must be \(2, 2, D/2\)"),
+        (rotating(rotation=torch.zeros(2, 2, 0)), ValueError, r"rotation has shape \(2, 2, 0\)"),
+        (rotating(rotation=torch.zeros(2, 2, 4, requires_grad=True)), ValueError, "rotation requires a gradient, and has none"),
+        (rotating(rotation=torch.zeros(2, 2, 4, device="meta")), ValueError, "rotation is on meta and the input on cpu"),
+        (
+            rotating(rotation=torch.zeros(2, 2, 2)),
+            ValueError,
+            "rotation turns heads of 4 channels: they must be a multiple of 8, and the weight's 24 rows 3 \\* H \\* that",
+        ),
+        (rotating(rotation=torch.zeros(2, 2, 8)), ValueError, "rotation turns heads of 16 channels"),
     ],
 )
 def test_errors(changed, error, says):

@@ -376,6 +376,7 @@ def op_arguments(device):
     x, grad, pre, skip = (torch.randn(6, size, device=device) for size in (8, 16, 16, 8))
     weight, w2, vector, wide = (torch.randn(*size, device=device) for size in ((16, 8), (8, 16), (8,), (16,)))
     mean, rstd = torch.randn(6, device=device), torch.rand(6, device=device)
+    packed, rotation = torch.randn(24, 8, device=device), torch.randn(2, 3, 4, device=device)
     leaf = functools.partial(torch.Tensor.requires_grad_)
     norm = [leaf(vector.clone()), leaf(vector.clone())]
     x_leaf = leaf(x.clone().view(2, 3, 8))
@@ -384,11 +385,13 @@ def op_arguments(device):
     gated = [leaf(weight.clone()), leaf(wide.clone()), leaf(w2[:, :8].clone()), None]
     return {
         "layernorm_linear": [
-            (x_leaf, *norm, mlp[0], mlp[1], EPS, "gelu", True),
-            (x_leaf, *norm, mlp[0], mlp[1], EPS, "swiglu", True),
-            (x_leaf, *norm, mlp[0], None, EPS, "none", True),
-            (x, vector, vector, weight, wide, EPS, "gelu_tanh", False),
+            (x_leaf, *norm, mlp[0], mlp[1], EPS, "gelu", None, True),
+            (x_leaf, *norm, mlp[0], mlp[1], EPS, "swiglu", None, True),
+            (x_leaf, *norm, mlp[0], None, EPS, "none", None, True),
+            (x_leaf, *norm, leaf(packed.clone()), None, EPS, "none", rotation, True),
+            (x, vector, vector, weight, wide, EPS, "gelu_tanh", None, False),
         ],
+        "packed_rotation_gradient": [(torch.randn(2, 3, 24, device=device), rotation)],
         "linear_residual": [
             (x_leaf, mlp[0], mlp[1], leaf(grad.clone().view(2, 3, 16)), leaf(wide.clone())),
             (x, weight, None, grad, None),
@@ -446,7 +449,7 @@ def test_statistics(device, path):
     """What the forward keeps of each row is its mean and 1 / sqrt(variance + eps), over several blocks and a partial one."""
     x = torch.randn(21, 150, device=device) * 3 + 2
     vector, weight = torch.ones(150, device=device), torch.zeros(16, 150, device=device)
-    _, _, mean, rstd = torch.ops.dpt.layernorm_linear(x, vector, vector, weight, None, 0.5, "none", True)
+    _, _, mean, rstd = torch.ops.dpt.layernorm_linear(x, vector, vector, weight, None, 0.5, "none", None, True)
     double = x.double()
     assert_parity(mean, double.mean(1), x.mean(1), "mean")
     variances = [t.var(1, correction=0) + 0.5 for t in (double, x)]

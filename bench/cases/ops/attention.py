@@ -78,7 +78,7 @@ OPS = (
     ),
     Op(
         "attention, rotated",
-        lambda s: [tokens(s.batch, s.tokens, 3 * s.width), Argument((2, s.tokens - 5, s.width // s.heads), gradient=False)],
+        lambda s: [tokens(s.batch, s.tokens, 3 * s.width), Argument((2, s.tokens, s.width // s.heads // 2), gradient=False)],
         **both(attention, attention_ref, lambda f, s, qkv, rotation: f(qkv, s.heads, rotation=rotation.float())),
         shapes=DINOV3,
         toy=TOY,

@@ -23,11 +23,11 @@ class DINOv3(HookedTransformer):
         self.rotations = KeptBySize()
 
     def rotation(self, grid: tuple[int, int]) -> Tensor:
-        """`rotation` of this encoder, float32 (2, h*w, D); kept, and not to be written to."""
+        """`rotation` of this encoder's tokens, float32 (2, 1 + registers + h*w, D/2); kept, and not to be written to."""
         config, token = self.config, self.cls_token
 
         def make() -> Tensor:
-            return rotation(grid, config.embed_dim // config.num_heads, config.rope_theta, token.device)
+            return rotation(grid, config.embed_dim // config.num_heads, config.rope_theta, token.device, 1 + config.registers)
 
         return make() if torch.compiler.is_compiling() else self.rotations.get(grid, token, make)  # of the token its device alone counts
 

@@ -49,7 +49,7 @@ def check_attention(name: str) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, N, D); queries and keys turned by `rotation` (2, h*w, D/H) where there is one."""
+    """Multi-head self-attention over (B, N, D); queries and keys turned by `rotation` (2, N, D/H/2) where there is one."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 
 from ... import launch
-from ...attention import LOG2_E, _aligned_like, _backward, _forward, _rotate, attention_qkv_ref, rotated_ref
+from ...attention import LOG2_E, _aligned_like, _backward, _forward, attention_qkv_ref
+from ...parts.rotation import rotate, rotated_ref
 from ..workload import BACKWARD, FORWARD, RARE, Inputs, Workload, by_autograd, combinations, tiles
 
 # What stands for the shapes that the models use, and for every entry of the tables: both tails, of 1025 = 16*64+1 and of 1370 = 21*64+26,
@@ -46,10 +46,10 @@ def _cases(family: str) -> Iterator[launch.CompileCase]:
                     yield from launch.record(family, f"{name} tf32{several}", _both_passes, q, bias, "tf32")
     for dim, dtype in ((64, torch.float32), (64, torch.bfloat16), (72, torch.float16)):
         q, k = torch.empty(1, 1029, 3, 12, dim, dtype=dtype, device="meta").unbind(2)[:2]
-        table, name = torch.empty(2, 1024, dim, device="meta"), f"D={dim} {str(dtype).removeprefix('torch.')}"
+        table, name = torch.empty(2, 1029, dim // 2, device="meta"), f"D={dim} {str(dtype).removeprefix('torch.')}"
         for inverse in (False, True):
             yield from launch.record(
-                family, name + " back" * inverse, _rotate, q, k, q, k, table, inverse, tensor_cores=False, async_copies=False
+                family, name + " back" * inverse, rotate, q, k, q, k, table, inverse, tensor_cores=False, async_copies=False
             )
 
 
@@ -97,23 +97,23 @@ def _bias_terms(dout, out, q, bias, **_) -> dict[int, float]:
 
 
 def _rotate_arguments(inputs: Inputs, batch: int, heads: int, tokens: int, dim: int) -> dict[str, Any]:
-    return {"q": inputs.normal(batch, tokens, 3, heads, dim), "patches": tokens - 5}
+    return {"q": inputs.normal(batch, tokens, 3, heads, dim)}
 
 
-@functools.lru_cache(maxsize=1)
-def _table(patches: int, dim: int, device: torch.device) -> torch.Tensor:
-    angles = torch.arange(patches * dim, device=device).view(patches, dim) % 63 / 10.0
+def rotation_of(tokens: int, dim: int, device: torch.device) -> torch.Tensor:
+    """A rotation of heads of ``dim`` channels, (2, tokens, dim / 2)."""
+    angles = torch.arange(tokens * dim // 2, device=device).view(tokens, -1) % 63 / 10.0
     return torch.stack((angles.cos(), angles.sin()))
 
 
-def _rotated(q: torch.Tensor, patches: int) -> torch.Tensor:
+def _rotated(q: torch.Tensor) -> torch.Tensor:
     turned = q.new_empty((2, *q[:, :, 0].shape))
-    _rotate(*q.unbind(2)[:2], *turned, _table(patches, q.shape[-1], q.device), inverse=False)
+    rotate(*q.unbind(2)[:2], *turned, rotation_of(q.shape[1], q.shape[-1], q.device))
     return turned
 
 
-def _rotated_ref(q: torch.Tensor, patches: int) -> torch.Tensor:
-    return torch.stack([rotated_ref(x, _table(patches, q.shape[-1], q.device)) for x in q.unbind(2)[:2]])
+def _rotated_ref(q: torch.Tensor) -> torch.Tensor:
+    return torch.stack([rotated_ref(x, rotation_of(q.shape[1], q.shape[-1], q.device)) for x in q.unbind(2)[:2]])
 
 
 def _candidates(kind: str, dim: int) -> dict[str, list[dict[str, Any]]]:
@@ -178,7 +178,7 @@ def tuning_space() -> Iterator[Workload]:
     for dtype, batch in itertools.product((torch.bfloat16, torch.float32), (1, 16)):
         yield Workload(
             "rotation", _rotated, _rotate_arguments, _rotated_ref,
-            {"attention_rotate": combinations(tiles("ROWS num_warps", (4, 4), (8, 4), (16, 4), (32, 4), (32, 8)), num_stages=(1,))},
+            {"rotate": combinations(tiles("ROWS num_warps", (4, 4), (8, 4), (16, 4), (32, 4), (32, 8)), num_stages=(1,))},
             sizes={"batch": batch, "heads": 12, "tokens": 1029, "dim": 64}, small={"batch": 1, "heads": 2, "tokens": 19}, dtype=dtype,
             shows={"tensor_cores": False, "async_copies": False},
         )  # fmt: skip

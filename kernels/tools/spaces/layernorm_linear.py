@@ -13,20 +13,24 @@ import torch.nn.functional as F
 from ... import launch
 from ...layernorm_linear import layernorm_linear_ref, normalised_linear
 from ...parts.layernorm import LayerNorm, Statistics, layer_norm, layernorm_backward, layernorm_kernel
+from ...parts.rotation import rotate_kernel
 from .. import variants
 from ..workload import BACKWARD, Inputs, Workload, by_autograd, combinations
+from .attention import rotation_of
 
 COMPILED = (  # see variants.COMPILED_ROWS: ViT-B, -S, rows that no 16-byte copy fits, and the widest, ViT-7B
-    ("bfloat16", 768, 2304, ("none", "gelu", "gelu saved", "gelu_tanh saved", "swiglu", "swiglu saved", "norm gradient")),
-    ("float16", 384, 1536, ("gelu saved", "norm gradient")),
+    ("bfloat16", 768, 2304, ("none", "gelu", "gelu saved", "gelu_tanh saved", "swiglu", "swiglu saved", "rotated", "norm gradient")),
+    ("float16", 384, 1536, ("gelu saved", "rotated", "norm gradient")),
     ("float32", 384, 1536, ("none", "gelu saved", "swiglu saved", "norm gradient")),
     ("tf32", 384, 1536, ("none", "gelu saved", "swiglu saved")),
     ("bfloat16", 50, 150, ("gelu saved", "norm gradient")),
+    ("bfloat16", 50, 384, ("rotated",)),
     ("float32", 50, 150, ("gelu saved",)),
     ("float32", 4096, 12288, ("none",)),
 )
 COMPILED_CUBLAS = (("bfloat16", 768, 2304, ("gelu saved", "swiglu saved")),)
 EPS = 1e-6
+HEAD = 64  # columns of each, where queries and keys are turned
 
 
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
@@ -43,13 +47,16 @@ def _cases(family: str, compiled: variants.Compiled, backend: str = "") -> Itera
             arguments = (x, x, statistics, norm, x, True, True, True)
             yield from launch.record(family, where, layernorm_backward, *arguments, tensor_cores=False, async_copies=False)
         else:
-            arguments = (x, norm, EPS, weight, grad[0], name.removesuffix(" saved"), precision, name.endswith("saved"))
+            rotation = torch.empty(2, x.shape[0], HEAD // 2, device="meta") if name == "rotated" else None
+            activation = "none" if name == "rotated" else name.removesuffix(" saved")
+            arguments = (x, norm, EPS, weight, grad[0], activation, precision, name.endswith("saved"), rotation)
             for case in launch.record(family, backend + where, normalised_linear, *arguments, **shows):
-                alone = case.function is layernorm_kernel
+                alone = case.function in (layernorm_kernel, rotate_kernel)
                 yield replace(case, tensor_cores=False, async_copies=False) if alone else case
 
 
-def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int, activation: str) -> dict[str, Any]:
+def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int, activation: str, tokens: int = 0) -> dict[str, Any]:
+    """Turned if a picture has so many ``tokens``."""
     return {
         "x": inputs.normal(rows, depth),
         "norm": LayerNorm(inputs.normal(depth), inputs.normal(depth)),
@@ -59,10 +66,13 @@ def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int, activ
         "activation": activation,
         "precision": inputs.precision,
         "save": False,
+        "rotation": rotation_of(tokens, HEAD, inputs.device) if tokens else None,
     }
 
 
-def _linear_ref(x, norm, eps, weight, bias, activation, **_) -> torch.Tensor:
+def _linear_ref(x, norm, eps, weight, bias, activation, rotation, **_) -> torch.Tensor:
+    if rotation is not None:
+        return layernorm_linear_ref(x.view(-1, rotation.shape[1], x.shape[1]), *norm, weight, bias, eps, rotation=rotation).flatten(0, 1)
     return layernorm_linear_ref(x, *norm, weight, bias, eps, None if activation == "none" else activation)
 
 
@@ -109,6 +119,14 @@ def tuning_space() -> Iterator[Workload]:
                 sizes=dict(zip(("rows", "depth", "columns", "activation"), shape, strict=True)), small=small, turn=1,
                 simple=("layernorm_kernel", "linear_epilogue"), **{**options, "narrow": options["narrow"] | few},
             )  # fmt: skip
+    for rows in (1029, 16464):
+        yield Workload(
+            "layernorm linear, rotated", normalised_linear, _linear_arguments, _linear_ref,
+            {"layernorm_linear": variants.rotating(variants.linear_candidates("bfloat16"), HEAD)},
+            sizes={"rows": rows, "depth": 768, "columns": 2304, "activation": "none", "tokens": 1029},
+            small={"rows": 38, "depth": 24, "columns": 384, "tokens": 19}, narrow={"head": HEAD}, turn=1,
+            simple=("layernorm_kernel", "rotate_kernel"), dtype=torch.bfloat16, shows={"tensor_cores": True},
+        )  # fmt: skip
     alone = {"small": {"rows": 19, "depth": 24}, "shows": {"tensor_cores": False, "async_copies": False}}
     for rows, depth in ((1025, 768), (2740, 384), (16400, 768), (9232, 1024), (2309, 4096)):
         yield Workload(

@@ -30,7 +30,7 @@ def test_queries_and_keys_turn_with_their_places(grid):
     turned too, or a register. Against complex numbers, patch by patch."""
     heads, size, before = 2, 8, 3
     qkv = torch.randn(2, before + grid[0] * grid[1], 3 * heads * size, dtype=torch.float64)
-    ours = rotated(qkv, heads, rotation(grid, size, THETA, torch.device("cpu")).double())
+    ours = rotated(qkv, heads, rotation(grid, size, THETA, torch.device("cpu"), before).double())
     parts, found = (x.view(2, -1, 3, heads, size) for x in (qkv, ours))
     assert torch.equal(found[:, :before], parts[:, :before]) and torch.equal(found[:, :, 2], parts[:, :, 2])
     for index in range(grid[0] * grid[1]):
@@ -44,7 +44,7 @@ def test_queries_and_keys_turn_with_their_places(grid):
 
 def test_angles_are_float32_in_every_dtype():
     """Blind spot: angles of up to six radians rounded to half precision before they are used."""
-    table = rotation((30, 40), 32, THETA, torch.device("cpu"))
+    table = rotation((30, 40), 32, THETA, torch.device("cpu"), 0)
     qkv = torch.randn(1, 1200, 3 * 64)
     assert table.dtype == torch.float32 and rotated(qkv.half(), 2, table).dtype == torch.float16
     exact = rotated(qkv.half().float(), 2, table)
@@ -54,13 +54,14 @@ def test_angles_are_float32_in_every_dtype():
 def test_what_is_kept():
     """Blind spot: a table in the state dict, one size's for another's, or one that grows with the sizes of pictures."""
     encoder = wide("chmv2").encoder
+    before = 1 + encoder.config.registers
     with torch.no_grad():
         one, other = encoder.rotation((3, 5)), encoder.rotation((5, 3))
         assert encoder.rotation((3, 5)) is one and not torch.equal(one, other) and not one.requires_grad
         for columns in range(1, 9):
-            assert torch.equal(encoder.rotation((2, columns)), rotation((2, columns), 32, THETA, one.device))
+            assert torch.equal(encoder.rotation((2, columns)), rotation((2, columns), 32, THETA, one.device, before))
         assert len(encoder.rotations._kept) == encoder.rotations.MOST
-    assert encoder.rotation((3, 5)).shape == (2, 15, 32) and not any("rot" in key for key in encoder.state_dict())
+    assert encoder.rotation((3, 5)).shape == (2, before + 15, 16) and not any("rot" in key for key in encoder.state_dict())
     for made in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         assert not made.rotations._kept and torch.equal(made.rotation((3, 5)), one)
 
@@ -93,4 +94,4 @@ def test_theta_is_obeyed():
     """Blind spot: the base of the frequencies fixed in the code."""
     full = config("dpt-large-midas", kind="dinov3").encoder
     one, other = (DINOv3(changed).rotation((2, 3)) for changed in (full, config("dpt-large-midas", kind="dinov3", rope_theta=10.0).encoder))
-    assert not torch.allclose(one, other) and torch.equal(one, rotation((2, 3), 16, THETA, one.device))
+    assert not torch.allclose(one, other) and torch.equal(one, rotation((2, 3), 16, THETA, one.device, 1))

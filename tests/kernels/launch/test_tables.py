@@ -51,9 +51,16 @@ def test_a_backend_can_be_chosen_by_size(monkeypatch):
 
 
 SWIGLU = functools.partial(layernorm_mlp_case, activation="swiglu")
+
+
+def rotated(leading, depth, columns, dtype, device):
+    """Of as many rows, in pictures of 30, a layer that turns heads of 64 channels."""
+    return layernorm_linear_case((leading[0] // 30, 30), depth, 384, dtype, device, head=64)
+
+
 TUNED = {  # of every kernel's configurations: the calls that take each
     "layernorm": [layernorm_linear_case],
-    "layernorm_linear": [functools.partial(layernorm_linear_case, activation="gelu"), SWIGLU],
+    "layernorm_linear": [functools.partial(layernorm_linear_case, activation="gelu"), SWIGLU, rotated],
     "linear_residual": [linear_residual_case],
     "activation_input_gradient": [layernorm_mlp_case, SWIGLU],
     "weight_gradient": [layernorm_mlp_case, SWIGLU, linear_residual_case],
