@@ -24,6 +24,7 @@ from tqdm import tqdm
 from .. import checkpoints
 from ..data.crops import Crops, Key
 from ..data.pairs import PairDataset
+from ..distributed import gathered
 from ..evaluation.protocols import protocol_of
 from ..evaluation.scoring import evaluate
 from ..factory import build
@@ -57,7 +58,8 @@ class Training:
     with others.
 
     Raises:
-        ValueError: the folder holds a run of another recipe, a checkpoint.pt that is none, or a folder where a file is to be; the batch
+        ValueError: the folder holds a run of another recipe, a checkpoint.pt that is none, or a folder where a file is to be, or is not
+            the same for all processes; the batch
             does not share out; the data sets are not for the model's head, or hold a target that cannot be used: all are read first.
     """
 
@@ -92,7 +94,9 @@ class Training:
         self.model = self._built(order)
         if recipe.sync_batch_norm:
             self.model = with_synchronised_norms(self.model, self.device)
-        if recipe.start_from is not None and not self.checkpoint.exists():
+        resuming = self.checkpoint.exists()
+        self._alike("find a checkpoint", resuming)
+        if recipe.start_from is not None and not resuming:
             start_from(self.model, recipe.start_from, accept_license)
         freeze_unreached(self.model)  # DistributedDataParallel would wait for their gradients
         self.model.set_drop_path(recipe.drop_path)
@@ -105,8 +109,16 @@ class Training:
         self.best: float | None = None
         self.unlogged, self.since = torch.zeros((), device=self.device), 0  # the sum of the losses that are in no row yet, and how many
         self._evaluated: DPT | None = None
-        if self.checkpoint.exists():
+        if resuming:
             states.resume(self)
+        self._alike("go on from step", self.step)
+
+    def _alike(self, what: str, value: object) -> None:
+        """ValueError unless all processes have the same: else they would wait for each other at different steps."""
+        told = gathered(value)
+        if any(other != told[0] for other in told):
+            each = ", ".join(map(str, told))
+            raise ValueError(f"{self.directory}: the processes {what}: {each}; they must share one folder, in which nobody else writes")
 
     @property
     def checkpoint(self) -> Path:

@@ -17,6 +17,7 @@ import torchrun
 import dpt
 from dpt.data.augmentation import Augmentation
 from dpt.data.datasets import FolderDataset
+from dpt.training import runs
 from dpt.training.recipes import Recipe
 from dpt.training.runs import Training
 from dpt.zoo import CONFIGS
@@ -137,6 +138,16 @@ def test_two_processes_of_which_one_is_killed(data, tmp_path, ways):
     torchrun.ended(process)
     assert json.loads((out / "run.json").read_text())["resumed_at"] >= deadly
     assert same_runs(ways / "whole", out)
+
+
+def test_processes_with_folders_of_their_own_are_told(data, tmp_path, monkeypatch):
+    """Blind spot: processes that go on from different steps, and wait for each other until they are stopped."""
+    recipe = replace(ALL, steps=2)
+    training(data, tmp_path, recipe).run()
+    for found, told in (((True, False), "find a checkpoint: True, False"), ((2, 0), "go on from step: 2, 0")):
+        monkeypatch.setattr(runs, "gathered", lambda value, found=found: list(found) if type(value) is type(found[0]) else [value])
+        with pytest.raises(ValueError, match=f"{tmp_path}: the processes {told}; they must share one folder"):
+            training(data, tmp_path, recipe)
 
 
 def reached(out: Path) -> int:
