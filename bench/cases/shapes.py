@@ -83,10 +83,16 @@ class Map:
         return f"B={self.batch} C={self.channels}{to}, {self.side}^2{side}"
 
 
+def rotation(shape: Tokens) -> Argument:
+    """Numbers in the place of cosines and sines."""
+    return Argument((2, shape.tokens, shape.width // shape.heads // 2), gradient=False)
+
+
 # Base at 512, Large at 384, Depth Anything V2 S, B and L at 518; then larger pictures. In order of importance.
 BASE, LARGE = Tokens(1, 1025, 768, 12), Tokens(1, 577, 1024, 16)
 ENCODERS = (BASE, LARGE, Tokens(16, 1025, 768, 12), Tokens(1, 1370, 384, 6), Tokens(1, 1370, 768, 12), Tokens(1, 1370, 1024, 16))
 LONG = (Tokens(1, 2305, 768, 12), Tokens(1, 4097, 768, 12))
+DINOV3 = (Tokens(1, 1029, 768, 12), Tokens(16, 1029, 768, 12))
 FUSION = (
     Map(1, 256, 128),
     Map(1, 256, 64),

@@ -15,8 +15,8 @@ not wait for a new program to begin.
 "swiglu", the one activation of two matrices, is silu(gate) * value, whose rows of weight are the first and the second half: a tile of N
 is one of each, multiplied together, and the pre-activation and its gradient are (M, 2, N).
 
-Of queries, keys and values the first two may be turned (``rotation``) in the epilogue, by the configuration's ``rotate``: PARTS are then one
-head each, and cosine and sine of a tile's rows are read once for all of them.
+Of queries, keys and values the first two may be turned (``rotation``), by the configuration's ``rotate`` in the epilogue: PARTS are one
+head each then, and cosine and sine of a tile's rows are read once for all of them.
 
 By the configuration's ``backend`` the product is cuBLAS's: with a bias alone in one launch, else with one of ours for the rest behind it.
 

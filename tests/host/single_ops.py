@@ -46,6 +46,11 @@ def _linear(dtype: torch.dtype, high: int, wide: int) -> torch.Tensor:
     return layernorm_linear(_tokens(dtype, high, wide), *vectors, _numbers(dtype, 3 * D, D), _numbers(dtype, 3 * D), 1e-6)
 
 
+def _rotated(dtype: torch.dtype, high: int, wide: int) -> torch.Tensor:
+    vectors, rotation = (_numbers(dtype, D), _numbers(dtype, D)), torch.empty(2, 1 + high * wide, D // 2)
+    return layernorm_linear(_tokens(dtype, high, wide), *vectors, _numbers(dtype, 3 * D, D), None, 1e-6, rotation=rotation)
+
+
 def _residual(dtype: torch.dtype, high: int, wide: int) -> torch.Tensor:
     x, scale = _tokens(dtype, high, wide), _numbers(dtype, D)
     return linear_residual(x, _numbers(dtype, D, D), _numbers(dtype, D), _tokens(dtype, high, wide), scale)
@@ -80,6 +85,7 @@ CALLS: dict[str, Callable[[torch.dtype, int, int], torch.Tensor]] = {
     "attention": lambda dtype, high, wide: attention(_tokens(dtype, high, wide, 3 * D), 2),
     "attention_qkv": _attention,
     "layernorm_linear": _linear,
+    "layernorm_linear, rotated": _rotated,
     "linear_residual": _residual,
     "layernorm_mlp": _mlp,
     "residual_conv_unit": _unit,

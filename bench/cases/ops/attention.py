@@ -13,7 +13,7 @@ from dpt.kernels.attention import attention, attention_qkv, attention_qkv_ref, a
 
 from ...harness.runner import Unavailable
 from .. import peers
-from ..shapes import ENCODERS, LONG, Argument, Tokens, tokens
+from ..shapes import DINOV3, ENCODERS, LONG, Argument, Tokens, rotation, tokens
 from . import Op, both
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ def xformers(opened: OpenedOp) -> Callable[..., Tensor]:
 
 TOY = Tokens(2, 17, 64, 2)
 BEIT = (Tokens(1, 1025, 1024, 16), Tokens(16, 577, 1024, 16))
-DINOV3 = (Tokens(1, 1029, 768, 12), Tokens(16, 1029, 768, 12))
 
 OPS = (
     Op(
@@ -78,7 +77,7 @@ OPS = (
     ),
     Op(
         "attention, rotated",
-        lambda s: [tokens(s.batch, s.tokens, 3 * s.width), Argument((2, s.tokens, s.width // s.heads // 2), gradient=False)],
+        lambda s: [tokens(s.batch, s.tokens, 3 * s.width), rotation(s)],
         **both(attention, attention_ref, lambda f, s, qkv, rotation: f(qkv, s.heads, rotation=rotation.float())),
         shapes=DINOV3,
         toy=TOY,
