@@ -65,7 +65,8 @@ def stand_in(arg: Any) -> Any:
 
 
 def bytes_of(args: Iterable[Any]) -> int:
-    """Bytes of all tensors among ``args``: of several that share memory what they span, but no more than there is."""
+    """Bytes of all tensors among ``args``: of several that share memory what they span, but no more than there is. So what is written in
+    place counts once."""
     tensors = [getattr(part, "base", part) for part in pytree.tree_leaves(list(args))]
     shared: dict[int, list[torch.Tensor]] = {}
     for tensor in (tensor for tensor in tensors if isinstance(tensor, torch.Tensor)):

@@ -78,15 +78,19 @@ def candidates(options: argparse.Namespace) -> int:
 
 
 def choose(bucket: Bucket, ranked: Sequence[tuple[Config, str, tuple[float, ...]]], family: str, folder: Path) -> None:
-    """Write the fastest, or the table's own where that is as fast within ``CLOSE``; never over what was measured. In the shipped tables an
-    entry has to pass the gates in all cases that it serves, as after tuning (:func:`tune.entry_problems`), or the next best is taken."""
+    """Write the fastest, or the table's own where that is as fast within ``CLOSE``, and then no new entry for it; never over what was
+    measured. In the shipped tables an entry has to pass the gates in all cases that it serves, as after tuning
+    (:func:`tune.entry_problems`), or the next best is taken."""
     entries = json.loads((folder / f"{launch.TABLES[family]}.json").read_text())[bucket.kernel]
     if any(entry["when"] == bucket.when and entry["provenance"].startswith("measured on ") for entry in entries):
         print("  measured: left as it is")
         return
     least = statistics.geometric_mean(ranked[0][2])
     own = [each for each in ranked if each[0] == bucket.shipped and statistics.geometric_mean(each[2]) <= least * (1 + CLOSE)]
+    known = any(entry["when"] == bucket.when for entry in entries)
     for config, _, times in [*own, *(each for each in ranked if each not in own)]:
+        if config == bucket.shipped and not known:
+            return
         text = f"{PROVENANCE}: {CARDS[family].name}, {statistics.geometric_mean(times):.1f} us"
         tune.write_config(family, bucket.kernel, bucket.when, config, text, folder, before=bucket.parent)
         found = tune.entry_problems(bucket.kernel, bucket.when, family) if folder == launch.CONFIGS else []

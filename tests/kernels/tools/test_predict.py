@@ -445,6 +445,14 @@ def test_the_fastest_is_chosen_but_never_over_what_was_measured(tmp_path, times,
     launch.forget_tables()
 
 
+def test_no_entry_is_made_for_what_the_table_has(tmp_path):
+    """Blind spot: an entry for few rows that is a copy of that for all."""
+    content = json.dumps({"kernel": [{"when": {}, "config": {"n": 2}, "provenance": ""}]})
+    (tmp_path / "sm_90.json").write_text(content)
+    predict.choose(bucket({"n": 2}), [({"n": 1}, "", (10.0,)), ({"n": 2}, "", (10.1,))], "sm_90", tmp_path)
+    assert (tmp_path / "sm_90.json").read_text() == content
+
+
 def test_what_the_gates_refuse_is_not_chosen(tmp_path, monkeypatch):
     """In the shipped tables the fastest may not pass in all cases that the entry serves: the next best is written."""
     entries = [{"when": {"D": 64}, "config": {"n": 3}, "provenance": ""}, {"when": {}, "config": {"n": 3}, "provenance": ""}]
