@@ -30,6 +30,8 @@ from .workload import Bucket, Config, buckets
 
 PROVENANCE = "chosen by the time model, not measured"
 CLOSE = 0.02  # as in tune: what is no faster than this does not replace the table's own
+# A library's calls are predicted by one rate for all shapes: to be chosen they have to be faster by more than the model's error.
+LIBRARY_HANDICAP = 1.25
 
 
 def times_of(bucket: Bucket, candidate: Config, family: str) -> Iterator[float]:
@@ -65,7 +67,7 @@ def candidates(options: argparse.Namespace) -> int:
             bucket = replace(bucket, workloads=kept)
             print(f"{bucket.kernel} {json.dumps(bucket.when)}: {'; '.join(workload.name for workload in kept)}", flush=True)
             judged = pool.map(judge, [(bucket, candidate, options.arch) for candidate in bucket.candidates], chunksize=1)
-            ranked = sorted((each for each in judged if each[2]), key=lambda each: statistics.geometric_mean(each[2]))
+            ranked = sorted((each for each in judged if each[2]), key=score)
             for config, _, times in ranked[: options.top]:
                 mark = " (the table's)" if config == bucket.shipped else ""
                 print(f"  {' '.join(f'{time:.1f}' for time in times)} us  {json.dumps(config)}{mark}", flush=True)
@@ -77,6 +79,12 @@ def candidates(options: argparse.Namespace) -> int:
     return 0
 
 
+def score(judged: tuple[Config, str, tuple[float, ...]]) -> float:
+    """By what candidates are ranked: microseconds, with the handicap."""
+    config, _, times = judged
+    return statistics.geometric_mean(times) * (1.0 if config.get("backend", "triton") == "triton" else LIBRARY_HANDICAP)
+
+
 def choose(bucket: Bucket, ranked: Sequence[tuple[Config, str, tuple[float, ...]]], family: str, folder: Path) -> None:
     """Write the fastest, or the table's own where that is as fast within ``CLOSE``, and then no new entry for it; never over what was
     measured. In the shipped tables an entry has to pass the gates in all cases that it serves, as after tuning
@@ -85,8 +93,7 @@ def choose(bucket: Bucket, ranked: Sequence[tuple[Config, str, tuple[float, ...]
     if any(entry["when"] == bucket.when and entry["provenance"].startswith("measured on ") for entry in entries):
         print("  measured: left as it is")
         return
-    least = statistics.geometric_mean(ranked[0][2])
-    own = [each for each in ranked if each[0] == bucket.shipped and statistics.geometric_mean(each[2]) <= least * (1 + CLOSE)]
+    own = [each for each in ranked if each[0] == bucket.shipped and score(each) <= score(ranked[0]) * (1 + CLOSE)]
     known = any(entry["when"] == bucket.when for entry in entries)
     for config, _, times in [*own, *(each for each in ranked if each not in own)]:
         if config == bucket.shipped and not known:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ def compiled_variants() -> Iterator[tuple[torch.dtype, str, str, dict[str, bool]
     for dtype in launch.DTYPES:
         yield dtype, "ieee", str(dtype).removeprefix("torch."), {"tensor_cores": dtype != torch.float32}
     yield torch.float32, "tf32", "tf32", {"tensor_cores": True}
+
+
+def simple(cases: Iterable[launch.CompileCase], *functions: Any) -> Iterator[launch.CompileCase]:
+    """The cases; of those functions, which multiply no matrices, no tensor cores and no asynchronous copies have to show."""
+    for case in cases:
+        yield replace(case, tensor_cores=False, async_copies=False) if case.function in functions else case
 
 
 # Which of all shapes, dtypes and epilogues the encoder's linear ops compile, and what they leave out, for CI's time. Depths and widths

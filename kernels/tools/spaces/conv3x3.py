@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from ... import launch
 from ...parts.batch_norm import BatchNorm
 from ...parts.conv3x3 import _operands, _with_cudnn, conv3x3, conv3x3_epilogue, conv3x3_kernel, convolved, normalised
+from ..variants import simple
 from ..workload import FORWARD, RARE, Inputs, Workload, combinations, tiles
 
 # (C, side of the map, dtype, precision) that stand for what the table distinguishes; C=20 is beyond TMA's alignment.
@@ -51,9 +51,8 @@ def compile_cases(family: str) -> Iterator[launch.CompileCase]:
         for name, arguments in launches.items():
             if name != "gradient" or channels == 256:
                 variant = f"{name} C={channels} {side}x{side} {str(dtype).removeprefix('torch.')} {precision}"
-                for case in launch.record(family, variant, conv3x3, x, weight, **arguments, **checks):
-                    alone = case.function is conv3x3_epilogue  # behind cuDNN's convolution
-                    yield replace(case, tensor_cores=False, async_copies=False) if alone else case
+                cases = launch.record(family, variant, conv3x3, x, weight, **arguments, **checks)
+                yield from simple(cases, conv3x3_epilogue)  # behind cuDNN's convolution
         if channels in (64, 256):
             yield from _with_batch_statistics(family, x, weight, launches, **checks)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from ... import launch
 from ...layernorm_linear import layernorm_linear_ref, normalised_linear
 from ...parts.layernorm import LayerNorm, Statistics, layer_norm, layernorm_backward, layernorm_kernel
+from ...parts.products import linear_epilogue
 from ...parts.rotation import rotate_kernel
 from .. import variants
 from ..workload import BACKWARD, Inputs, Workload, by_autograd, combinations
@@ -36,7 +36,7 @@ HEAD = 64  # columns of each, where queries and keys are turned
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     """Every launch of both passes, and what follows cuBLAS's product."""
     with launch.using("layernorm_linear", variants.CUBLAS[-1]):
-        others = [replace(case, tensor_cores=False, async_copies=False) for case in _cases(family, COMPILED_CUBLAS, "cublas ")]
+        others = list(_cases(family, COMPILED_CUBLAS, "cublas "))
     yield from launch.distinct((*_cases(family, COMPILED), *others))
 
 
@@ -50,9 +50,8 @@ def _cases(family: str, compiled: variants.Compiled, backend: str = "") -> Itera
             rotation = torch.empty(2, x.shape[0], HEAD // 2, device="meta") if name == "rotated" else None
             activation = "none" if name == "rotated" else name.removesuffix(" saved")
             arguments = (x, norm, EPS, weight, grad[0], activation, precision, name.endswith("saved"), rotation)
-            for case in launch.record(family, backend + where, normalised_linear, *arguments, **shows):
-                alone = case.function in (layernorm_kernel, rotate_kernel)
-                yield replace(case, tensor_cores=False, async_copies=False) if alone else case
+            cases = launch.record(family, backend + where, normalised_linear, *arguments, **shows)
+            yield from variants.simple(cases, layernorm_kernel, rotate_kernel, linear_epilogue)
 
 
 def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int, activation: str, tokens: int = 0) -> dict[str, Any]:

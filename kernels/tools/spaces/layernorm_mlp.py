@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ COMPILED_CUBLAS = (("bfloat16", 3072, 768, ("gelu pre gradient", "swiglu pre gra
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     """The launches that the two ops it is made of do not have, and what follows cuBLAS's product."""
     with launch.using("activation_input_gradient", variants.CUBLAS[-1]):
-        others = [replace(case, tensor_cores=False, async_copies=False) for case in _cases(family, COMPILED_CUBLAS, "cublas ")]
+        others = list(_cases(family, COMPILED_CUBLAS, "cublas "))
     yield from launch.distinct((*_cases(family, COMPILED), *others))
 
 
@@ -41,7 +40,8 @@ def _cases(family: str, compiled: variants.Compiled, backend: str = "") -> Itera
         if name == "pre gradient":
             options = {"epilogue": "gradient", "activation": activation, "extra": pre}
             arguments = ("activation_input_gradient", grad, w2, precision)
-            yield from launch.record(family, backend + where, products.linear, *arguments, **options, **shows)
+            cases = launch.record(family, backend + where, products.linear, *arguments, **options, **shows)
+            yield from variants.simple(cases, products.linear_epilogue)
         else:
             scaled = {"scale": grad[0], "weight": w2} if name.startswith("scaled") else {}
             arguments = (grad, pre, precision)

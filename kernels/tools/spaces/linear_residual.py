@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ COMPILED_CUBLAS = (("bfloat16", 768, 768, ("scaled",)),)
 def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     """Every launch of both passes, and what follows cuBLAS's product."""
     with launch.using("linear_residual", variants.CUBLAS[-1]):
-        others = [replace(case, tensor_cores=False, async_copies=False) for case in _cases(family, COMPILED_CUBLAS, "cublas ")]
+        others = list(_cases(family, COMPILED_CUBLAS, "cublas "))
     yield from launch.distinct((*_cases(family, COMPILED), *others))
 
 
@@ -41,7 +40,8 @@ def _cases(family: str, compiled: variants.Compiled, backend: str = "") -> Itera
         else:
             options = {"epilogue": "residual", "bias": grad[0], "scale": grad[0] if name == "scaled" else None, "extra": grad}
             arguments = ("linear_residual", x, weight, precision)
-            yield from launch.record(family, backend + where, products.linear, *arguments, **options, **shows)
+            cases = launch.record(family, backend + where, products.linear, *arguments, **options, **shows)
+            yield from variants.simple(cases, products.linear_epilogue)
 
 
 def _linear_arguments(inputs: Inputs, rows: int, depth: int, columns: int) -> dict[str, Any]:

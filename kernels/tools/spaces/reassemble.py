@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ... import launch
-from ...reassemble import _readout, _transposed_conv, readout_project_ref, transposed_conv_ref
-from ..variants import compiled_variants
+from ...reassemble import _readout, _readout_epilogue, _transposed_conv, readout_project_ref, transposed_conv_ref
+from ..variants import compiled_variants, simple
 from ..workload import BACKWARD, Inputs, Workload, by_autograd, combinations, tiles
 
 # What is compiled: the readout's passes at 768 features, by kind of product; and (kind, C, s) of transposed convolutions. Left out, for
@@ -32,7 +31,7 @@ def compile_cases(family: str) -> Iterator[launch.CompileCase]:
     yield from launch.distinct((*_readout_cases(family, COMPILED_READOUTS), *_conv_cases(family)))
     with launch.using("readout_project", CUBLAS[-1]), launch.using("readout_project_backward", CUBLAS[-1]):
         others = list(_readout_cases(family, COMPILED_CUBLAS, "cublas "))
-    yield from (replace(case, tensor_cores=False, async_copies=False) for case in others)
+    yield from others
 
 
 def _kinds() -> dict[str, tuple[torch.dtype, str, dict[str, Any]]]:
@@ -48,7 +47,7 @@ def _readout_cases(family: str, compiled: Mapping[str, Sequence[bool]], backend:
         for backward in passes:
             variant = f"{backend}readout D=768{' backward' if backward else ''} {kind}"
             arguments = (tokens, weight, bias, precision, grad if backward else None)
-            yield from launch.record(family, variant, _readout, *arguments, **shows)
+            yield from simple(launch.record(family, variant, _readout, *arguments, **shows), _readout_epilogue)
 
 
 def _conv_cases(family: str) -> Iterator[launch.CompileCase]:

@@ -50,6 +50,15 @@ def test_a_backend_can_be_chosen_by_size(monkeypatch):
     assert named == set(CHOICES)
 
 
+@pytest.mark.parametrize("kernel", ("layernorm_linear", "linear_residual", "activation_input_gradient", "readout_project"))
+def test_what_follows_a_library_passes_the_gate(kernel):
+    """Blind spot: an entry of cuBLAS's that can never be chosen, for what is left to do shows no tensor cores."""
+    op = {"activation_input_gradient": "layernorm_mlp", "readout_project": "reassemble"}.get(kernel, kernel)
+    with launch.using(kernel, {"backend": "cublas", "BLOCK_M": 16, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}):
+        cases = [case for case in spaces.space(op).compile_cases("sm_90") if case.function.__name__.endswith("_epilogue")]
+    assert cases and not any(case.tensor_cores or case.async_copies for case in cases)
+
+
 SWIGLU = functools.partial(layernorm_mlp_case, activation="swiglu")
 
 

@@ -445,6 +445,17 @@ def test_the_fastest_is_chosen_but_never_over_what_was_measured(tmp_path, times,
     launch.forget_tables()
 
 
+def test_a_library_has_to_be_faster_by_more_than_the_error():
+    """Blind spot: a backend that is taken for a difference which the model cannot see."""
+    ours, close, far = (
+        ({"backend": "triton"}, "", (10.0, 40.0)),
+        ({"backend": "cudnn"}, "", (9.0, 36.0)),
+        ({"backend": "cublas"}, "", (7.0, 28.0)),
+    )
+    assert sorted((close, ours, far), key=predict.score) == [far, ours, close]
+    assert predict.score(({"n": 1}, "", (10.0, 40.0))) == predict.score(ours) == pytest.approx(20.0)
+
+
 def test_no_entry_is_made_for_what_the_table_has(tmp_path):
     """Blind spot: an entry for few rows that is a copy of that for all."""
     content = json.dumps({"kernel": [{"when": {}, "config": {"n": 2}, "provenance": ""}]})
