@@ -21,12 +21,12 @@ from .attention import rotation_of
 COMPILED = (  # see variants.COMPILED_ROWS: ViT-B, -S, rows that no 16-byte copy fits, and the widest, ViT-7B
     ("bfloat16", 768, 2304, ("none", "gelu", "gelu saved", "gelu_tanh saved", "swiglu", "swiglu saved", "rotated", "norm gradient")),
     ("float16", 384, 1536, ("gelu saved", "rotated", "norm gradient")),
-    ("float32", 384, 1536, ("none", "gelu saved", "swiglu saved", "norm gradient")),
+    ("float32", 384, 1536, ("none", "gelu saved", "swiglu saved", "rotated", "norm gradient")),
     ("tf32", 384, 1536, ("none", "gelu saved", "swiglu saved")),
     ("bfloat16", 50, 150, ("gelu saved", "norm gradient")),
     ("bfloat16", 50, 384, ("rotated",)),
     ("float32", 50, 150, ("gelu saved",)),
-    ("float32", 4096, 12288, ("none",)),
+    ("float32", 4096, 12288, ("none", "norm gradient")),
 )
 COMPILED_CUBLAS = (("bfloat16", 768, 2304, ("gelu saved", "swiglu saved")),)
 EPS = 1e-6
