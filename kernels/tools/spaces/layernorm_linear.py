@@ -133,7 +133,7 @@ def tuning_space() -> Iterator[Workload]:
             {"layernorm": combinations([{}], BLOCK_M=(1, 2, 4), num_warps=(1, 2, 4, 8), num_stages=(1,))},
             sizes={"rows": rows, "depth": depth}, turn=3, **alone,
         )  # fmt: skip
-    for rows, depth in ((2740, 384), (2050, 768), (1154, 1024)):
+    for rows, depth in ((2740, 384), (2050, 768), (1154, 1024), (2050, 1536)):
         yield Workload(
             "layernorm's gradients", layernorm_backward, _norm_gradient_arguments, _norm_gradient_ref,
             {"layernorm_backward": combinations([{}], BLOCK_M=(1, 2, 4, 8), STEPS=(1, 2, 4, 8), num_warps=(4, 8), num_stages=(1,))},
