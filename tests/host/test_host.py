@@ -57,7 +57,7 @@ def test_sizes_do_not_recompile(tmp_path):
     """Models at other sizes run what the gate holds; over thirty sizes of pictures each launch of an op is compiled at most three times."""
     for family, seen in on_stub("sizes", tmp_path).items():
         first = {where.removesuffix(", first"): kernels for where, kernels in seen["each"].items() if where.endswith(", first")}
-        assert len(first) == 12 * len(launch.DTYPES)
+        assert len(first) == 13 * len(launch.DTYPES)
         for where, kernels in first.items():
             others = seen["each"].get(f"{where}, others", {})
             for kernel in kernels.keys() | others.keys():
