@@ -147,6 +147,7 @@ def _(logits, height, width, align_corners, probability):
     return labels, logits.new_empty(labels.shape if probability else (0,), dtype=torch.float32)
 
 
+@launch.planned
 def upsample_argmax(
     logits: torch.Tensor, size: Sequence[int], align_corners: bool, return_probability: bool = False
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:

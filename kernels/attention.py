@@ -72,6 +72,7 @@ def attention_ref(
     return attention_qkv_ref(q, k, v, scale, bias, rotation).flatten(2)
 
 
+@launch.planned
 def attention(
     qkv: torch.Tensor,
     num_heads: int,
@@ -101,6 +102,7 @@ def attention(
     return torch.ops.dpt.attention(qkv.unflatten(2, (3, num_heads, -1)), None, None, scale, bias, rotation)[0].flatten(2)
 
 
+@launch.planned
 def attention_qkv(
     q: torch.Tensor,
     k: torch.Tensor,

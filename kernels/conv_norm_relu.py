@@ -117,6 +117,7 @@ def _checked(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x
 
 
+@launch.planned
 def conv_norm_relu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: BatchNormArguments | None = None, relu: bool = True
 ) -> torch.Tensor:

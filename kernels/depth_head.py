@@ -338,6 +338,7 @@ def _check_hidden(w1: torch.Tensor) -> int:
     return hidden
 
 
+@launch.planned
 def depth_head(
     x: torch.Tensor,
     w1: torch.Tensor,

@@ -71,6 +71,7 @@ def layernorm_linear_ref(
     return activated(linear, activation) if rotation is None else packed_rotated_ref(linear, rotation)
 
 
+@launch.planned
 def layernorm_linear(
     x: torch.Tensor,
     norm_weight: torch.Tensor,

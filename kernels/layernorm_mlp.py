@@ -49,6 +49,7 @@ def layernorm_mlp_ref(
     return linear_residual_ref(hidden, w2, b2, x, layer_scale)
 
 
+@launch.planned
 def layernorm_mlp(
     x: torch.Tensor,
     norm_weight: torch.Tensor,

@@ -36,6 +36,7 @@ def linear_residual_ref(
     return residual + (out if layer_scale is None else out * layer_scale.to(x.dtype))
 
 
+@launch.planned
 def linear_residual(
     x: torch.Tensor,
     weight: torch.Tensor,

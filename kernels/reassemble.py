@@ -248,6 +248,7 @@ def _differentiate_readout(ctx, grad):
 _readout_op.register_autograd(_differentiate_readout, setup_context=_save)
 
 
+@launch.planned
 def readout_project(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """GELU (erf) of the projection of each patch token together with the class token: (B, N, D), contiguous, in the tokens' dtype.
 
@@ -320,6 +321,7 @@ def _differentiate_transposed_conv(ctx, grad):
 _transposed_conv_op.register_autograd(_differentiate_transposed_conv, setup_context=_save)
 
 
+@launch.planned
 def transposed_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Transposed convolution whose stride is its kernel: (B, O, s*H, s*W), channels-last, in x's dtype.
 

@@ -202,6 +202,7 @@ def _checked(x, w1, b1, w2, b2, add) -> tuple[torch.Tensor, torch.Tensor | None]
     return x, add
 
 
+@launch.planned
 def residual_conv_unit(
     x: torch.Tensor,
     w1: torch.Tensor,

@@ -211,6 +211,7 @@ def _differentiate(ctx, grad):
 _upsample.register_autograd(_differentiate, setup_context=_save)
 
 
+@launch.planned
 def upsample_bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
     """``x`` (B, C, H, W) resized bilinearly to ``size`` = (H', W'): larger, smaller or the same. Channels-last, in ``x``'s dtype.
 

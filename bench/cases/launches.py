@@ -30,7 +30,7 @@ from dpt.kernels.tools import spaces
 from dpt.kernels.tools.parity import float32_products
 from dpt.zoo import CONFIGS
 
-from ..harness.hollow import Form, Hollow, implementation
+from ..harness.hollow import Form, Hollow
 from ..harness.shrunk import shortened
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -107,7 +107,7 @@ class Call:
         """Make it; where launches are recorded, or a driver launches nothing."""
         arguments = (value.tensor() if isinstance(value, Memory) else value for value in self.arguments)
         with launch.stand_ins(), Hollow(), torch.no_grad(), float32_products(self.precision):
-            implementation(self.op)(*arguments)
+            launch.implementation(self.op)(*arguments)
 
 
 @functools.lru_cache(maxsize=2)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpt.kernels import launch
 
 # What does run: it makes tensors without filling them, or asks about them.
 RUNS = ("empty", "empty_strided", "empty_like", "new_empty", "set_", "resize_", "is_same_size", "item", "_local_scalar_dense", "lift_fresh")
@@ -45,7 +46,7 @@ class Hollow(TorchDispatchMode):
             self.called(name, args)
         if func.namespace == "dpt" and self.launches:
             with self:
-                return implementation(name)(*args, **kwargs)
+                return launch.implementation(name)(*args, **kwargs)
         short = name.removeprefix("aten::")
         if short in RUNS or short == "_unsafe_view" or (func.is_view and short not in COPIES_IF_IT_MUST):
             return func(*args, **kwargs)
@@ -62,11 +63,6 @@ class Hollow(TorchDispatchMode):
         result = pytree.tree_map(_made, found)
         self.computed(short, args, result)
         return result
-
-
-def implementation(name: str) -> Callable[..., Any]:
-    """What an op of `dpt.kernels`, "dpt::attention", does with real tensors."""
-    return OPDEFS[name]._init_fn
 
 
 @dataclass(frozen=True)

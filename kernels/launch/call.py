@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import recording
+from . import plans, recording
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
@@ -25,7 +25,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> Non
     if 0 in grid:
         return
     with _device_of(args):
-        kernel[grid](*args, **kwargs)
+        plans.launched(kernel, grid, args, kwargs, kernel[grid](*args, **kwargs))
 
 
 def _device_of(args: Iterable[Any]) -> contextlib.AbstractContextManager:

@@ -20,10 +20,9 @@ def input_precision(dtype: torch.dtype) -> str:
 
 def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """The tensors in autocast's dtype where autocast is on, as PyTorch's own matmuls take theirs; else as they are."""
-    device_type = next((t.device.type for t in tensors if t is not None), None)
-    if device_type is None or not torch.is_autocast_enabled(device_type):
+    dtype = next((_autocast_dtype(t.device.type) for t in tensors if t is not None), None)
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(device_type)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
 
 
@@ -33,9 +32,13 @@ def product_dtype(weight: torch.Tensor) -> torch.dtype:
     An op takes its weights as they are and converts them inside, in the forward and again in the backward: what it saves for the backward
     is then the parameter itself, and no copy of it.
     """
-    device_type = weight.device.type
+    return _autocast_dtype(weight.device.type) or weight.dtype
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """None where autocast is off, or there is none, as for the meta device."""
     follows = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if follows else weight.dtype
+    return torch.get_autocast_dtype(device_type) if follows else None
 
 
 def describable(*tensors: torch.Tensor) -> bool:

@@ -32,6 +32,11 @@ def has_kernels(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and INTERPRETED
 
 
+def may_have_kernels(tensor: torch.Tensor) -> bool:
+    """:func:`has_kernels` without a look at the GPU: False where it is False for sure."""
+    return tensor.is_cuda or _standing_in or INTERPRETED
+
+
 _standing_in = False
 
 
@@ -54,6 +59,11 @@ def runs_kernels(tensor: torch.Tensor, op: str) -> bool:
     return has_kernels(tensor) and (_only is None or op in _only)
 
 
+def restriction() -> frozenset[str] | None:
+    """The ops that :func:`only` has left to the kernels; None for all."""
+    return _only
+
+
 @contextlib.contextmanager
 def only(*ops: str) -> Iterator[None]:
     """Leave all ops but these to PyTorch, in the whole process: to measure what each of them gains."""
@@ -63,6 +73,11 @@ def only(*ops: str) -> Iterator[None]:
         yield
     finally:
         _only = before
+
+
+def named_family(tensor: torch.Tensor) -> str | None:
+    """The family that the environment names for a tensor that is on no GPU; None for others, whose family their device is of."""
+    return None if tensor.is_cuda else os.environ.get(INTERPRETED_FAMILY_VARIABLE)
 
 
 @functools.cache
@@ -85,6 +100,16 @@ def device_family(device: torch.device) -> str:
     if family not in TABLES:
         raise ValueError(f"{INTERPRETED_FAMILY_VARIABLE}={family}: must be one of {', '.join(TABLES)}")
     return family
+
+
+def current(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """A context in which the device of ``tensor`` is the current one."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _NOTHING
+    return torch.cuda.device(tensor.device)
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
@@ -63,9 +63,14 @@ def _entry(kernel_name: str, family: str, dtype: torch.dtype, shape: tuple[tuple
     return entry
 
 
+forgetting: list[Callable[[], None]] = []  # what else rests on choices, and forgets it
+
+
 def forget_choices() -> None:
-    """Choose again: a table that was read has been changed."""
+    """Choose again: a table that was read has been changed, or the driver."""
     _entry.cache_clear()
+    for forget in forgetting:
+        forget()
 
 
 def forget_tables() -> None:

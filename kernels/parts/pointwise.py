@@ -61,6 +61,7 @@ def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, .
 _op.register_autograd(_differentiate, setup_context=_save)
 
 
+@launch.planned
 def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, padded: bool = False) -> torch.Tensor:
     """x W^T + b: (..., O), in x's dtype; ``padded`` with rows a multiple of 16 numbers apart, if O is 16 or more. Differentiable.
 

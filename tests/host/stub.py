@@ -174,6 +174,7 @@ class Stub:
         self.library.stub_use(int(family.removeprefix("sm_")))
         os.environ[launch.INTERPRETED_FAMILY_VARIABLE] = family
         driver.set_active(StubDriver(family))
+        launch.forget_choices()
         return self.compiler.seen
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
