@@ -3,6 +3,7 @@
     models   each different call that the named models make of the ops, or a draw of them, and whole models: inference, training, autocast
     sizes    two models, and every op by itself, over thirty sizes of pictures: what they compile
     parity   the tests of `tests/kernels`, with their shapes and dtypes; what they say about numbers, of which there are none, is ignored
+    replays  each op by its plan, which is to launch what the op does
     ops      each op once (the default)
 
 Prints what was launched, and ends with 1 if a launch was refused.
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import pytest  # noqa: E402
+import replays  # noqa: E402
 import single_ops  # noqa: E402
 import stub  # noqa: E402
 import torch  # noqa: E402
@@ -144,9 +146,17 @@ def parity(gpu: stub.Stub, families: Sequence[str]) -> None:
         again(gpu.use(family), plugin.calls)
 
 
+def replayed(gpu: stub.Stub, families: Sequence[str]) -> None:
+    """Each op by its plan, and without."""
+    for family in families:
+        seen = gpu.use(family)
+        seen.where = "a plan"
+        seen.errors += [f"{seen.where}: {difference}" for difference in replays.differences(replays.Watch())]
+
+
 WITHOUT_OPS = ("test_adding_an_op", "test_fast")  # files and commands; whole models
 FAMILIES = ["sm_90", *sorted(set(launch.TABLES.values()) - {"sm_90"})]
-WHAT = {"ops": ops, "models": models, "sizes": sizes, "parity": parity}
+WHAT = {"ops": ops, "models": models, "sizes": sizes, "parity": parity, "replays": replayed}
 
 
 def main() -> int:

@@ -67,6 +67,12 @@ def test_sizes_do_not_recompile(tmp_path):
         assert of_models and of_models <= set(ledger.read(family))
 
 
+def test_plans_launch_what_their_ops_do(tmp_path):
+    """Kernel, grid, stream, tensor maps and every parameter, addresses by the memory that they lie in, in every dtype."""
+    for seen in on_stub("replays", tmp_path).values():
+        assert seen["launches"] > 100 and not seen["errors"]
+
+
 BROKEN = """
 import sys, tempfile
 from pathlib import Path
