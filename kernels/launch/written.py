@@ -299,7 +299,9 @@ class _Text:
         if hasattr(launcher, "arg_annotations"):
             rest = f"{packed}, None, None, None, None, None, {self._arguments((launcher.arg_annotations, launcher.kernel_signature), {})}"
             return f"{self.name(driver.active.utils.launch)}({where}, {rest}, ({args}))"
-        direct = inspect.getclosurevars(launcher.launch).nonlocals.get("launcher", launcher.launch)  # of an older Triton
+        direct = launcher.launch  # of an older Triton: a function made for the kernel, or what makes tensor maps for it
+        if not inspect.isbuiltin(direct):
+            direct = inspect.getclosurevars(direct).nonlocals["launcher"]
         return f"{self.name(direct)}({where}, None, None, {packed}, None, None, None, {args})"
 
     def _kernel_argument(self, value: Any, encodings: Iterator[dict[str, Any]]) -> str:
