@@ -82,6 +82,11 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("of floor", lambda row: _percent(row.roofline_share)),
         DIFFERENCE,
     ),
+    "host": (
+        *LATENCY,
+        Column("launches", lambda row: str(row.facts.get("launches", ""))),
+        Column("calls of PyTorch", lambda row: str(row.facts.get("calls of PyTorch", ""))),
+    ),
 }
 
 

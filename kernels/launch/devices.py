@@ -102,16 +102,6 @@ def device_family(device: torch.device) -> str:
     return family
 
 
-def current(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
-    """A context in which the device of ``tensor`` is the current one."""
-    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
-        return _NOTHING
-    return torch.cuda.device(tensor.device)
-
-
-_NOTHING = contextlib.nullcontext()
-
-
 @functools.cache
 def _multiprocessors_of_gpu(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count

@@ -34,7 +34,8 @@ P, R = ParamSpec("P"), TypeVar("R")
 # each call.
 Plan = tuple[Callable[..., bool], Callable[..., Any] | None]
 
-MOST = 256  # plans of an op; beyond, all are forgotten
+# What is kept of an op; beyond, all is forgotten. A model has a few forms of it, and as many again for each size of pictures.
+MOST, MOST_OF_A_KEY = 512, 32
 SIMPLE = {int, float, bool, str}
 SEQUENCES = {tuple, list, torch.Size}
 
@@ -74,39 +75,41 @@ def planned(op: Callable[P, R]) -> Callable[P, R]:
         if torch.compiler.is_compiling():
             return op(*args, **kwargs)
         tensors: list[torch.Tensor] = []
-        key: list[Any] = []
-        sorted_ = _sort(args, tensors, key) and (not kwargs or _sort((*kwargs, *kwargs.values()), tensors, key))
-        if not sorted_ or not tensors or not devices.may_have_kernels(tensors[0]) or _in_the_way(tensors):
+        rest: list[Any] = []
+        plain = _sort(args, tensors, rest) and (not kwargs or _sort((*kwargs, *kwargs.values()), tensors, rest))
+        if not plain or not tensors or not devices.may_have_kernels(tensors[0]) or _in_the_way(tensors):
             return op(*args, **kwargs)
-        key += tensors[0].shape, devices.named_family(tensors[0])
-        known = plans.setdefault(tuple(key), [])
-        for is_of_form, replay in known:
+        key = (tensors[0].shape, devices.named_family(tensors[0]), *rest)
+        for is_of_form, replay in plans.get(key, ()):
             if is_of_form(*tensors):
                 result = op(*args, **kwargs) if replay is None else replay(*tensors)
                 if result is not ANOTHER_FORM:
                     return result
         result, plan = _first(op, args, kwargs, tensors)
-        if plan is not None:
-            if sum(map(len, plans.values())) >= MOST:
+        if plan is not None:  # each step is whole by itself: two threads may do this at once
+            if len(plans) >= MOST:
                 plans.clear()
-            known.append(plan)
+            of_key = plans.setdefault(key, [])
+            if len(of_key) >= MOST_OF_A_KEY:
+                of_key.clear()
+            of_key.append(plan)
         return result
 
     return wrapper
 
 
-def _sort(values: Any, tensors: list[torch.Tensor], key: list[Any]) -> bool:
-    """Tensors among arguments to the one, all else to the other; False where there is something that has no plan."""
+def _sort(values: Any, tensors: list[torch.Tensor], rest: list[Any]) -> bool:
+    """Tensors among arguments to the one, all else, and where they stood, to the other; False where there is something that has no plan."""
     for value in values:
         kind = type(value)
         if kind is nn.Parameter or kind is torch.Tensor:
             tensors.append(value)
-            key.append(torch.Tensor)
+            rest.append(torch.Tensor)
         elif value is None or kind in SIMPLE:
-            key.append(value)
+            rest.append(value)
         elif kind in SEQUENCES:
-            key.append(len(value))
-            if not _sort(value, tensors, key):
+            rest.append(len(value))
+            if not _sort(value, tensors, rest):
                 return False
         else:
             return False
@@ -166,6 +169,6 @@ def _first(op: Callable[..., Any], args: Any, kwargs: Any, tensors: list[torch.T
         _tape.reset(token)
     replay = None
     with contextlib.suppress(Unplannable):
-        replay, _ = replay_of(tape, result)
+        replay = replay_of(tape, result)
     sizes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
     return result, (TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check, replay)

@@ -160,8 +160,8 @@ class Maps(dict[int, Any]):
         return made
 
 
-def replay_of(tape: Tape, result: Any) -> tuple[Callable[..., Any], str]:
-    """``replay(*tensors)``, which does what the tape did for other tensors of the same forms, and its text. Raises Unplannable."""
+def replay_of(tape: Tape, result: Any) -> Callable[..., Any]:
+    """``replay(*tensors)``, which does what the tape did for other tensors of the same forms; its text is its ``__doc__``. Unplannable."""
     if tape.unplannable:
         raise Unplannable(tape.unplannable)
     if any(tensor.data_ptr() % ALIGNMENT for tensor in tape.arguments):
@@ -171,7 +171,9 @@ def replay_of(tape: Tape, result: Any) -> tuple[Callable[..., Any], str]:
     arguments = ", ".join(tape.value(tensor).name for tensor in tape.arguments)
     written = f"def replay({arguments}):\n" + "".join(f"    {line}\n" for line in lines)
     exec(compile(written, "<plan>", "exec"), text.names)
-    return text.names["replay"], written
+    replay: Callable[..., Any] = text.names["replay"]
+    replay.__doc__ = written
+    return replay
 
 
 class _Text:
@@ -223,13 +225,13 @@ class _Text:
         """The device is made the current one; and what is not as it was in the tape's call is another form."""
         arguments = [self.tape.value(tensor) for tensor in self.tape.arguments]
         if self.addressed:
-            stream, present = self.name(driver.active.get_current_stream), self.name(driver.active.get_current_device)
-            device = driver.active.get_current_device()
+            stream, present = driver.active.get_current_stream, driver.active.get_current_device
+            device = arguments[0].tensor.get_device() if arguments[0].tensor.is_cuda else present()
             if arguments[0].tensor.is_cuda:
-                yield f"if {present}() != {device}:"
+                yield f"if {self.name(present)}() != {device}:"
                 yield f"    with {self.name(torch.cuda.device)}({device}):"
                 yield f"        return replay({', '.join(value.name for value in arguments)})"
-            yield f"stream = {stream}({device})"
+            yield f"stream = {self.name(stream)}({device})"
         yield from (f"a{value.name} = {value.name}.data_ptr()" for value in arguments)
         differs = [f"({' | '.join(f'a{value.name}' for value in arguments)}) % {ALIGNMENT}"]
         for value in arguments:

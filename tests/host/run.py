@@ -28,10 +28,10 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import pytest  # noqa: E402
 import replays  # noqa: E402
 import single_ops  # noqa: E402
-import stub  # noqa: E402
 import torch  # noqa: E402
 
 from bench.cases import launches  # noqa: E402
+from bench.harness import stub  # noqa: E402
 from bench.harness.hollow import Hollow  # noqa: E402
 from bench.harness.shrunk import shortened  # noqa: E402
 from dpt.kernels import launch  # noqa: E402
@@ -151,7 +151,7 @@ def replayed(gpu: stub.Stub, families: Sequence[str]) -> None:
     for family in families:
         seen = gpu.use(family)
         seen.where = "a plan"
-        seen.errors += [f"{seen.where}: {difference}" for difference in replays.differences(replays.Watch())]
+        seen.errors += [f"{seen.where}: {difference}" for difference in replays.differences(seen)]
 
 
 WITHOUT_OPS = ("test_adding_an_op", "test_fast")  # files and commands; whole models

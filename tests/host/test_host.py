@@ -76,8 +76,9 @@ def test_plans_launch_what_their_ops_do(tmp_path):
 BROKEN = """
 import sys, tempfile
 from pathlib import Path
-sys.path[:0] = [{root!r}, {here!r}]
-import stub, torch
+sys.path[:0] = [{root!r}]
+import torch
+from bench.harness import stub
 from dpt.kernels import attention, launch
 from dpt.kernels.tools import ledger
 
@@ -131,7 +132,7 @@ def grid(*sides):
 )
 def test_what_is_broken_is_refused(what, says, tmp_path):
     """Each rule by a launch that breaks it; the same launch as it is passes."""
-    code = BROKEN.format(root=str(ROOT), here=str(ROOT / "tests" / "host"), what=what)
+    code = BROKEN.format(root=str(ROOT), what=what)
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     if "NoCompiler" in done.stderr:
         pytest.skip("there is no C compiler here")

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.cases.ops import ops
 from dpt.kernels import launch
 from dpt.kernels.attention import attention, attention_qkv
+from dpt.kernels.conv_norm_relu import conv_norm_relu
 from dpt.kernels.launch import plans
 from dpt.kernels.layernorm_linear import layernorm_linear
 from dpt.kernels.parts.maps import empty_channels_last
@@ -101,18 +102,20 @@ def test_another_form_is_worked_out(device, worked_out):
 
 @torch.no_grad()
 def test_switches(device, worked_out):
-    """The precision of float32 products is asked in each call."""
+    """The precision of float32 products is asked in each call, that of matrices and that of convolutions."""
     from dpt.kernels.tools.parity import float32_products
 
     arguments = a_linear(device)
-    exact = layernorm_linear(**arguments)
-    with float32_products("tf32"), launch.without_plans():
-        wanted = layernorm_linear(**arguments)
-    for _ in range(2):
-        with float32_products("tf32"):
-            assert same(layernorm_linear(**arguments), wanted)
-        assert same(layernorm_linear(**arguments), exact)
-    assert len(worked_out) == 2 and not same(exact, wanted)
+    x, weight = torch.randn(1, 32, 6, 6, device=device), torch.randn(32, 32, 3, 3, device=device)
+    for number, call in enumerate((lambda: layernorm_linear(**arguments), lambda: conv_norm_relu(x, weight)), 1):
+        exact = call()
+        with float32_products("tf32"), launch.without_plans():
+            wanted = call()
+        for _ in range(2):
+            with float32_products("tf32"):
+                assert same(call(), wanted)
+            assert same(call(), exact)
+        assert len(worked_out) == 2 * number and not same(exact, wanted)
 
 
 @torch.no_grad()
@@ -258,3 +261,19 @@ def test_views_that_share_memory(device, worked_out):
             wanted = attention_qkv(q, k, v)
         assert same(attention_qkv(q, k, v), wanted)
     assert len(worked_out) == 1
+
+
+@torch.no_grad()
+def test_misaligned(device, worked_out, monkeypatch):
+    """Triton compiles other code for an address that 16 does not divide: after a call with one that it does, too."""
+    plain, behind = torch.randn(2, 5, 32, device=device), torch.randn(1 + 2 * 5 * 32, device=device)[1:].view(2, 5, 32)
+    seen, launched = [], launch.launch
+    arguments = a_linear(device)
+    for x in (plain, behind, plain, behind):
+        layernorm_linear(**{**arguments, "x": x})
+    assert len(worked_out) == 2
+    monkeypatch.setattr(launch, "launch", lambda kernel, *rest, **options: seen.append(kernel) or launched(kernel, *rest, **options))
+    layernorm_linear(**{**arguments, "x": plain})
+    assert not seen
+    layernorm_linear(**{**arguments, "x": behind})
+    assert seen, "a plan ran on an address that it was not made for"

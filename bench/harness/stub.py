@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.utils import _pytree as pytree
 from triton.backends.nvidia import driver as nvidia
 from triton.compiler import compiler
 from triton.runtime import driver
@@ -29,6 +30,9 @@ from dpt.kernels.tools import ledger
 
 HERE = Path(__file__).parent
 HIDDEN_PARAMETERS = 2  # of a kernel's entry point: Triton's scratch memories
+
+
+EMPTY = torch.empty_strided
 
 
 class NoCompiler(Exception):
@@ -187,3 +191,71 @@ class Stub:
         except Exception as error:
             seen.errors.append(f"{seen.where}: {kernel.__name__}{grid}: {type(error).__name__}: {error}")
             raise
+
+
+class Watch:
+    """While in force, keeps what Triton's launcher is told, for this and for all that was worked out before: addresses as places, which are
+    in a tensor that was given or in fresh memory of so many bytes."""
+
+    def __init__(self, seen: Seen):
+        self.seen = seen
+        self.calls: list[tuple[Any, ...]] = []
+        self.memory: list[tuple[int | None, int, int]] = []  # (which of the tensors, or None; address; bytes)
+        self.maps: dict[int, tuple[Any, Any]] = {}  # by identity, which they keep
+
+    def __enter__(self) -> Watch:
+        utils = driver.active.utils
+        self.launch, self.encode = utils.launch, utils.fill_tma_descriptor_tiled
+        self._install(self._launched, self._encoded, self._allocated)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._install(self.launch, self.encode, EMPTY)
+
+    def _install(self, launched: Any, encoded: Any, empty: Any) -> None:
+        utils = driver.active.utils
+        utils.launch, utils.fill_tma_descriptor_tiled, torch.empty_strided = launched, encoded, empty
+        self.seen.forget()  # launchers that hold what was there
+        launch.forget_choices()
+
+    def of(self, call: Any, tensors: Any = ()) -> list[tuple[Any, ...]]:
+        """What is launched by a call that is given these tensors: (grid, stream, function, options, ..., arguments)."""
+        self.calls, self.memory = [], []
+        for place, tensor in enumerate(tensors):
+            self.note(place, tensor)
+        call()
+        return self.calls
+
+    def note(self, name: int | None, tensor: torch.Tensor) -> None:
+        """A tensor whose memory is a place."""
+        storage = tensor.untyped_storage()
+        self.memory.insert(0, (name, storage.data_ptr(), storage.nbytes()))
+
+    def _allocated(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = EMPTY(*args, **kwargs)
+        self.note(None, tensor)
+        return tensor
+
+    def _encoded(self, *args: Any) -> Any:
+        made = self.encode(*args)
+        self.maps[id(made)] = made, args
+        return made
+
+    def _launched(self, *args: Any) -> Any:
+        *before, _, _, _, _, _, _, signature, given = args  # hooks, scratch memories, annotations
+        self.calls.append((*before, bytes(signature), *map(self._told, pytree.tree_leaves(list(given)))))
+        return self.launch(*args)
+
+    def _told(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._place(value.data_ptr())
+        if id(value) in self.maps:
+            address, *rest = self.maps[id(value)][1]
+            return self._place(address), *map(repr, rest)
+        return self._place(value) if isinstance(value, int) and value > 1 << 32 else repr(value)
+
+    def _place(self, address: int) -> tuple[Any, ...]:
+        for name, begin, size in self.memory:
+            if begin <= address < begin + max(size, 1):
+                return name, size, address - begin
+        return (bool(address),)

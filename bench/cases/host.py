@@ -1,0 +1,160 @@
+"""The host's work: how long a call keeps the processor until everything is queued, which is what a GPU may have to wait for.
+
+On a CPU the calls go to a stub of the driver (`harness/stub.py`), as on an H100, in a process of their own, and PyTorch's own arithmetic is
+left out (`harness/silent.py`): `python -m bench.cases.host` is that process. What is counted is the processor's time of the thread that
+calls. The gate compares what was launched: kernels, grids, arguments but for addresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dpt
+from dpt.kernels import launch
+
+from .. import ROOT
+from ..harness import measure, silent, stub
+from ..harness.runner import Case, Context, Prepared, Unavailable
+from . import models
+from .ops import ops
+
+ANEW, PLANNED = "fast, worked out in each call", "fast, by plans"
+FAMILY = "sm_90"
+CALLS = 10  # that are timed together
+# Ops, by the name of their benchmark case, at its last shape: the largest; and whole models.
+OPS = ("attention", "layernorm_linear", "linear_residual", "layernorm_mlp", "residual_conv_unit, norms and add")
+MODELS = {"dpt-base-ade20k": (512, 512), "dpt-large-midas": (384, 384)}
+
+
+@dataclass
+class OpenedHost:
+    """A case in the process that makes its calls: ``ask(contender, what)`` gives seconds a call, or what was launched."""
+
+    ask: Callable[[str, str], list[float]]
+    flops: int | None = None
+    bytes: int | None = None
+    per_run: float = 1.0
+    unit: str = "calls"
+    rms: bool = False
+
+    def exact(self) -> Sequence[torch.Tensor]:
+        return [torch.tensor(self.ask(ANEW, "launches"), dtype=torch.float32)]
+
+    def other_plain(self) -> Sequence[torch.Tensor] | None:
+        return None
+
+    def prepare(self, contender: str) -> Prepared:
+        launches = self.exact() if contender == ANEW else [torch.tensor(self.ask(contender, "launches"), dtype=torch.float32)]
+        facts = {"launches": len(launches[0]), "calls of PyTorch": int(self.ask(contender, "calls")[0])}
+        return Prepared(lambda index: self.ask(contender, "seconds")[0], lambda: launches, recorded=lambda: None, facts=facts)
+
+
+def cases(device_type: str, importance: float) -> list[Case]:
+    """Each op and each model."""
+    return [
+        Case(
+            suite="host",
+            name=f"{name}, host, bfloat16",
+            dtype=torch.bfloat16,
+            shape=MODELS.get(name, ()),
+            contenders=(ANEW, PLANNED),
+            open=lambda context, name=name: OpenedHost(_process(context, name)),
+            importance=importance + (name not in MODELS),
+            unavailable=None if device_type == "cpu" else "measured on the driver's stub, without a GPU",
+            key=f"host {name in MODELS}",
+        )
+        for name in (*MODELS, *OPS)
+    ]
+
+
+def _process(context: Context, name: str) -> Callable[[str, str], list[float]]:
+    """Asks the process of one case, which ends with the session."""
+    command = [sys.executable, "-m", "bench.cases.host", name, *(["--toy"] if context.toy else [])]
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    context.cache[f"host {name}"] = child
+
+    def ask(contender: str, what: str) -> list[float]:
+        print(json.dumps([contender, what]), file=child.stdin, flush=True)
+        answer = child.stdout.readline()
+        if not answer:
+            raise Unavailable(f"the process that makes the calls ended with {child.wait()}")
+        return json.loads(answer)
+
+    return ask
+
+
+def called(name: str, toy: bool) -> Callable[[], Any]:
+    """The call of a case, on tensors without numbers."""
+    if name in MODELS:
+        with torch.device("meta"):
+            model = dpt.build(models.toy(dpt.zoo.config_of(name)) if toy else name, fast=True, dtype=torch.bfloat16).eval()
+        model = model.to_empty(device="cpu")
+        side = 3 * model.config.encoder.patch_size
+        size = (side, side) if toy else MODELS[name]
+        x = torch.empty(1, 3, *size, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        return lambda: model(x)
+    op = next(op for op in ops() if op.name == name)
+    shape = op.toy if toy else op.shapes[-1]
+    tensors = [
+        torch.empty(argument.shape, dtype=torch.bfloat16, memory_format=torch.channels_last if argument.map else torch.contiguous_format)
+        for argument in op.arguments(shape)
+    ]
+    return lambda: op.call(shape, *tensors)
+
+
+def _seconds(call: Callable[[], Any], seen: stub.Seen) -> list[float]:
+    """Of a call; before, the addresses that it meets again are met once."""
+    call()
+    call()
+    started = time.thread_time()
+    for _ in range(CALLS):
+        call()
+    return [(time.thread_time() - started) / CALLS]
+
+
+def _launches(call: Callable[[], Any], seen: stub.Seen) -> list[float]:
+    """A checksum of each launch, of the second call, which is by plans where there are any. Addresses are left out."""
+    with stub.Watch(seen) as watch:
+        watch.of(call)
+        watch.note = lambda name, tensor: None
+        return [float(zlib.crc32(repr(told).encode()) % (1 << 24)) for told in watch.of(call)]
+
+
+def _calls(call: Callable[[], Any], seen: stub.Seen) -> list[float]:
+    """How many PyTorch itself makes."""
+    silent.CALLED.clear()
+    call()
+    return [silent.CALLED.total()]
+
+
+ANSWERS = {"seconds": _seconds, "launches": _launches, "calls": _calls}
+
+
+def serve(name: str, toy: bool) -> None:
+    """Answer what is asked on standard input, a line each, by a list of numbers."""
+    measure.keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        seen = stub.Stub(Path(folder)).use(FAMILY)
+        call = called(name, toy)
+        kept = silent.silence()  # noqa: F841 - in force for as long as it lives
+        with torch.inference_mode():
+            for line in sys.stdin:
+                contender, what = json.loads(line)
+                with launch.without_plans() if contender == ANEW else contextlib.nullcontext():
+                    print(json.dumps(ANSWERS[what](call, seen)), flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], "--toy" in sys.argv[2:])
