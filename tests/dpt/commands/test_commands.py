@@ -21,7 +21,7 @@ from PIL import Image
 
 import dpt
 from dpt.commands import main, picture_paths, predict, running
-from dpt.inference import images, outputs
+from dpt.inference import drawing, images, outputs
 from dpt.inference.prediction import Prediction
 from dpt.zoo import CONFIGS
 
@@ -354,17 +354,21 @@ def test_a_picture_too_large_for_memory(run, photos, monkeypatch):
     """Blind spot: a MemoryError of NumPy while results are drawn, or PyTorch's RuntimeError, end the run of all pictures."""
     full, calls = (
         "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
-        iter("ab"),
+        iter("a-b-"),
     )
 
-    def colored(depth, inverse, drawn=outputs.colored):
-        if next(calls, None) == "a":
-            raise MemoryError
+    def colored(depth, inverse, drawn=drawing.colored):
+        match next(calls, None):
+            case "a":
+                raise MemoryError
+            case "b":
+                raise RuntimeError(full)
         return drawn(depth, inverse)
 
-    monkeypatch.setattr(outputs, "colored", colored)
-    code, output, errors = run(photos)
-    assert code == 1 and "1 done" in output and "a.jpg: memory ran out" in errors
+    monkeypatch.setattr(drawing, "colored", colored)
+    for _ in "ab":
+        code, output, errors = run(photos, "--overwrite")
+        assert code == 1 and "1 done" in output and "memory ran out" in errors and "alloc_cpu" not in errors
     forward, first = dpt.DPT.forward, iter("a")
 
     def failing(self, x):
