@@ -95,6 +95,21 @@ class Crossings(TorchDispatchMode):
         return result
 
 
+def refuse_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's numbers made a tensor on the device: a copy that is waited for, of which "meta" makes none, and so nothing is seen."""
+
+    def refused(make):
+        def checked(*args, **kwargs):
+            made = make(*args, **kwargs)
+            assert not made.is_meta, "a tensor on the device, of Python's numbers"
+            return made
+
+        return checked
+
+    for owner, name in ((torch.Tensor, "new_tensor"), (torch, "tensor"), (torch, "as_tensor"), (torch, "from_numpy")):
+        monkeypatch.setattr(owner, name, refused(getattr(owner, name)))
+
+
 TASKS = {
     "dpt-large-midas": {},
     "dpt-base-ade20k": {"probability": True},
@@ -138,6 +153,7 @@ def test_nothing_waits_between_a_picture_and_its_map(monkeypatch, name):
         monkeypatch.setattr(taps, function.__name__, function.__wrapped__)
     with torch.device("meta"):
         model = dpt.build(config).eval()
+    refuse_lists(monkeypatch)
     with torch.inference_mode(), Crossings(locked) as crossings:
         found = predicting._found(model, loaded, 4, options, Beside(drawn=True))
         transfer.Fetched(found)
@@ -156,6 +172,7 @@ def test_resizing_waits_for_nothing(monkeypatch, mode):
     monkeypatch.setattr(transfer, "_page_locked", lambda shape, dtype: locked.append(torch.empty(shape, dtype=dtype)) or locked[-1])
     for function in (taps.interpolated, taps.area):
         monkeypatch.setattr(taps, function.__name__, function.__wrapped__)
+    refuse_lists(monkeypatch)
     x = torch.empty(1, 3, 40, 60, device="meta")
     with Crossings(locked) as crossings:
         for size in ((20, 30), (20, 15), (17, 40), (80, 90), (40, 60)):
