@@ -6,7 +6,7 @@ from bench.cases import pictures
 from bench.harness.runner import Case
 
 CARRIED = ("dpt-tiny-depth", "dpt-tiny-scenes")
-SIZES = (((480, 640), 0.2), ((1080, 1920), 3.4), ((3000, 4000), 4.4))
+SIZES = (((480, 640), 1.5), ((1080, 1920), 4.2), ((3000, 4000), 5.2))
 ROWS = tuple(
     pictures.PictureRow(model, size, (1, 8), importance + 0.1 * place) for size, importance in SIZES for place, model in enumerate(CARRIED)
 )
