@@ -22,11 +22,13 @@ ROUNDS = {
     ("cpu", "models"): measure.Rounds(5, 30, 10.0),
     ("cpu", "steps"): measure.Rounds(5, 30, 10.0),
     ("cpu", "training"): measure.Rounds(5, 15, 10.0),
+    ("cpu", "pictures"): measure.Rounds(5, 15, 10.0),
     ("cpu", "kernels"): measure.Rounds(9, 50, 1.0),
     ("cpu", "host"): measure.Rounds(20, 100, 5.0),
     ("cuda", "models"): measure.Rounds(20, 100, 4.0),
     ("cuda", "steps"): measure.Rounds(20, 100, 4.0),
     ("cuda", "training"): measure.Rounds(10, 40, 6.0),
+    ("cuda", "pictures"): measure.Rounds(5, 20, 6.0),
     ("cuda", "kernels"): measure.Rounds(20, 100, 0.3),
     ("cuda", "host"): measure.Rounds(20, 100, 5.0),
 }

@@ -14,7 +14,14 @@ from .charts import CHARTED, charted_rows
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NO_GPU = "**No GPU run exists yet.** The kernels need a GPU: what follows is of a CPU, where none of them runs."
 NOTHING = "**No run has been recorded yet**, neither on a GPU nor on a CPU."
-TITLES = {"models": "Whole models", "steps": "Step by step", "training": "Training step", "kernels": "Kernels", "host": "The host's work"}
+TITLES = {
+    "models": "Whole models",
+    "steps": "Step by step",
+    "training": "Training step",
+    "pictures": "From files to files",
+    "kernels": "Kernels",
+    "host": "The host's work",
+}
 AGAIN = "-again.json"
 
 

@@ -75,6 +75,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ROOFLINE,
         DIFFERENCE,
     ),
+    "pictures": (
+        *LATENCY,
+        Column("pictures/s", lambda row: _scaled(row.per_second, 1), absolute=True),
+        MEMORY,
+        DIFFERENCE,
+    ),
     "kernels": (
         *LATENCY,
         Column("TFLOP/s", lambda row: _rate(row.flops, row, 1e12), absolute=True),

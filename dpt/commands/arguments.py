@@ -115,7 +115,8 @@ def _fast(parser: Parser) -> None:
 
 
 def _batch_size(parser: Parser) -> None:
-    parser.add_argument("--batch-size", type=_COUNT, default=1, metavar="N", help="pictures at a time (default: %(default)s)")
+    help = "pictures of one size in the network at a time; too few are filled up, which costs as much (default: %(default)s)"
+    parser.add_argument("--batch-size", type=_COUNT, default=1, metavar="N", help=help)
 
 
 def _focal(parser: Parser) -> None:

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from torch import nn
 
 Item = TypeVar("Item")
 # Of glibc's malloc.h: M_MMAP_THRESHOLD, above which memory is mapped anew, as what a damaged file announces and never fills should be;
@@ -59,24 +58,47 @@ def keep_freed_memory() -> bool:
 
 
 class Stopwatch:
-    """Adds up the seconds of a model's forward passes; on an accelerator each is waited for, as whoever fetches its result does anyway."""
+    """Adds up the seconds that a device spends on what is queued while this is entered, which is once at a time.
 
-    def __init__(self, model: nn.Module):
-        self.seconds = 0.0
-        self._device = next(model.parameters()).device
-        self._hooks = [model.register_forward_pre_hook(self._start), model.register_forward_hook(self._stop, always_call=True)]
+    On CUDA between two events, for which nobody waits before `seconds` is read; on another accelerator it is waited for at both ends.
+    """
 
-    def remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+    def __init__(self, device: torch.device):
+        self._device, self._seconds, self._started = device, 0.0, 0.0
+        self._pairs: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()  # start and end of what may not have ended yet
+
+    @property
+    def seconds(self) -> float:
+        while self._pairs:
+            self._pairs[0][1].synchronize()
+            self._add_ended()
+        return self._seconds
+
+    def __enter__(self) -> None:
+        if self._device.type == "cuda":
+            self._add_ended()
+            self._start = self._event()
+        else:
+            self._started = self._now()
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self._pairs.append((self._start, self._event()))
+        else:
+            self._seconds += self._now() - self._started
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _add_ended(self) -> None:
+        """So no more events are held than there is work in the device's queue."""
+        while self._pairs and self._pairs[0][1].query():
+            start, end = self._pairs.popleft()
+            self._seconds += start.elapsed_time(end) / 1000
 
     def _now(self) -> float:
         if self._device.type not in ("cpu", "meta"):
             torch.accelerator.synchronize(self._device)
         return time.perf_counter()
-
-    def _start(self, *_: object) -> None:
-        self._started = self._now()
-
-    def _stop(self, *_: object) -> None:
-        self.seconds += self._now() - self._started

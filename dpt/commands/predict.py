@@ -20,10 +20,10 @@ from .. import __version__, checkpoints
 from ..distributed import gathered, joined, of_first
 from ..inference import outputs
 from ..inference.images import MAX_PIXELS, ImageError, NoFocalLength
-from ..inference.prediction import Result, predict_iter
+from ..inference.prediction import Beside, Result, predict_iter
 from ..model import DPT
 from ..system.disk import open_regular, prepare, remove_leftovers
-from ..system.endings import FAILED, CommandError, explained, of_the_machine, printable
+from ..system.endings import FAILED, CommandError, explained, of_the_machine, out_of_memory, printable
 from ..system.processes import Place
 from ..zoo import config_of
 from . import picture_paths, running
@@ -135,10 +135,12 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
             record = {"source": _identity(result.source), **made_with}
             for head in config.heads:
                 stem = outputs.stem_of(jobs[result.source], head, config)
-                outputs.write(stem, result.image, result.prediction, head, pfm=args.pfm, record=record)
+                drawn = result.drawn.get(head.task)
+                outputs.write(stem, result.image, result.prediction, head, pfm=args.pfm, record=record, drawn=drawn)
 
-    done, start, watch = tally.done, time.perf_counter(), Stopwatch(model)
-    results = predict_iter(model, jobs, batch_size=args.batch_size, max_pixels=args.max_pixels or MAX_PIXELS, **running.choices(args))
+    done, start, watch = tally.done, time.perf_counter(), Stopwatch(next(model.parameters()).device)
+    counts = {"batch_size": args.batch_size, "max_pixels": args.max_pixels or MAX_PIXELS}
+    results = predict_iter(model, jobs, Beside(drawn=True, clock=watch), **counts, **running.choices(args))
     written = in_threads(write, results, min(WRITERS, torch.get_num_threads()))
     share = "" if own.world == 1 else f", a share of {own.world}"  # one bar for all: theirs would overwrite each other
     bar = tqdm(desc=printable(config.name) + share, total=len(jobs), unit="picture", disable=len(jobs) < 2 or not own.first)
@@ -159,7 +161,7 @@ def _fail(result: Result, error: Exception | None, tally: _Tally) -> None:
     cause = error if result.error is None else result.error.__cause__
     if of_the_machine(cause, reading=error is None):
         raise CommandError(explained(cause), FAILED) from cause
-    if error is not None and not isinstance(error, OSError | MemoryError):
+    if error is not None and not (isinstance(error, OSError) or out_of_memory(error)):
         raise error
     tally.fail(result.source, str(result.error) if error is None else explained(error))
 

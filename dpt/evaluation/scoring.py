@@ -93,11 +93,11 @@ def scored(
     Args:
         model: a DPT, predicting as `dpt.inference.prediction.predict` does; or a function from a picture to its map.
         dataset: made for the head that is measured, which says whether depth is metres or inverse depth.
-        batch_size: pictures whose network sizes are equal run together, up to this many.
+        batch_size: pictures whose network sizes are equal run together, so many at a time: `predict`.
         max_depth: metres; what is farther counts as unknown. None is `dpt.evaluation.metrics.depth_limit`.
         protocol: one of `dpt.evaluation.protocols` that measures the head; None: "folder".
         own: this process among those that share the pictures. All of them call this and get the figures of one process alone, bit for bit:
-            a batch has the same pictures wherever it runs, and rows are put in the pictures' order.
+            a picture's map is the same in whatever batch, and rows are put in the pictures' order.
         options: test-time augmentation, windows and the focal length, those of `dpt.inference.prediction.predict`.
 
     Raises:

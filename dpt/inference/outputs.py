@@ -14,15 +14,18 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from torch import Tensor
 
 from ..config import DPTConfig, HeadConfig
 from ..system.disk import open_regular, write_whole
+from . import drawing
 from .prediction import Prediction
 
 RECORD = b"dpt {"  # what the comment with the record begins with: its JSON from the brace on
@@ -34,11 +37,9 @@ SUFFIXES = {  # by task, in the order they are written
     "segmentation": ("_overlay.jpg", ".png"),
     "normals": ("_color.jpg", ".npy", ".png"),
 }
-COLOR_MAP = "inferno"
 PNG_LEVEL = 3  # of zlib: 16-bit depth in half of the time of 6, Pillow's own, and a fifth larger
-STRIP_PIXELS = 1 << 16  # of depth that are worked on at once
 MAX_VIEW_SIDE = 16384  # of the pictures for people; JPEG ends at 65535
-_UNKNOWN = (128, 128, 128)  # colour of depths that are not finite
+Drawn = Mapping[str, np.ndarray]  # by its name in `drawing.DRAW`, what of a map is drawn already
 
 
 def result_name(picture: str, model: str, tasks: Sequence[str] = ()) -> str:
@@ -74,7 +75,14 @@ def result_paths(stem: Path, head: HeadConfig, pfm: bool = False) -> list[Path]:
 
 
 def write(
-    stem: Path, image: np.ndarray, prediction: Prediction, head: HeadConfig, *, pfm: bool = False, record: dict[str, Any] | None = None
+    stem: Path,
+    image: np.ndarray,
+    prediction: Prediction,
+    head: HeadConfig,
+    *,
+    pfm: bool = False,
+    record: dict[str, Any] | None = None,
+    drawn: Drawn | None = None,
 ) -> list[Path]:
     """Write `result_paths(stem, head, pfm)` and return them; folders are made.
 
@@ -86,6 +94,7 @@ def write(
     Args:
         image: the picture, uint8 (H, W, 3).
         record: what `read_record` will return, with "files" added: size and CRC-32 of what carries no record. JSON values.
+        drawn: of `Result.drawn` what is of this head; what is missing is drawn here.
 
     Raises:
         OSError: what could not be written and why.
@@ -96,14 +105,16 @@ def write(
     maps = {suffix: MAPS[suffix](found) for suffix in names.values() if suffix in MAPS}
     sums = {suffix: [len(content), zlib.crc32(content)] for suffix, content in maps.items()}
     comment = RECORD[:-1] + json.dumps({**(record or {}), "files": sums}, sort_keys=True).encode("ascii")
-    png = Image.fromarray(PIXELS[head.task](found, head))
+    drawn = drawn or {}
+    colours = functools.partial(_drawn, "colours", found, image, head, drawn)
+    png = Image.fromarray(_pixels(found, image, head, drawn))
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("comment", comment.decode("ascii"))
     if head.task == "depth":
         chunks.add_text("depth", meaning(head))
     writers: dict[str, Callable[[BinaryIO], object]] = {
-        "_color.jpg": lambda file: _save_view(beside(image, COLOURS[head.task](found, head), _metres(found, head)), comment, file),
-        "_overlay.jpg": lambda file: _save_view(overlay(image, found, head), comment, file),
+        "_color.jpg": lambda file: _save_view(beside(image, colours(), _metres(found, head)), comment, file),
+        "_overlay.jpg": lambda file: _save_view(with_legend(Image.fromarray(colours()), legend(found, head)), comment, file),
         ".png": lambda file: png.save(file, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL),
         **{suffix: functools.partial(_write_bytes, content) for suffix, content in maps.items()},
     }
@@ -210,35 +221,6 @@ def _jpeg_comment(file: BinaryIO) -> bytes:
     return b""
 
 
-def depth_to_uint16(depth: np.ndarray, relative: bool, scale: float = 1000.0) -> np.ndarray:
-    """(H, W) for a 16-bit PNG: relative depth, inverse or not, spread over 0..65535, or metres times `scale` clipped to that range.
-
-    What is not finite becomes 0, and so does a constant relative depth, which has no range to spread.
-    """
-    result = np.empty(depth.shape, np.uint16)
-    for rows, values in _spread(depth) if relative else _strips(depth):
-        values = np.nan_to_num(values * (65535 if relative else scale), nan=0, posinf=0, neginf=0)
-        result[rows] = np.rint(values.clip(0, 65535))
-    return result
-
-
-def _strips(depth: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Depth (H, W) in float64, a few rows at a time: what is made of them stays in the processor's cache."""
-    count = max(STRIP_PIXELS // depth.shape[1], 1)
-    for start in range(0, len(depth), count):
-        rows = slice(start, start + count)
-        yield rows, depth[rows].astype(np.float64)
-
-
-def _spread(depth: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """`_strips` with the finite depths moved to 0..1, all 0 if they are equal; the others NaN."""
-    finite = np.isfinite(depth)
-    low, high = (float(edge(depth, where=finite, initial=start)) for edge, start in ((np.min, np.inf), (np.max, -np.inf)))
-    for rows, values in _strips(depth):
-        values[~finite[rows]] = np.nan
-        yield rows, (values - low) / (high - low if high > low else 1)
-
-
 def npy_bytes(values: np.ndarray) -> bytes:
     """What `numpy.save` writes."""
     file = io.BytesIO()
@@ -255,36 +237,25 @@ def pfm_bytes(depth: np.ndarray) -> bytes:
 MAPS = {".npy": npy_bytes, ".pfm": pfm_bytes}  # the files of depth and normals themselves, which carry no record
 
 
-def normals_to_uint8(normals: np.ndarray) -> np.ndarray:
-    """Unit vectors (H, W, 3) as the colours of a PNG: -1..1 spread over 0..255; grey where they are not finite."""
-    colours = np.nan_to_num((normals.astype(np.float32) + 1) / 2, nan=0.5, posinf=0.5, neginf=0.5).clip(0, 1)
-    return cast(np.ndarray, np.rint(colours * 255).astype(np.uint8))
+def _pixels(found: np.ndarray, image: np.ndarray, head: HeadConfig, drawn: Drawn) -> np.ndarray:
+    """Of the PNG: depth of 16 bits, labels of 8 or 16, normals as colours."""
+    if head.task == "segmentation":
+        return found.astype(np.uint8 if found.dtype == np.uint8 else np.uint16)
+    return _drawn("colours" if head.task == "normals" else "pixels", found, image, head, drawn)
 
 
-PIXELS: dict[str, Callable[[np.ndarray, HeadConfig], np.ndarray]] = {  # of the PNG, by task
-    "depth": lambda depth, head: depth_to_uint16(depth, not head.metric, head.depth_scale),
-    "segmentation": lambda labels, head: labels.astype(np.uint8 if labels.dtype == np.uint8 else np.uint16),
-    "normals": lambda normals, head: normals_to_uint8(normals),
-}
+def _drawn(what: str, found: np.ndarray, image: np.ndarray, head: HeadConfig, drawn: Drawn) -> np.ndarray:
+    """What a GPU drew, or what is drawn now."""
+    return drawn[what] if what in drawn else drawing.DRAW[what][head.task](_tensor(found), _tensor(image), head).numpy()
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.require(values, requirements=("C", "W")))
 
 
 def colored(depth: np.ndarray, inverse: bool) -> np.ndarray:
-    """uint8 RGB (H, W, 3), near bright and far dark by matplotlib's inferno; grey where depth is not finite."""
-    from matplotlib import colormaps  # half a second that segmentation does not need
-
-    table = np.rint(colormaps[COLOR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
-    result = np.empty((*depth.shape, 3), np.uint8)
-    for rows, values in _spread(depth):
-        unknown, near = np.isnan(values), values if inverse else 1 - values
-        np.take(table, np.rint(np.where(unknown, 0, near) * 255).astype(np.uint8), axis=0, out=result[rows])
-        result[rows][unknown] = _UNKNOWN
-    return result
-
-
-COLOURS: dict[str, Callable[[np.ndarray, HeadConfig], np.ndarray]] = {  # for people, by task: uint8 (H, W, 3)
-    "depth": lambda depth, head: colored(depth, head.inverse),
-    "normals": lambda normals, head: normals_to_uint8(normals),
-}
+    """uint8 RGB (H, W, 3) of depth (H, W): `drawing.colored`."""
+    return drawing.colored(_tensor(depth), inverse).numpy()
 
 
 def meaning(head: HeadConfig) -> str:
@@ -321,18 +292,9 @@ def depth_scale(height: int, ends: tuple[str, str] = ("near", "far")) -> Image.I
     return canvas
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, head: HeadConfig, opacity: float = 0.55) -> Image.Image:
-    """The picture tinted by class, and below it a legend of the classes present with their share, the largest first.
-
-    The legend is `with_legend`'s.
-    """
-    return with_legend(tinted(image, labels, head, opacity), legend(labels, head))
-
-
-def tinted(image: np.ndarray, labels: np.ndarray, head: HeadConfig, opacity: float = 0.55) -> Image.Image:
-    """The picture, uint8 (H, W, 3), under the colours of its labels (H, W)."""
-    colours = np.take(np.asarray(head.palette, dtype=np.uint8), labels, axis=0)
-    return Image.blend(Image.fromarray(image), Image.fromarray(colours), opacity)
+def tinted(image: np.ndarray, labels: np.ndarray, head: HeadConfig) -> Image.Image:
+    """The picture, uint8 (H, W, 3), under the colours of its labels (H, W): `drawing.tinted`."""
+    return Image.fromarray(drawing.tinted(_tensor(image), _tensor(labels), head.palette).numpy())
 
 
 def legend(labels: np.ndarray, head: HeadConfig) -> list[tuple[str, tuple[int, int, int]]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config import InputConfig
 from . import taps
 from .images import ImageError
+from .transfer import constant, to_device
 
 STRIP_ELEMENTS = 1 << 24  # float32 logits at the picture's size that are held at once: 64 MB
 MAX_ASPECT = 32  # the network's longer side over the nominal one: beyond it memory runs out before anything is seen
@@ -126,18 +127,24 @@ def resized(x: Tensor, size: tuple[int, int], config: InputConfig) -> Tensor:
 
 
 def resize_and_normalise(
-    image: np.ndarray, config: InputConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, ratio: float = 1.0
+    image: np.ndarray | Tensor,
+    config: InputConfig,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    ratio: float = 1.0,
 ) -> Tensor:
-    """uint8 (H, W, 3) -> (1, 3, h, w) of `network_size`, not padded; computed in float32, returned in `dtype`."""
+    """uint8 (H, W, 3), of a tensor on the device itself -> (1, 3, h, w) of `network_size`, not padded; computed in float32, returned in
+    `dtype`."""
     height, width = image.shape[:2]
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+    pixels = image if isinstance(image, Tensor) else to_device(torch.from_numpy(np.ascontiguousarray(image)), device)
+    x = pixels.permute(2, 0, 1)[None].float()
     y_border, x_border = (_border(side, config) for side in (height, width))
     if y_border or x_border:
         x = F.pad(x, (x_border, x_border, y_border, y_border), mode="reflect")
     for size in _steps(height, width, config, ratio):
         x = resized(x, size, config)
         x = x.round().clamp(0, 255) if config.grey_levels else x
-    mean, std = (x.new_tensor(values).mul_(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    mean, std = (constant(tuple(values), x.device).mul(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return ((x - mean) / std).to(dtype)
 
 
@@ -202,7 +209,7 @@ def resized_strips(maps: Tensor, size: tuple[int, int], config: InputConfig) -> 
     """(K, h, w) resized to (K, *size) in float32, as `F.interpolate` would, in strips of rows: (rows, (K, rows, W))."""
     height, width = size
     index, weight = taps.interpolated(maps.shape[1], height, config.output_mode, config.output_align_corners)
-    index, weight = index.to(maps.device), weight.to(maps.device)
+    index, weight = to_device(index, maps.device), to_device(weight, maps.device)
     count = max(STRIP_ELEMENTS // (len(maps) * width), 1)
     for start in range(0, height, count):
         rows = slice(start, min(start + count, height))

@@ -7,16 +7,22 @@ Source: https://github.com/opencv/opencv, modules/imgproc/src/resize.cpp
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transfer import to_device
+
 LEAST_EDGE = 1e-3  # of a pixel: INTER_AREA leaves a smaller part of one out
+KEPT = 64  # taps that are kept on the host, for training too, wherever they were made: pictures of a folder are mostly of few sizes
 Taps = tuple[Tensor, Tensor]  # source rows, int64, and float32 weights, (target, taps) each
 
 
+@functools.lru_cache(maxsize=KEPT)
+@torch.inference_mode(False)
 def interpolated(source: int, target: int, mode: str, align_corners: bool = False, places: torch.dtype = torch.float64) -> Taps:
     """Of a bilinear (2 taps) or bicubic resize (4), as `torch.nn.functional.interpolate` without antialiasing; the places between the
     source's rows are rounded to a dtype."""
@@ -52,11 +58,13 @@ def resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 def _rows(image: Tensor, taps: Taps) -> Tensor:
     """(N, ...) resized along its first dimension: sums of whole rows, many times as fast on a CPU as picking each pixel."""
-    index, weight = (part.to(image.device) for part in taps)
+    index, weight = (to_device(part, image.device) for part in taps)
     found: Tensor = F.embedding_bag(index, image.flatten(1), per_sample_weights=weight, mode="sum")
     return found.view(-1, *image.shape[1:])
 
 
+@functools.lru_cache(maxsize=KEPT)
+@torch.inference_mode(False)
 def area(source: int, target: int) -> Taps:
     """Of INTER_AREA to a smaller target: the part that each source row has in a target row. Taps that are too many weigh nothing."""
     scale = 1 / (target / source)
@@ -99,7 +107,7 @@ def area_or_cubic(image: Tensor, size: tuple[int, int]) -> Tensor:
         total: Tensor = image.unflatten(-1, (size[1], columns)).sum(-1).unflatten(-2, (size[0], rows)).sum(-2)
         if rows == columns == 2:
             return torch.floor((total + 2) / 4)  # half a level up, where all others are rounded to even
-        return torch.round(total * image.new_tensor(1 / (rows * columns)))
+        return torch.round(total * image.new_full((), 1 / (rows * columns)))
     if larger:
         across, down = interpolated(width, size[1], "bicubic"), interpolated(height, size[0], "bicubic")
     else:
@@ -109,7 +117,7 @@ def area_or_cubic(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _summed(image: Tensor, taps: Taps, dim: int) -> Tensor:
     """One axis resized, tap after tap: INTER_AREA's order, in which what lies between two levels falls to the same."""
-    index, weight = (part.to(image.device) for part in taps)
+    index, weight = (to_device(part, image.device) for part in taps)
     total = image.new_zeros(())
     for k in range(index.shape[1]):
         total = total + image.index_select(dim, index[:, k]) * weight[:, k].view((-1,) + (1,) * (-1 - dim))

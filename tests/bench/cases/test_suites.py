@@ -1,4 +1,4 @@
-"""What the four suites measure."""
+"""What the five suites measure."""
 
 import importlib.util
 
@@ -32,6 +32,11 @@ def test_the_promised_cases_are_there():
     assert set(models.CONTENDERS) == wanted
     assert ("dpt-base-ade20k", 2) in {(case.facts["model"], case.facts["batch"]) for case in cases if case.suite == "training"}
     assert set(training.CONTENDERS) == {"plain", "fast"} and list(steps.STEPS)[0] == "plain float32"
+    of_pictures = [case for case in cases if case.suite == "pictures"]
+    assert {(case.facts["model"], case.facts["batch"], case.shape[2]) for case in of_pictures} == {
+        (model, batch, height) for model in ("dpt-tiny-depth", "dpt-tiny-scenes") for batch in (1, 8) for height in (480, 1080, 3000)
+    }
+    assert all({"plain, end to end", "plain, network alone", "fast, end to end"} <= set(case.contenders) for case in of_pictures)
     of_ops = [case for case in cases if case.suite == "kernels"]
     assert {bool(case.replays) for case in of_ops} == {True, False}
     assert {case.facts["direction"] for case in of_ops} == {"forward", "forward+backward"}

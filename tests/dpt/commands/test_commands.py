@@ -18,10 +18,11 @@ import pictures
 import pytest
 import torch
 from PIL import Image
+from staged import stage
 
 import dpt
 from dpt.commands import main, picture_paths, predict, running
-from dpt.inference import images, outputs
+from dpt.inference import drawing, images, outputs
 from dpt.inference.prediction import Prediction
 from dpt.zoo import CONFIGS
 
@@ -350,21 +351,39 @@ def test_a_picture_that_goes_away_meanwhile(run, photos, monkeypatch):
     assert code == 1 and "1 done" in output and "a.jpg: No such file or directory" in errors
 
 
+@pytest.mark.parametrize("model", ["dpt-tiny-depth", "dpt-tiny-scenes"])
+def test_a_device_draws_the_same_files(run, photos, tmp_path, monkeypatch, model):
+    """Blind spot: a GPU that is not asked to draw, or whose pictures the writers draw again; another picture's colours. It is a CPU."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(photos / "c.png")
+    assert run(photos, "--device", "cpu", model=model, out=tmp_path / "cpu")[0] == 0
+    told = stage(monkeypatch)
+    monkeypatch.setattr(outputs, "_tensor", lambda values: pytest.fail("drawn by a writer"))
+    code, output, _ = run(photos, "--device", "cpu", model=model, out=tmp_path / "staged")
+    assert code == 0 and "3 done" in output and told[:3] == ["recorded 0", "recorded 1", "waited 0"]
+    assert _names(tmp_path / "cpu") == _names(tmp_path / "staged") != set()
+    for name in _names(tmp_path / "cpu"):
+        assert (tmp_path / "cpu" / name).read_bytes() == (tmp_path / "staged" / name).read_bytes(), name
+
+
 def test_a_picture_too_large_for_memory(run, photos, monkeypatch):
     """Blind spot: a MemoryError of NumPy while results are drawn, or PyTorch's RuntimeError, end the run of all pictures."""
     full, calls = (
         "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
-        iter("ab"),
+        iter("a-b-"),
     )
 
-    def colored(depth, inverse, drawn=outputs.colored):
-        if next(calls, None) == "a":
-            raise MemoryError
+    def colored(depth, inverse, drawn=drawing.colored):
+        match next(calls, None):
+            case "a":
+                raise MemoryError
+            case "b":
+                raise RuntimeError(full)
         return drawn(depth, inverse)
 
-    monkeypatch.setattr(outputs, "colored", colored)
-    code, output, errors = run(photos)
-    assert code == 1 and "1 done" in output and "a.jpg: memory ran out" in errors
+    monkeypatch.setattr(drawing, "colored", colored)
+    for _ in "ab":
+        code, output, errors = run(photos, "--overwrite")
+        assert code == 1 and "1 done" in output and "memory ran out" in errors and "alloc_cpu" not in errors
     forward, first = dpt.DPT.forward, iter("a")
 
     def failing(self, x):

@@ -66,25 +66,6 @@ def test_pfm_layout(tmp_path):
     np.testing.assert_array_equal(np.frombuffer(content[12:], "<f4"), [-4, 5.5, 6, 1, 2, 3])
 
 
-def test_depth_png_values():
-    """Blind spot: constant depth divides by zero, NaN spreads, metres clipped or wrapped. Values by hand."""
-    nan, inf = np.nan, np.inf
-    for depth, inverse, wanted in [
-        ([[2, 2, 2]], True, [[0, 0, 0]]),
-        ([[0, 0, 0]], True, [[0, 0, 0]]),
-        ([[1, 2, 3]], True, [[0, 32768, 65535]]),
-        ([[-1, nan, 3, inf, -inf, 1]], True, [[0, 0, 65535, 0, 0, 32768]]),
-        ([[nan, inf]], True, [[0, 0]]),
-        ([[0.0014, 1.5, 65.535, 80, -3, nan, inf]], False, [[1, 1500, 65535, 65535, 0, 0, 0]]),
-        ([[1e-30, 2e-30]], True, [[0, 65535]]),
-        ([[-3e38, 3e38]], True, [[0, 65535]]),
-    ]:
-        with np.errstate(all="raise"):
-            values = outputs.depth_to_uint16(np.float32(depth), inverse)
-        assert values.dtype == np.uint16
-        np.testing.assert_array_equal(values, wanted)
-
-
 def test_depth_png_of_another_scale(tmp_path):
     """Blind spot: KITTI's depth in millimetres, which ends at 65 m, where its files have 256ths of a metre."""
     depth = np.float32([[1.5, 80], [0.004, 300]])
@@ -113,32 +94,6 @@ def test_metres_are_told(tmp_path, monkeypatch):
     monkeypatch.undo()
     wide, narrow = (outputs.depth_scale(48, ends).width for ends in (("3.25 m", "77.5 m"), ("near", "far")))
     assert wide > narrow
-
-
-def test_colors():
-    """Blind spot: near and far swapped between inverse depth and metres; a constant map; what is not finite."""
-    ramp = np.float32([[1, 2, 3, np.nan]])
-    inverse, metres = outputs.colored(ramp, True).astype(int), outputs.colored(ramp, False).astype(int)
-    assert inverse[0, 2].sum() > inverse[0, 1].sum() > inverse[0, 0].sum()
-    np.testing.assert_array_equal(inverse[0, [2, 1, 0]], metres[0, :3])
-    np.testing.assert_array_equal(inverse[0, 3], [128] * 3)
-    assert len(np.unique(outputs.colored(np.ones((3, 3), np.float32), True).reshape(-1, 3), axis=0)) == 1
-    assert (outputs.colored(np.full((2, 2), np.nan, np.float32), True) == 128).all()
-
-
-def test_colours_are_those_of_the_whole(monkeypatch):
-    """Blind spot: a seam between strips of rows, each spread over its own depths; the last strip, which is shorter; a far away NaN."""
-    depth = np.random.default_rng(0).normal(size=(37, 11)).astype(np.float32)
-    depth[3, 4], depth[36, 10] = np.nan, np.inf
-    found = []
-    for pixels in (1, 55, 1 << 16):
-        monkeypatch.setattr(outputs, "STRIP_PIXELS", pixels)
-        found.append([outputs.colored(depth, True), outputs.depth_to_uint16(depth, True), outputs.depth_to_uint16(depth, False)])
-    for other in found[1:]:
-        assert all(np.array_equal(one, two) for one, two in zip(found[0], other, strict=True))
-    known = depth[np.isfinite(depth)].astype(np.float64)
-    wanted = np.rint((depth.astype(np.float64) - known.min()) / (known.max() - known.min()) * 65535)
-    np.testing.assert_array_equal(found[0][1][np.isfinite(depth)], wanted[np.isfinite(depth)])
 
 
 def test_depth_scale():
@@ -216,7 +171,7 @@ def test_overlay(height, width):
     classes = (4, 2, 44) if width > 1 else (4,)
     labels = _labels(height, width, *classes)
     picture = np.zeros((height, width, 3), np.uint8)
-    canvas = np.array(outputs.overlay(picture, labels, ADE)).astype(int)
+    canvas = np.array(outputs.with_legend(outputs.tinted(picture, labels, ADE), outputs.legend(labels, ADE))).astype(int)
     np.testing.assert_allclose(canvas[height // 2, 0], np.array(ade20k.PALETTE[4]) * 0.55, atol=1)
     legend = canvas[height:]
     letter = min(max(max(height, width) // 45, 12), 72)
@@ -247,7 +202,8 @@ def test_the_legend_by_hand():
 def test_all_classes_fit_a_small_picture():
     """Blind spot: 150 entries beyond the canvas of a 100-pixel picture."""
     labels = np.arange(75 * 100).reshape(75, 100) % 150
-    canvas = np.array(outputs.overlay(np.zeros((75, 100, 3), np.uint8), labels.astype(np.uint8), ADE))
+    tinted = outputs.tinted(np.zeros((75, 100, 3), np.uint8), labels.astype(np.uint8), ADE)
+    canvas = np.array(outputs.with_legend(tinted, outputs.legend(labels, ADE)))
     colors, counts = np.unique(canvas[75:].reshape(-1, 3), axis=0, return_counts=True)
     swatches = {tuple(color) for color in colors[counts >= 100].tolist()}
     assert swatches >= set(ade20k.PALETTE)

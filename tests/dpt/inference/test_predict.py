@@ -138,8 +138,9 @@ def test_batches(depth_model, batch_size):
 def test_batches_are_made():
     """Blind spot: batch_size accepted and ignored."""
     model = Stub(_config("depth"), _ramp)
-    predicting.predict(model, [_noise(40, 60)] * 3 + [_noise(60, 40)] + [_noise(80, 120)], batch_size=4)
-    assert [len(x) for x in model.inputs] == [3, 1, 1]
+    found = predicting.predict(model, [_noise(40, 60)] * 3 + [_noise(60, 40)] + [_noise(80, 120)] * 2, batch_size=4)
+    assert [tuple(x.shape) for x in model.inputs] == [(4, 3, 32, 48), (4, 3, 48, 32), (4, 3, 32, 48)]
+    assert [prediction.size for prediction in found] == [(40, 60)] * 3 + [(60, 40)] + [(80, 120)] * 2
 
 
 def test_sources(tmp_path):
