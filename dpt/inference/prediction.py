@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
+from ..system.forks import held_over_forks, in_forked
 from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
 from .prompts import Prompt, load_prompt
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
@@ -40,8 +42,9 @@ PROMPT_OPTION = "give --prompt FILE (or prompt=)"
 FOCAL_OPTION = "give --focal (or focal=), in pixels"
 READERS = 4  # threads, at most, that decode pictures ahead
 
-_evaluating_now: dict[nn.Module, int] = {}  # modules that predictions took out of training mode, and how many of these still run
-_evaluating_lock = threading.Lock()
+# Modules that predictions took out of training mode, and the threads of those predictions that still run.
+_evaluating_now: dict[nn.Module, list[int]] = {}
+_evaluating_lock = held_over_forks(threading.Lock())
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +194,8 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
 
     Args:
         model: a `dpt.DPT`. It runs in evaluation mode; modules in training mode are put back into it afterwards. Several threads may
-            predict with one model.
+            predict with one model. So may a process forked from this one, on a CPU, with one of PyTorch's threads; on a GPU one that was
+            spawned.
         images: what `dpt.inference.images.load_image` takes, or an iterable of such.
         batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
         max_pixels: a file whose picture has more is refused; of memory, several times as many bytes are needed.
@@ -276,8 +280,11 @@ def _batches(images: Iterable[Picture], batch_size: int, max_pixels: int, focal:
     pool = ThreadPoolExecutor(min(READERS, torch.get_num_threads()), thread_name_prefix="dpt-load")
     sources = iter(images)
     pending: list[Future[Result]] = []
+    process = os.getpid()
     try:
         while True:
+            if os.getpid() != process:
+                raise RuntimeError("these predictions were begun before this process was forked, without the threads that read: begin anew")
             pending += [
                 pool.submit(_load, source, max_pixels, focal) for source in itertools.islice(sources, 2 * batch_size - len(pending))
             ]
@@ -324,20 +331,33 @@ def _is_path(source: Any) -> bool:
 def _evaluating(model: Network) -> Iterator[None]:
     """Evaluation mode; each module that was training is put back, and none that was not (frozen batch norms), as soon as no other thread
     predicts with it."""
+    own = threading.get_ident()
     with _evaluating_lock:
         training = [module for module in model.modules() if module.training or module in _evaluating_now]
         for module in training:
-            _evaluating_now[module] = _evaluating_now.get(module, 0) + 1
+            _evaluating_now.setdefault(module, []).append(own)
             module.training = False
     try:
         yield
     finally:
         with _evaluating_lock:
             for module in training:
-                _evaluating_now[module] -= 1
-                if not _evaluating_now[module]:
-                    del _evaluating_now[module]
-                    module.training = True
+                _evaluating_now[module].remove(own)
+                _put_back(module)
+
+
+def _put_back(module: nn.Module) -> None:
+    if not _evaluating_now[module]:
+        del _evaluating_now[module]
+        module.training = True
+
+
+@in_forked
+def _end_those_of_others() -> None:
+    """Of the threads that predicted, a forked process has the one that forked."""
+    for module, threads in list(_evaluating_now.items()):
+        threads[:] = [thread for thread in threads if thread == threading.get_ident()]
+        _put_back(module)
 
 
 Fields = dict[str, np.ndarray | None]  # of a Prediction
