@@ -7,15 +7,23 @@ from collections.abc import Callable
 from types import MethodType
 from typing import TYPE_CHECKING, Any, overload
 
+import torch
 from torch import nn
 
 from .nets.dpt import DPTNetwork
+from .system.forks import in_forked
 
 if TYPE_CHECKING:  # at run time the image libraries are left to those who predict
     from typing_extensions import Unpack
 
     from .inference.images import Picture, Pictures
     from .inference.prediction import Prediction, PredictOptions
+
+
+@in_forked
+def _compute_alone() -> None:
+    """A fork copies none of the threads that PyTorch computes with, and GNU's OpenMP would wait for them for ever: one needs none."""
+    torch.set_num_threads(1)
 
 
 class MethodOfWrapper:

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..system.disk import open_regular
+from ..system.forks import held_over_forks
 
 FORMATS = {  # Pillow's name of each format that is opened -> the extensions of its files. Nothing that runs another program
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),  # MPO too, several JPEGs in one file, of which the first is taken
@@ -51,7 +52,7 @@ TURNS: dict[object, Image.Transpose] = {  # by EXIF's orientation
 Picture = str | os.PathLike[str] | IO[bytes] | Image.Image | np.ndarray | Tensor  # what `load_image` takes
 # Many of them. Of an array of no known type a type checker could not tell whether it is one picture, if any iterable were many.
 Pictures = Sequence[Picture] | Set[Picture] | Iterator[Picture]
-_limit_lock = threading.Lock()
+_limit_lock = held_over_forks(threading.Lock())
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without a handler Python prints what Pillow logs about damaged files
 with suppress(AttributeError, OSError):  # libtiff prints its errors, without a name, unless told not to; Pillow does so with its warnings

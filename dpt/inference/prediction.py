@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
+from ..system.forks import held_over_forks, in_forked
 from .drawing import drawn
 from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
 from .prompts import Prompt, load_prompt
@@ -43,8 +44,9 @@ MERGE_PIXELS = 1 << 21  # pictures up to this size average their class probabili
 PROMPT_OPTION = "give --prompt FILE (or prompt=)"
 FOCAL_OPTION = "give --focal (or focal=), in pixels"
 
-_evaluating_now: dict[nn.Module, int] = {}  # modules that predictions took out of training mode, and how many of these still run
-_evaluating_lock = threading.Lock()
+# Modules that predictions took out of training mode, and the threads of those predictions that still run.
+_evaluating_now: dict[nn.Module, list[int]] = {}
+_evaluating_lock = held_over_forks(threading.Lock())
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +210,8 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
 
     Args:
         model: a `dpt.DPT`. It runs in evaluation mode; modules in training mode are put back into it afterwards. Several threads may
-            predict with one model.
+            predict with one model. So may a process forked from this one, on a CPU, with one of PyTorch's threads; on a GPU one that was
+            spawned.
         images: what `dpt.inference.images.load_image` takes, or an iterable of such.
         batch_size: pictures whose network sizes are equal run together, so many at a time; memory grows with it. A batch for which there
             are too few is filled up, and costs as much as a whole one: the number of pictures in a batch decides how sums are rounded, and
@@ -373,20 +376,33 @@ def _is_path(source: Any) -> bool:
 def _evaluating(model: Network) -> Iterator[None]:
     """Evaluation mode; each module that was training is put back, and none that was not (frozen batch norms), as soon as no other thread
     predicts with it."""
+    own = threading.get_ident()
     with _evaluating_lock:
         training = [module for module in model.modules() if module.training or module in _evaluating_now]
         for module in training:
-            _evaluating_now[module] = _evaluating_now.get(module, 0) + 1
+            _evaluating_now.setdefault(module, []).append(own)
             module.training = False
     try:
         yield
     finally:
         with _evaluating_lock:
             for module in training:
-                _evaluating_now[module] -= 1
-                if not _evaluating_now[module]:
-                    del _evaluating_now[module]
-                    module.training = True
+                _evaluating_now[module].remove(own)
+                _put_back(module)
+
+
+def _put_back(module: nn.Module) -> None:
+    if not _evaluating_now[module]:
+        del _evaluating_now[module]
+        module.training = True
+
+
+@in_forked
+def _end_those_of_others() -> None:
+    """Of the threads that predicted, a forked process has the one that forked."""
+    for module, threads in list(_evaluating_now.items()):
+        threads[:] = [thread for thread in threads if thread == threading.get_ident()]
+        _put_back(module)
 
 
 Fields = dict[str, Tensor]  # of a Prediction, the map first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,11 +43,15 @@ class Window(Generic[Item, Read]):
     def __init__(self, items: Iterable[Item], read: Callable[[Item], tuple[Read, Hashable]], batch_size: int):
         self._items, self._read, self._batch_size = iter(items), read, batch_size
         self._places: deque[Place[Read]] = deque()
+        self._process = os.getpid()
         self._pool = ThreadPoolExecutor(min(READERS, torch.get_num_threads()), thread_name_prefix="dpt-load")
 
     def next_batch(self) -> list[tuple[Place[Read], Read]] | None:
         """The first place that is in no batch yet, and of those that may share one with it the next, as far as the window goes; none where
-        results have to be handed out first, and None where all are. It waits for what has to be read for that."""
+        results have to be handed out first, and None where all are. It waits for what has to be read for that. RuntimeError in a process
+        that was forked meanwhile."""
+        if os.getpid() != self._process:
+            raise RuntimeError("these predictions were begun before this process was forked, without the threads that read: begin anew")
         missing = LOOK_AHEAD * self._batch_size - len(self._places)
         self._places += [Place(self._pool.submit(self._read, item)) for item in itertools.islice(self._items, missing)]
         if not self._places:

@@ -10,6 +10,7 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import plans, recording
+from .written import run
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
@@ -25,7 +26,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> Non
     if 0 in grid:
         return
     with _device_of(args):
-        plans.launched(kernel, grid, args, kwargs, kernel[grid](*args, **kwargs))
+        plans.launched(kernel, grid, args, kwargs, run(kernel, grid, *args, **kwargs))
 
 
 def _device_of(args: Iterable[Any]) -> contextlib.AbstractContextManager:

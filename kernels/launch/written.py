@@ -11,12 +11,14 @@
         return v3
 
 A view needs no tensor where only its address is asked for, and what nobody asks for is not made. ``m5`` are the tensor maps of an argument,
-by address. In the interpreter a launch is ``kernel[grid](...)``, of tensors.
+by address. In the interpreter a launch is :func:`run`'s, of tensors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -28,6 +30,8 @@ from triton.backends.nvidia.driver import make_tensordesc_arg
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .devices import INTERPRETED
+
 aten = torch.ops.aten
 ALLOCATES = (aten.empty, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.empty_like)  # memory that nobody has filled
 ANOTHER_FORM = object()  # what a replay gives where its tensors are not what they were in a way that PyTorch's guards do not see
@@ -38,6 +42,15 @@ MAPS = 64  # tensor maps kept of an argument of a launch; beyond, all are forgot
 def reads_behind(tensor: torch.Tensor) -> bool:
     """Whether an op may read what is behind the last number of a tensor: of a map whose pixels are apart (`parts.maps`)."""
     return tensor.ndim == 4 and tensor.stride(1) == 1 and tensor.stride(3) != tensor.shape[1]
+
+
+_interpreter = threading.Lock() if INTERPRETED else contextlib.nullcontext()  # which has one place for the program that it is at
+
+
+def run(kernel: Any, grid: tuple[int, ...], *args: Any, **kwargs: Any) -> Any:
+    """``kernel[grid](*args, **kwargs)``: what was compiled, or None of the interpreter, which threads use one after the other."""
+    with _interpreter:
+        return kernel[grid](*args, **kwargs)
 
 
 class Unplannable(Exception):
@@ -276,12 +289,12 @@ class _Text:
         if step.compiled is not None:
             yield self._launch(step)
             return
-        function = self.name(step.function) + (f"[{step.grid}]" if step.grid else "")
         made = [value for value in step.results if value is not None and value.of is None]
         self.written.update(made)
         names = [value.name if value in made else "_" for value in step.results]
         left = f"{', '.join(names)}{',' * step.many} = " if made else ""
-        yield f"{left}{function}({self._arguments(step.args, step.kwargs)})"
+        function, args = (run, (step.function, step.grid, *step.args)) if step.grid else (step.function, step.args)
+        yield f"{left}{self.name(function)}({self._arguments(args, step.kwargs)})"
         yield from self._addresses(made)
 
     def _launch(self, step: Step) -> str:

@@ -20,7 +20,7 @@ DPT = {
     "evaluation.alignment": "",
     "distributed": "system",
     "inference": "config system evaluation.alignment",
-    "model": "nets inference",
+    "model": "system nets inference",
     "fast": "nets kernels",
     "devices": "fast",
     "factory": "config classes system zoo nets checkpoints model fast",

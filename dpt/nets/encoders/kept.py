@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 
 import torch
@@ -32,23 +31,25 @@ class KeptBySize:
 
     On a CPU its values are compared, which is quick. On another device, which would have to be waited for, its memory
     and its version are: what is written there through `.data` is not seen, except that a forward that wants gradients forgets what is kept.
-    Copies and pickles are empty.
+    Copies and pickles are empty. Threads need no lock, which a process forked meanwhile would wait for: what is kept, and what it was made
+    of, are exchanged together and never changed, and of two threads that make the same at once one has made it for itself.
     """
 
     MOST = 4
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        self._lock = threading.Lock()
-        self._made_of: tuple[Seen, ...] | None = None
-        self._kept: dict[Hashable, Tensor] = {}
+        self.forget()
 
     def __reduce__(self) -> tuple[type[KeptBySize], tuple[int]]:
         return KeptBySize, (self.most,)
 
     def forget(self) -> None:
-        with self._lock:
-            self._made_of, self._kept = None, {}
+        self._state: tuple[tuple[Seen, ...], dict[Hashable, Tensor]] = (), {}
+
+    @property
+    def _kept(self) -> dict[Hashable, Tensor]:
+        return self._state[1]
 
     def get(self, size: Hashable, parameters: Tensor | tuple[Tensor, ...], make: Callable[[], Tensor]) -> Tensor:
         """What `make()` returns for this size; made anew where a gradient is wanted, and only then one goes through it."""
@@ -60,19 +61,14 @@ class KeptBySize:
             return make()
         first = parameters[0]
         stream = torch.cuda.current_stream(first.device) if first.is_cuda else None  # another one would have to wait for it
-        with self._lock, torch.inference_mode(False), torch.no_grad():  # for tensors that can be used in any mode
-            if not self._are_as_they_were(parameters):
-                self._made_of, self._kept = tuple(map(_seen, parameters)), {}
-            if (size, stream) not in self._kept:
-                made = make()
-                while len(self._kept) >= self.most:
-                    del self._kept[next(iter(self._kept))]
-                self._kept[size, stream] = made
-            return self._kept[size, stream]
-
-    def _are_as_they_were(self, parameters: tuple[Tensor, ...]) -> bool:
-        seen = self._made_of
-        return seen is not None and len(seen) == len(parameters) and all(map(_is_as_it_was, seen, parameters))
+        with torch.inference_mode(False), torch.no_grad():  # for tensors that can be used in any mode
+            made_of, kept = self._state
+            if len(made_of) != len(parameters) or not all(map(_is_as_it_was, made_of, parameters)):
+                made_of, kept = tuple(map(_seen, parameters)), {}
+            if (size, stream) not in kept:
+                kept = dict([*kept.items(), ((size, stream), make())][-self.most :])
+                self._state = made_of, kept
+            return kept[size, stream]
 
     @staticmethod
     def _can_keep(parameter: Tensor) -> bool:

@@ -266,11 +266,8 @@ class ViT(HookedTransformer):
         resized = self._resized(grid)
         if not self.config.pos_offset and not self.config.pos_by_count:
             return resized
-        sides = torch.stack([torch.full((), side, device=resized.device) for side in (height, width)])
-        if self.config.pos_by_count:
-            stored = sides.prod() == rows * columns
-        else:
-            stored = (sides == torch.tensor((rows, columns), device=resized.device)).all()
+        h, w = (torch.full((), side, device=resized.device) for side in (height, width))
+        stored = h * w == rows * columns if self.config.pos_by_count else (h == rows) & (w == columns)
         index = torch.arange(1 + height * width, device=resized.device).clamp(max=rows * columns)
         return torch.where(stored, self.pos_embed[:, index], resized)
 

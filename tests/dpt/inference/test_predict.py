@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -428,6 +429,30 @@ def test_threads(fast, training):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(module.training == (training and module is not frozen) for module in model.modules())
     assert not predicting._evaluating_now
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_two_models_in_four_threads(fast):
+    """Blind spot: a thread that is given what another made for its size, or another model made: positions, biases, rotations. Each of the
+    two models, of several sizes, in two threads at once, to the bit what it gives alone."""
+    configs = [small_config(name).with_("input", size=(64, 64)) for name in ("midas-3.1-beit-base-384", "chmv2")]
+    models = [dpt.accelerate(model) if fast else model for model in map(randomise, map(dpt.build, configs))]
+    noise = [_noise(32 + 16 * (seed % 3), 48 + 16 * (seed // 3), seed) for seed in range(6)]
+    alone = [[model.predict(image).depth for image in noise] for model in models]
+    start = threading.Barrier(4)
+
+    def predict_all(number):
+        which, order = number % 2, range(6) if number < 2 else range(5, -1, -1)
+        start.wait()
+        return [np.array_equal(models[which].predict(noise[index]).depth, alone[which][index]) for index in [*order] * 3]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads change between any two lines
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(itertools.chain(*pool.map(predict_all, range(4))))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_bad_pictures_do_not_stop_the_rest(tmp_path):

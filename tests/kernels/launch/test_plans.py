@@ -1,5 +1,6 @@
 """Plans: what an op does again without asking is what it does when it asks, and it asks where it has to."""
 
+import contextlib
 import threading
 
 import pytest
@@ -277,3 +278,23 @@ def test_misaligned(device, worked_out, monkeypatch):
     assert not seen
     layernorm_linear(**{**arguments, "x": behind})
     assert seen, "a plan ran on an address that it was not made for"
+
+
+@torch.no_grad()
+def test_kernels_in_threads(device):
+    """The interpreter is one for all threads: two that run kernels at once, anew and by plans, take turns."""
+    qkvs = [torch.randn(1, 17 + 3 * place, 96, device=device) for place in range(3)]
+    wanted = [attention(qkv, 1) for qkv in qkvs]
+    found, begin = {}, threading.Barrier(3)
+
+    def work(place):
+        begin.wait()
+        with torch.no_grad(), launch.without_plans() if place == 0 else contextlib.nullcontext():
+            found[place] = [attention(qkvs[place], 1) for _ in range(4)]
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(each, wanted[place]) for place in range(3) for each in found[place])
