@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
+from .finite import Watch
 from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
 from .prompts import Prompt, load_prompt
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
@@ -209,7 +210,8 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
             of any size or a file; of several pictures a list, one for each.
 
     Raises:
-        ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
+        ImageError, TypeError: a picture that cannot be used; `dpt.inference.finite.NotFinite`, a FloatingPointError: one whose map is not
+            finite, with the stage that made it so. `predict_iter` goes on instead. ValueError: an option.
     """
     if isinstance(images, str | np.ndarray | Tensor) or not isinstance(images, Iterable) or hasattr(images, "read"):
         one: list[Any] = [images]
@@ -225,7 +227,7 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
 def predict_iter(
     model: Network, images: Iterable[Picture], *, batch_size: int = 1, max_pixels: int = MAX_PIXELS, **options: Unpack[Choices]
 ) -> Generator[Result, None, None]:
-    """As `predict`, one `Result` at a time, in order; a bad picture, or memory running out, is its `error`.
+    """As `predict`, one `Result` at a time, in order; a bad picture, a map that is not finite, or memory running out, is its `error`.
 
     Pictures are read ahead in threads, at most two batches, so a list of any length needs no more memory.
     """
@@ -302,10 +304,12 @@ def _predict_group(model: Network, loaded: list[Result], options: Options) -> li
     found: list[Fields] = []
     try:
         with _evaluating(model), torch.inference_mode():
-            found = [{} for _ in loaded]
-            for head, views in zip(model.config.heads, _views(model, loaded, options), strict=True):
+            found, watch = [{} for _ in loaded], Watch()
+            for head, views in zip(model.config.heads, _views(model, loaded, options, watch), strict=True):
                 for fields, more in zip(found, READERS_OF[head.task](model, head, loaded, views, options), strict=True):
                     fields.update(more)
+            titles = [name_of(result.source) for result in loaded]
+            errors = watch.errors(model, titles, lambda network, index: _passes(network, [loaded[index]], options))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -313,7 +317,10 @@ def _predict_group(model: Network, loaded: list[Result], options: Options) -> li
         return [Result(result.source, error=MemoryError(f"{name_of(result.source)}: {advice}")) for result in loaded]
     names = [str(result.source) if _is_path(result.source) else None for result in loaded]
     predictions = [Prediction(**cast(Any, fields), source=name) for fields, name in zip(found, names, strict=True)]
-    return [replace(result, prediction=prediction) for result, prediction in zip(loaded, predictions, strict=True)]
+    return [
+        replace(result, prediction=prediction) if error is None else Result(result.source, error=error)
+        for result, prediction, error in zip(loaded, predictions, errors, strict=True)
+    ]
 
 
 def _is_path(source: Any) -> bool:
@@ -420,11 +427,11 @@ def _mean_log_probabilities(images: list[np.ndarray], views: Iterator[Tensor], c
     return [(total / number).clamp_min_(torch.finfo(total.dtype).tiny).log_() for total in sums]
 
 
-def _views(model: Network, loaded: list[Result], options: Options) -> tuple[Iterator[Tensor], ...]:
+def _views(model: Network, loaded: list[Result], options: Options, watch: Watch) -> tuple[Iterator[Tensor], ...]:
     """Of each task, its maps (B, K, h, w), depth with K = 1, one tensor per scale and flip: the scale nearest to 1 first, flips undone, no
     padding. All come from the same passes through the network."""
     tasks = [head.task for head in model.config.heads]
-    passes = itertools.tee(_passes(model, loaded, options), len(tasks))
+    passes = itertools.tee(watch.over(_passes(model, loaded, options)), len(tasks))
     return tuple(map(operator.itemgetter(task), each) for task, each in zip(tasks, passes, strict=True))
 
 
