@@ -20,6 +20,13 @@ from .system.processes import place
 from .zoo import config_of, configs_in
 
 DEFAULT = "dpt-base-ade20k"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """ValueError unless it is None or one of `DTYPES`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: it must be one of {', '.join(map(str, DTYPES))}, or None, PyTorch's default")
 
 
 def build(
@@ -41,16 +48,18 @@ def build(
             from and its licence are said on stderr. The model is the named one whatever the file says of itself.
         fast: run on the fused kernels where they apply (`dpt.accelerate`).
         device: where the parameters live; None is PyTorch's default device.
-        dtype: of the parameters; None is PyTorch's default dtype.
+        dtype: of the parameters, one of `DTYPES`; None is PyTorch's default dtype. Pictures are resized and normalised in float32 whatever
+            it is, and docs/precision.md says what else is computed in float32.
         attention: "sdpa" (default) or "xformers", which needs that package.
         accept_license: you have read the licence of the pretrained weights and keep to it; needed where it does not allow every use.
 
     Raises:
-        ValueError: an unknown name or attention; a licence that was not accepted; CheckpointError, a ValueError, for a file that does not
-            fit.
+        ValueError: an unknown name or attention; a dtype that is none of `DTYPES`; a licence that was not accepted; CheckpointError, a
+            ValueError, for a file that does not fit.
         ImportError: the attention's package is missing.
         FileNotFoundError: no such weights file; `dpt.checkpoints.downloads.DownloadError`, an OSError too, for a download that failed.
     """
+    check_dtype(dtype)
     config = config_of(name)
     if attention is not None:
         check_attention(attention)
@@ -87,6 +96,7 @@ def load(
     Number of classes, grid of the positional embedding, mmsegmentation's final norm and the auxiliary head are read off the tensors. The
     other arguments and errors are `build`'s; CheckpointError also for values that are not finite, and for a model the hub does not give.
     """
+    check_dtype(dtype)
     checkpoint = path if isinstance(path, Checkpoint) else checkpoints.find(path)
     layout = checkpoints.layout_of(checkpoint.state, checkpoint.path)
     config = config_in(checkpoint, layout, name)

@@ -117,7 +117,7 @@ def scored(
             maps = _maps(model, dataset, share, protocol, batch_size, options)
             for index, (found, size) in zip(bar, maps, strict=True):
                 rows[index] = scorer.row(torch.from_numpy(found), torch.from_numpy(dataset.target(index, size)))
-    except (ValueError, OSError, MemoryError) as raised:
+    except (ValueError, OSError, MemoryError, FloatingPointError) as raised:
         if own.world == 1:
             raise
         error = raised  # told to all, which would wait for this one's rows otherwise

@@ -15,6 +15,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..kernels import launch
+from ..nets.functional import LastConv2d
 from .rules import FAST, NO_FORM, PLAIN, refusal
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -86,7 +87,7 @@ def as_on_a_gpu() -> AbstractContextManager[None]:
 
 # The order of a convolution's weight in memory as the kernels read it: (O, kh, kw, I), which is channels-last; and of a transposed one,
 # (I, O, kh, kw), (kh, kw, O, I). The channels that are summed over come last. Exceptions are in `rules.FAST`.
-MEMORY = {nn.Conv2d: (0, 2, 3, 1), nn.ConvTranspose2d: (2, 3, 1, 0)}
+MEMORY = {nn.Conv2d: (0, 2, 3, 1), LastConv2d: (0, 2, 3, 1), nn.ConvTranspose2d: (2, 3, 1, 0)}
 
 
 def _lay_out(model: nn.Module) -> None:

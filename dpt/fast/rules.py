@@ -16,6 +16,7 @@ from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, Reado
 from ..nets.encoders.beit import BEiTAttention, BEiTBlock
 from ..nets.encoders.swinv2 import SwinBlock
 from ..nets.encoders.vit import MLP, Attention, Block, LayerScale, SwiGLU
+from ..nets.functional import LastConv2d
 from ..nets.heads import DepthHead, LinearHead, SegmentationHead
 from ..nets.metric_bins import MetricBinsHead
 from ..nets.prompt import PromptBranch
@@ -56,9 +57,9 @@ def has(expected: dict[str, object], *kinds: type[nn.Module]) -> Check:
     return check
 
 
-def convolution(side: int) -> Check:
+def convolution(side: int, kind: type[nn.Module] = nn.Conv2d) -> Check:
     geometry = {"kernel_size": (side,) * 2, "stride": (1, 1), "padding": (side // 2,) * 2, "dilation": (1, 1), "groups": 1}
-    return has({**geometry, "padding_mode": "zeros"}, nn.Conv2d)
+    return has({**geometry, "padding_mode": "zeros"}, kind)
 
 
 def either(*checks: Check) -> Check:
@@ -207,10 +208,10 @@ FAST: dict[type[nn.Module], Replacement] = {
             "project": either(convolution(3), IDENTITY),
             "conv1": convolution(3),
             "conv2": convolution(3),
-            "conv3": convolution(1),
+            "conv3": convolution(1, LastConv2d),
             "sky": is_a(SkyBranch, nn.Identity),
             "sky.conv2": convolution(3),
-            "sky.conv3": convolution(1),
+            "sky.conv3": convolution(1, LastConv2d),
         },
         rule=depth_head_is_known,
         memory=taps_first,

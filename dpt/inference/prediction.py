@@ -29,6 +29,7 @@ from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
 from ..system.forks import held_over_forks, in_forked
 from .drawing import drawn
+from .finite import Watch, error_of
 from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
 from .prompts import Prompt, load_prompt
 from .reading import Place, Window
@@ -231,7 +232,8 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
             of any size or a file; of several pictures a list, one for each.
 
     Raises:
-        ImageError, TypeError: a picture that cannot be used; `predict_iter` goes on instead. ValueError: an option.
+        ImageError, TypeError: a picture that cannot be used; `dpt.inference.finite.NotFinite`, a FloatingPointError: one whose map is not
+            finite, with the stage that made it so. `predict_iter` goes on instead. ValueError: an option.
     """
     if isinstance(images, str | np.ndarray | Tensor) or not isinstance(images, Iterable) or hasattr(images, "read"):
         one: list[Any] = [images]
@@ -254,7 +256,7 @@ def predict_iter(
     max_pixels: int = MAX_PIXELS,
     **options: Unpack[Choices],
 ) -> Generator[Result, None, None]:
-    """As `predict`, one `Result` at a time, in order; a bad picture, or memory running out, is its `error`.
+    """As `predict`, one `Result` at a time, in order; a bad picture, a map that is not finite, or memory running out, is its `error`.
 
     Pictures are read ahead in threads, and each batch is made of those of the next four batches that fit it (`reading.LOOK_AHEAD`). So many
     pictures are held at most, read or predicted: a list of any length needs no more memory. A GPU predicts one batch while the next is
@@ -320,7 +322,7 @@ def _queued(model: Network, batch: list[tuple[Place[Result], Result]], count: in
     except (RuntimeError, MemoryError) as error:
         failed = _without_memory(loaded, error)
         return lambda: _finish(places, failed)
-    return lambda: _finish(places, _predicted(loaded, fetched))
+    return lambda: _finish(places, _predicted(model, loaded, options, fetched))
 
 
 def _finish(places: list[Place[Result]], results: list[Result]) -> None:
@@ -337,28 +339,37 @@ def _without_memory(loaded: list[Result], error: Exception) -> list[Result]:
 
 
 Found = dict[tuple[int, str | None, str], Tensor]  # by picture, by task what was drawn, and by None the fields of its `Prediction`
+NOT_FINITE = (-1, None, "")  # of a batch: whether a map of each of its pictures is not finite
 
 
 def _found(model: Network, loaded: list[Result], count: int, options: Options, beside: Beside) -> Found:
     """All that is wanted of a batch's pictures, on the model's device."""
-    device = next(model.parameters()).device
-    images = [to_device(torch.from_numpy(np.ascontiguousarray(result.image)), device) for result in loaded]
-    found: Found = {}
-    for head, views in zip(model.config.heads, _views(model, images, loaded, count, options, beside.clock), strict=True):
+    device, images = next(model.parameters()).device, _images(loaded, model)
+    found, watch = Found(), Watch()
+    for head, views in zip(model.config.heads, _views(model, images, loaded, count, options, beside.clock, watch), strict=True):
         for index, fields in enumerate(READERS_OF[head.task](model, head, loaded, views, options)):
             found |= {(index, None, name): value for name, value in fields.items()}
             if beside.drawn and is_staged(device):
                 found |= {(index, head.task, what): made for what, made in drawn(next(iter(fields.values())), images[index], head).items()}
-    return found
+    return {**found, NOT_FINITE: watch.not_finite()}
 
 
-def _predicted(loaded: list[Result], fetched: Fetched[tuple[int, str | None, str]]) -> list[Result]:
+def _images(loaded: list[Result], model: Network) -> list[Tensor]:
+    """The pictures, uint8 (H, W, 3), on the model's device."""
+    device = next(model.parameters()).device
+    return [to_device(torch.from_numpy(np.ascontiguousarray(result.image)), device) for result in loaded]
+
+
+def _predicted(model: Network, loaded: list[Result], options: Options, fetched: Fetched[tuple[int, str | None, str]]) -> list[Result]:
     try:
         arrays = fetched.arrays()
     except (RuntimeError, MemoryError) as error:
         return _without_memory(loaded, error)
-    results = []
+    results, not_finite = [], arrays.pop(NOT_FINITE)
     for index, result in enumerate(loaded):
+        if not_finite[index]:
+            results.append(_not_finite(model, result, options))
+            continue
         of: dict[str | None, dict[str, np.ndarray]] = {None: {}}
         for (_, task, name), array in ((key, array) for key, array in arrays.items() if key[0] == index):
             of.setdefault(task, {})[name] = array
@@ -366,6 +377,16 @@ def _predicted(loaded: list[Result], fetched: Fetched[tuple[int, str | None, str
         prediction = Prediction(**cast(Any, of.pop(None)), source=source)
         results.append(replace(result, prediction=prediction, drawn=cast("dict[str, dict[str, np.ndarray]]", of)))
     return results
+
+
+def _not_finite(model: Network, result: Result, options: Options) -> Result:
+    """The error of a picture whose map is not finite, for which it goes through the network again."""
+
+    def again(network: Network) -> Iterator[Maps]:
+        return _passes(network, _images([result], network), [result], 1, options, nullcontext())
+
+    with _evaluating(model), torch.inference_mode():
+        return Result(result.source, error=error_of(model, name_of(result.source), again))
 
 
 def _is_path(source: Any) -> bool:
@@ -492,11 +513,12 @@ def _views(
     count: int,
     options: Options,
     clock: AbstractContextManager[object],
+    watch: Watch,
 ) -> tuple[Iterator[Tensor], ...]:
     """Of each task, its maps (B, K, h, w), depth with K = 1, one tensor per scale and flip: the scale nearest to 1 first, flips undone, no
     padding. All come from the same passes through the network."""
     tasks = [head.task for head in model.config.heads]
-    passes = itertools.tee(_passes(model, images, loaded, count, options, clock), len(tasks))
+    passes = itertools.tee(watch.over(_passes(model, images, loaded, count, options, clock)), len(tasks))
     return tuple(map(operator.itemgetter(task), each) for task, each in zip(tasks, passes, strict=True))
 
 

@@ -41,7 +41,7 @@ class Predictor:
             once.
         device: by default CUDA or MPS where the process sees one, else the CPU. Ray shows an actor the GPUs that it has asked for.
         fast: run on the fused kernels; by default on CUDA where Triton is installed.
-        dtype: of the parameters; by default what PyTorch's is.
+        dtype: of the parameters, as in `dpt.build`; by default what PyTorch's is.
         accept_license: as in `dpt.build`.
         options: what `model.predict` takes, `prompt` apart, which is a column. Of a batch of rows, the network sees `batch_size` pictures
             at a time.

@@ -118,6 +118,7 @@ class DPTNetwork(nn.Module):
 
         Depth is inverse depth up to scale and shift where `config.head.inverse`, depth up to both where `relative`, metres over the focal
         length where `focal`, else metres; with `config.head.upsample`, or of kind "linear", maps (..., H', W') are of the head's own size.
+        Depth and normals are float32 at least, logits in the parameters' dtype.
         H and W are multiples of the patch size; ValueError otherwise. `torch.export` takes B, H and W as open, with
         `patch * Dim(..., min=3)` for the sides: of one or two patches PyTorch makes rules of their own.
 

@@ -1,6 +1,8 @@
 """The heads: the fused map, at half the picture's resolution, to depth or to class logits (Ranftl et al. 2021, section 3.3).
 
-A head reads so many deeper maps beside it as its `DEEPER` says.
+A head reads so many deeper maps beside it as its `DEEPER` says. Depth and normals are float32 at least: the last layer and what follows it
+are computed so, for in half precision each of their values would be rounded, and metres in steps of 0.4 %. Logits are in the model's dtype:
+their rounding changes hardly a label, and K maps would take twice the memory (docs/precision.md has the figures of both).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config import TASKS, HeadConfig
 from .bins import depth_of_bins
+from .functional import LastConv2d, LastLinear
 from .sky import SkyBranch, with_far_sky
 
 ACTIVATION: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -61,13 +64,17 @@ class DepthHead(nn.Module):
         self.project = nn.Conv2d(features, features, 3, padding=1) if config.project else nn.Identity()
         self.conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.conv2 = nn.Conv2d(features // 2, config.hidden, 3, padding=1)
-        self.conv3 = nn.Conv2d(config.hidden, config.bins or 1, 1)
+        self.conv3 = LastConv2d(config.hidden, config.bins or 1, 1)
         self.sky = SkyBranch(features // 2, config.hidden) if config.sky else nn.Identity()
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.config.project:
             x = F.relu(self.project(x))
-        x = F.interpolate(self.conv1(x), size=own_size(x, size, self.config), mode="bilinear", align_corners=self.align_corners)
+        return self.resized(self.conv1(x), own_size(x, size, self.config))
+
+    def resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the first convolution gives (B, F/2, h, w) -> depth (B, *size)."""
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
         depth = finished(depth_from(self.conv3(F.relu(self.conv2(x))), self.config), self.config)
         return with_far_sky(depth, self.sky(x)) if self.config.sky else depth
 
@@ -104,7 +111,7 @@ class LinearHead(nn.Module):
         self.config = config
         outputs = {"depth": config.bins or 1, "segmentation": len(config.classes), "normals": 3}
         self.project = nn.Conv2d(features, features, 3, padding=1)
-        self.linear = nn.Linear(features, outputs[config.task])
+        self.linear = (nn.Linear if config.task == "segmentation" else LastLinear)(features, outputs[config.task])
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = self.project(x)

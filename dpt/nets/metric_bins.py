@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import HeadConfig
 from .encoders.vit import MLP, sdpa
-from .functional import single
+from .functional import LastConv2d
 from .heads import finished, own_size
 
 STRENGTH = 300.0  # of attractors: that of the published code, which never reads the one of its configurations
@@ -25,9 +25,11 @@ def resized(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-def pointwise(channels: int, hidden: int, outputs: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def pointwise(
+    channels: int, hidden: int, outputs: int, activation: type[nn.Module] = nn.ReLU, last: type[nn.Conv2d] = nn.Conv2d
+) -> nn.Sequential:
     """Two 1x1 convolutions: an MLP on each pixel."""
-    return nn.Sequential(nn.Conv2d(channels, hidden, 1), activation(), nn.Conv2d(hidden, outputs, 1))
+    return nn.Sequential(nn.Conv2d(channels, hidden, 1), activation(), last(hidden, outputs, 1))
 
 
 def shifts(centres: Tensor, points: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def log_binomial(probability: Tensor, temperature: Tensor, count: int) -> Tensor
 
 
 class Bins(nn.Module):
-    """The bins of one domain, indoors or outdoors.
+    """The bins of one domain, indoors or outdoors: each MLP's last convolution, and all that follows, in float32 at least.
 
     Args:
         features: channels of the bottleneck.
@@ -66,13 +68,15 @@ class Bins(nn.Module):
         self.config = config
         self.bounded = config.bin_centres == "normed"
         width = config.bin_width
-        self.seed = pointwise(features, seed_hidden, config.bins)
-        self.attractors = nn.ModuleList(pointwise(width, hidden, (1 + self.bounded) * count) for count in config.attractors)
-        self.weights = pointwise(inputs + width, (inputs + width) // share, 4, nn.GELU)
+        self.seed = pointwise(features, seed_hidden, config.bins, last=LastConv2d)
+        self.attractors = nn.ModuleList(
+            pointwise(width, hidden, (1 + self.bounded) * count, last=LastConv2d) for count in config.attractors
+        )
+        self.weights = pointwise(inputs + width, (inputs + width) // share, 4, nn.GELU, last=LastConv2d)
 
     def centres(self, bottleneck: Tensor, embeddings: list[Tensor]) -> Tensor:
         """Bottleneck (B, F, h, w) and embeddings of the levels, deep to shallow -> metres of the bins (B, K, H/2, W/2)."""
-        x = single(self.seed(bottleneck))
+        x = self.seed(bottleneck)
         if self.bounded:  # shares of the range, each in the middle of its bin
             widths = F.relu(x) + LEAST
             widths = widths / widths.sum(1, keepdim=True)
@@ -80,7 +84,7 @@ class Bins(nn.Module):
         else:
             x = F.softplus(x)
         for attractor, embedding in zip(self.attractors, embeddings, strict=True):
-            points = single(attractor(embedding))
+            points = attractor(embedding)
             # Of a bounded pair the published code divides one by the sum of both, and then goes on with what it divided.
             points = F.relu(points[:, ::2]) + LEAST if self.bounded else F.softplus(points)
             x = resized(x, embedding.shape[2:])
@@ -93,7 +97,7 @@ class Bins(nn.Module):
     def forward(self, features: Tensor, bottleneck: Tensor, embeddings: list[Tensor], last: Tensor) -> Tensor:
         """Features (B, inputs, H, W), and the last level's own embedding (B, D, H/2, W/2) -> metres (B, H, W), at least float32."""
         size = features.shape[2:]
-        pairs = F.softplus(single(self.weights(torch.cat((features, resized(last, size)), dim=1)))) + LEAST_SHARE
+        pairs = F.softplus(self.weights(torch.cat((features, resized(last, size)), dim=1))) + LEAST_SHARE
         share, heat = (pair[:, :1] / pair.sum(1, keepdim=True) for pair in pairs.chunk(2, dim=1))
         coldest, hottest = self.config.temperature
         weights = log_binomial(share, coldest + (hottest - coldest) * heat, self.config.bins)

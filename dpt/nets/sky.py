@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .functional import LastConv2d
+
 SKY = 0.3  # of the branch's output: what is below is not sky
 PERCENT = 99  # of the depths that are not sky lie below the sky's
 FEWEST = 10  # pixels: the depth stays as it is where no more are sky, or no more are not
@@ -20,7 +22,7 @@ class SkyBranch(nn.Module):
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.conv2 = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.conv3 = nn.Conv2d(hidden, 1, 1)
+        self.conv3 = LastConv2d(hidden, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.conv3(F.relu(self.conv2(x)))).squeeze(1)
