@@ -56,7 +56,7 @@ def depth_head_ref(
 ) -> torch.Tensor:
     """The head in plain PyTorch. Same arguments and result as :func:`depth_head`."""
     upsampled = F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
-    y = F.conv2d(F.conv2d(upsampled, w1, b1, padding=1).relu_(), w2, b2)[:, 0]
+    y = F.conv2d(*(t.to(_depth_dtype(x)) for t in (F.conv2d(upsampled, w1, b1, padding=1).relu_(), w2, b2)))[:, 0]
     return {"relu": F.relu, "sigmoid": lambda y: y.sigmoid() * max_depth, "linear": lambda y: y}[activation](y)
 
 
@@ -236,6 +236,11 @@ def _tap_products(x: torch.Tensor, w1: torch.Tensor) -> torch.Tensor:
     return channels_last(F.conv2d(x, _weight_matrix(w1, x.dtype)[..., None, None]))
 
 
+def _depth_dtype(x: torch.Tensor) -> torch.dtype:
+    """Of the result: float32, for half precision would round what the sums and the activation have not."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _launch(x, w1, b1, w2, b2, size, activation, max_depth, grad) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y and None; or, given its gradient, that of the hidden map and the (programs, F + 1) shares of those of w2 and b2."""
     x = channels_last(x)
@@ -256,7 +261,7 @@ def _launch(x, w1, b1, w2, b2, size, activation, max_depth, grad) -> tuple[torch
     else:
         taps = _tap_products(x, w1)
     if not backward:
-        out = torch.empty((batch, height, width), dtype=x.dtype, device=x.device)
+        out = torch.empty((batch, height, width), dtype=_depth_dtype(x), device=x.device)
     else:
         out = convolved if cudnn else empty_channels_last(x, hidden, height, width)
     if cudnn:
@@ -296,7 +301,7 @@ def _depth_head(
 
 @_depth_head.register_fake
 def _(x, w1, b1, w2, b2, height, width, activation, max_depth):
-    return x.new_empty((x.shape[0], height, width))
+    return x.new_empty((x.shape[0], height, width), dtype=_depth_dtype(x))
 
 
 @torch.library.custom_op("dpt::depth_head_backward", mutates_args=())
@@ -349,7 +354,7 @@ def depth_head(
     activation: str = "relu",
     max_depth: float = 1.0,
 ) -> torch.Tensor:
-    """Depth (B, H', W') of ``size``, in ``x``'s dtype: resize, 3x3 convolution, ReLU, 1x1 convolution, activation. Differentiable.
+    """Depth (B, H', W') of ``size``, in float32 whatever ``x``'s dtype: resize, 3x3 convolution, ReLU, 1x1 convolution, activation. Differentiable.
 
     Args:
         x: (B, C, H, W), float32, float16 or bfloat16. Channels-last is read as it is; another layout is copied once.

@@ -108,7 +108,7 @@ and normalised in float32; maps are resized, merged and made labels in float32. 
 
 {kept}
 - The last layer of depth and normals, and what follows it (activation, reciprocal, mean of bins, far sky), is computed in float32, and so
-  are the maps. On a GPU the fused depth head rounds its result once more as it is written, behind its activation.
+  are the maps, by the fused depth head too.
 - So are the rotation of queries and keys, the resizes of positions and tables, and ZoeDepth's bins.
 
 The map's error (rms) as it is, and were one of these parts rounded to half precision at each of its steps. At most it becomes

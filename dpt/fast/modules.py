@@ -27,7 +27,7 @@ from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.beit import BEiTBlock
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
-from ..nets.functional import in_single, is_half, single, statically_equal
+from ..nets.functional import in_single, single, statically_equal
 from ..nets.heads import ACTIVATION, DepthHead, LinearHead, SegmentationHead, depth_from, finished, own_size
 from ..nets.metric_bins import MetricBinsHead
 from ..nets.prompt import PromptBranch
@@ -221,7 +221,7 @@ class FastDepthHead(DepthHead):
     activation. The last two come again for the sky. What follows the activation is PyTorch's, and an activation that the kernel has not.
     With bins the resize and the two convolutions are three launches, and the maps between them are written.
 
-    The kernel has the last convolution and its activation in float32 and rounds depth once, to its tensors' dtype; what follows is float32.
+    The last convolution, its activation and what follows are float32.
     """
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -229,19 +229,17 @@ class FastDepthHead(DepthHead):
             x = conv_norm_relu(x, self.project.weight, self.project.bias)
         x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
         size = own_size(x, size, self.config)
-        if is_half(self.conv3.weight.dtype) and not self.config.bins and not launch.runs_kernels(x, "depth_head"):
-            return self.resized(x, size)  # the op's PyTorch form would round the last convolution, which the kernel does not
         depth = finished(self._depth(x, size), self.config)
         if not isinstance(self.sky, SkyBranch):
             return depth
-        return with_far_sky(depth, single(depth_head(x, *_last_convolutions(self.sky), size, "relu")))
+        return with_far_sky(depth, depth_head(x, *_last_convolutions(self.sky), size, "relu"))
 
     def _depth(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.config.bins:
             x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
             return depth_from(single(conv1x1(*in_single(x, self.conv3))), self.config)
         known = self.activation in ACTIVATIONS
-        depth = single(depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth))
+        depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
         return depth if known else ACTIVATION[self.activation](depth, self.max_depth)
 
 

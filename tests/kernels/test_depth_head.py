@@ -177,7 +177,7 @@ def test_border(size, dtype, device):
     w1, b1 = torch.full((16, 32, 3, 3), 1 / 32, device=device, dtype=dtype), torch.zeros(16, device=device, dtype=dtype)
     w2, b2 = torch.full((1, 16, 1, 1), 1 / 16, device=device, dtype=dtype), torch.zeros(1, device=device, dtype=dtype)
     rows, columns = (torch.tensor([float((i > 0) + 1 + (i < side - 1)) for i in range(side)]) for side in size)
-    torch.testing.assert_close(depth_head(x, w1, b1, w2, b2, size)[0], torch.outer(rows, columns).to(x))
+    torch.testing.assert_close(depth_head(x, w1, b1, w2, b2, size)[0], torch.outer(rows, columns).to(x.device))
 
 
 def test_constant_maps(dtype, device):
