@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
+from .graphs import Graphed
 from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
 from .prompts import Prompt, load_prompt
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
@@ -104,6 +105,7 @@ class PredictOptions(Choices, total=False):
 
     batch_size: int
     max_pixels: int
+    graph: bool
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
         images: what `dpt.inference.images.load_image` takes, or an iterable of such.
         batch_size: pictures whose network sizes are equal run together, up to this many. Memory grows with it.
         max_pixels: a file whose picture has more is refused; of memory, several times as many bytes are needed.
+        graph: replay one CUDA graph for each form of input that comes again (`dpt.graphed`); it matters on CUDA alone.
         tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
         scales, flip: either of them chosen freely; network sizes are multiplied by the scales. By default pictures are flipped too where
             `config.input.flip` says so.
@@ -223,7 +226,13 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
 
 
 def predict_iter(
-    model: Network, images: Iterable[Picture], *, batch_size: int = 1, max_pixels: int = MAX_PIXELS, **options: Unpack[Choices]
+    model: Network,
+    images: Iterable[Picture],
+    *,
+    batch_size: int = 1,
+    max_pixels: int = MAX_PIXELS,
+    graph: bool = True,
+    **options: Unpack[Choices],
 ) -> Generator[Result, None, None]:
     """As `predict`, one `Result` at a time, in order; a bad picture, or memory running out, is its `error`.
 
@@ -234,7 +243,7 @@ def predict_iter(
         raise ValueError(f"{len(chosen.prompts)} prompts for {len(images)} pictures: give one for each")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is a positive integer, not {batch_size!r}")
-    return _results(model, images, batch_size, max_pixels, chosen)
+    return _results(cast(Network, Graphed(model)) if graph else model, images, batch_size, max_pixels, chosen)
 
 
 def _results(
