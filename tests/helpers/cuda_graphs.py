@@ -94,6 +94,7 @@ class Graph:
     def replay(self) -> None:
         assert self.handle is not None, "replayed before it was captured"
         assert not self.card.capturing(), "replayed within a capture"
+        assert self.card.chosen(), "on whatever device is the current one"
         self.card.touch(self.handle)
         self.operators.run_again()
         self.replays += 1
@@ -108,6 +109,7 @@ class Capture:
 
     def __enter__(self) -> None:
         card, graph = self.card, self.graph
+        assert card.chosen(), "on whatever device is the current one"
         assert card.under_way is None, "two captures at a time in a process"
         for stream in card.streams:  # the device is synchronised
             for other in card.streams:
@@ -139,7 +141,6 @@ class Card:
         self.streams: list[Stream] = []
         self.graphs: list[weakref.ref[Graph]] = []
         self.captures: list[Any] = []  # one a graph that was captured
-        self.devices: list[Any] = []  # those that were made the current one
         self.used: set[Any] = set()
         self.recording_to: set[Any] = set()  # pools of captures that could not be ended
         self.released: list[Any] = []
@@ -185,6 +186,10 @@ class Card:
     def capturing(self) -> bool:
         return getattr(self.now, "capture", None) is not None
 
+    def chosen(self) -> Any:
+        """The device that was made the current one; None outside of such a context."""
+        return getattr(self.now, "device", None)
+
     def current_stream(self, device: Any = None) -> Stream:
         return getattr(self.now, "stream", self.default)
 
@@ -202,8 +207,12 @@ class Card:
 
     @contextlib.contextmanager
     def device(self, device: Any) -> Iterator[None]:
-        self.devices.append(device)
-        yield
+        before = self.chosen()
+        self.now.device = device
+        try:
+            yield
+        finally:
+            self.now.device = before
 
     def _end(self, device: Any, pool: Any) -> None:
         if pool not in self.recording_to:
