@@ -26,7 +26,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 DEVICE = "cuda"  # the type of device that has such graphs
 MOST = 8  # graphs of a model
@@ -117,7 +117,7 @@ def _replays(model: Any, inputs: tuple[Any, ...], others: dict[str, Any]) -> boo
         and model._compiled_call_impl is None
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not is_in_torch_dispatch_mode()  # which wants to see every operator
+        and _get_current_dispatch_mode() is None  # which wants to see every operator
         and not nn.modules.module._has_any_global_hook()
         and not torch.cuda.is_current_stream_capturing()
     )

@@ -11,21 +11,24 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dpt
 from dpt.inference import graphs
 
 NOT_RECORDED = "operation not permitted when stream is capturing"
+SIZE = (2, 3, 4)  # of a model's input
 Clock = dict[int, int]  # of each stream, up to which of its operations
 
 
 def _storages(tree: Any) -> set[int]:
-    return {t.untyped_storage()._cdata for t in pytree.tree_leaves(tree) if isinstance(t, torch.Tensor)}
+    return {t.untyped_storage()._cdata for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)}
 
 
 class Stream:
@@ -75,7 +78,7 @@ class Operators(TorchDispatchMode):
             with torch.no_grad():
                 again = func(*args, **kwargs)
                 for old, new in zip(pytree.tree_leaves(before), pytree.tree_leaves(again), strict=True):
-                    if isinstance(old, torch.Tensor) and not _storages(old) & given:  # else it was written in place
+                    if isinstance(old, Tensor) and not _storages(old) & given:  # else it was written in place
                         old.copy_(new)
 
 
@@ -159,15 +162,15 @@ class Card:
         patch.setattr(torch.cuda, "graph", lambda graph, **how: Capture(self, graph, **how))
         patch.setattr(torch._C, "_cuda_endAllocateToPool", self._end)
         patch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: self.released.append(pool))
-        copy = torch.Tensor.copy_
+        copy = Tensor.copy_
 
-        def copied(target: torch.Tensor, source: torch.Tensor, *rest: Any) -> torch.Tensor:
+        def copied(target: Tensor, source: Tensor, *rest: Any) -> Tensor:
             for graph in self.alive():
                 if _storages((target, source)) & graph.memory and not self.capturing():
                     self.touch(graph.handle)
             return copy(target, source, *rest)
 
-        patch.setattr(torch.Tensor, "copy_", copied)
+        patch.setattr(Tensor, "copy_", copied)
 
     def alive(self) -> list[Graph]:
         return [graph for reference in self.graphs if (graph := reference()) is not None and graph.handle is not None]
@@ -218,3 +221,49 @@ class Card:
         if pool not in self.recording_to:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
         self.recording_to.remove(pool)
+
+
+class Model(nn.Module):
+    """Keeps on which streams and in which threads its forward ran, and whether in a capture."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.ran = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), []
+        self.register_buffer("shift", torch.randn(4))
+        self.eval()
+
+    def forward(self, x, prompt=None):
+        self.ran.append((torch.cuda.current_stream().number, torch.cuda.is_current_stream_capturing(), threading.get_ident()))
+        y = self.part(x) + self.shift
+        return y if prompt is None else {"added": y + prompt, "y": y}
+
+    def returned(self):
+        return self
+
+
+def warmed(model: nn.Module, *inputs: Tensor) -> Any:
+    """The model's graphed form, which has a graph of these inputs' form."""
+    quick = dpt.graphed(model)
+    for _ in range(graphs.FIRST_SIGHTS):
+        quick(*inputs)
+    return quick
+
+
+def in_threads(*works: Callable[[], object]) -> None:
+    """Each in a thread with a stream of its own; the first error is raised here."""
+    errors: list[BaseException] = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+                work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -3,76 +3,23 @@ test here has seen; two devices, of which CPU tensors have one."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import io
 import pickle
 import threading
-import warnings
 import weakref
 
-import numpy as np
 import pytest
 import torch
-from cuda_graphs import NOT_RECORDED, Card
-from small import small, wide
+from cuda_graphs import NOT_RECORDED, SIZE, Model, in_threads, warmed
+from small import wide
 from torch import nn
 from torch.utils import _pytree as pytree
 
 import dpt
-from dpt.commands.main import main
-from dpt.fast.acceleration import decelerate
 from dpt.inference import graphs
 from dpt.inference.graphs import FIRST_SIGHTS, WORTH, Graphs
-from dpt.inference.prediction import predict_iter
-
-SIZE = (2, 3, 4)
-
-
-class Model(nn.Module):
-    """Keeps on which streams and in which threads its forward ran, and whether in a capture."""
-
-    def __init__(self):
-        super().__init__()
-        self.part, self.ran = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), []
-        self.register_buffer("shift", torch.randn(4))
-        self.eval()
-
-    def forward(self, x, prompt=None):
-        self.ran.append((torch.cuda.current_stream().number, torch.cuda.is_current_stream_capturing(), threading.get_ident()))
-        y = self.part(x) + self.shift
-        return y if prompt is None else {"added": y + prompt, "y": y}
-
-    def returned(self):
-        return self
-
-
-@pytest.fixture
-def card(monkeypatch) -> Card:
-    return Card(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def quiet_and_without_gradients(request):
-    """A warning is an error: a capture that failed in silence passes every comparison of numbers. Predictions want no gradients."""
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("error", RuntimeWarning)
-        yield
-
-
-@pytest.fixture
-def model() -> Model:
-    with torch.inference_mode(False):
-        return Model()
-
-
-def warmed(model, *inputs, times: int = FIRST_SIGHTS):
-    """The model's graphed form, which has a graph of these inputs' form."""
-    quick = dpt.graphed(model)
-    for _ in range(times):
-        quick(*inputs)
-    return quick
 
 
 def assert_same(found, wanted) -> None:
@@ -183,26 +130,6 @@ def test_warmed_up_and_captured_on_a_stream_of_its_own(card, model):
     assert stream.number == own and stream.device == torch.device("cpu") and card.chosen() is None
 
 
-def in_threads(*works) -> None:
-    """Each in a thread with a stream of its own; the first error is raised here."""
-    errors = []
-
-    def run(work) -> None:
-        try:
-            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
-                work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 def test_threads_get_their_own_numbers(card, model):
     """Blind spot: two threads that share the graphs' memory, and a stream that does not wait for the copy of another's output: the card
     raises there. Two forms, so that pools are shared too; a second model at once, whose captures must not meet these."""
@@ -303,187 +230,6 @@ def test_forgotten_on_request(card, model):
     Graphs.of(model).forget()
     assert not card.alive() and not len(Graphs.of(model))
     assert torch.equal(quick(x), model(x))
-
-
-def exchanged_data(model):
-    model.part[0].weight.data = torch.randn(4, 4)
-
-
-def exchanged_buffer(model):
-    model.shift = torch.randn(4)
-
-
-def assigned(model):
-    model.load_state_dict({name: torch.randn_like(value) for name, value in model.state_dict().items()}, assign=True)
-
-
-def exchanged_module(model):
-    model.part[0] = nn.Linear(4, 4).eval()
-
-
-def exchanged_kind(model):
-    class Doubled(nn.ReLU):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    model.part[1].__class__ = Doubled
-
-
-def exchanged_forward(model):
-    model.part[1].forward = lambda x: x - 1
-
-
-def other_dtype(model):
-    model.to(torch.float64).to(torch.float32)
-
-
-def other_order(model):
-    """At the address that it had."""
-    weight = model.part[0].weight
-    weight.data = weight.data.t()
-
-
-def other_numbers(model):
-    """At the address that they had."""
-    model.shift.data = model.shift.data.view(torch.int32)
-
-
-EXCHANGES = [
-    exchanged_data, exchanged_buffer, assigned, exchanged_module, exchanged_kind, exchanged_forward, other_dtype, other_order, other_numbers,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("change", EXCHANGES)
-def test_what_is_exchanged_is_captured_anew(card, model, change):
-    """Blind spot: a replay that reads memory that is another's by now, or runs a module that was exchanged."""
-    x = torch.randn(SIZE)
-    quick = warmed(model, x)
-    [before], stale = card.graphs, quick(x)
-    with torch.inference_mode(False), torch.no_grad():
-        change(model)
-    for _ in range(3):
-        assert torch.equal(quick(x), model(x))
-    assert change is other_dtype or not torch.equal(stale, model(x))
-    assert len(card.captures) == 2 and before() is None
-
-
-def test_what_changes_in_place_is_seen(card, model):
-    """Blind spot: weights of before in a replay, or a capture after every step of an optimiser."""
-    x = torch.randn(SIZE)
-    quick = warmed(model, x)
-    with torch.inference_mode(False), torch.no_grad():
-        model.part[0].weight.mul_(2)
-        model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
-    assert torch.equal(quick(x), model(x)) and len(card.captures) == 1
-
-
-def test_accelerated_and_back(card):
-    """Blind spot: the plain modules' launches in a graph of a fast model, the weights in the order that they had; what is kept between
-    forwards, as a resized positional embedding is, of weights as they were."""
-    with torch.inference_mode(False):
-        model = wide()
-    x = torch.randn(1, 3, 80, 48)
-    quick = warmed(model, x)
-    for count, change in enumerate((dpt.accelerate, decelerate), 2):
-        with torch.inference_mode(False):
-            change(model)
-        for _ in range(3):
-            assert torch.equal(quick(x), model(x))
-        assert len(card.captures) == count
-    with torch.inference_mode(False), torch.no_grad():
-        model.encoder.pos_embed.mul_(3)
-    assert torch.equal(quick(x), model(x)) and len(card.captures) == 3
-
-
-@contextlib.contextmanager
-def hook_inside(model):
-    handle = model.part[1].register_forward_hook(lambda module, args, output: output + 1)
-    yield
-    handle.remove()
-
-
-@contextlib.contextmanager
-def hook_of_all(model):
-    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: output + 1)
-    yield
-    handle.remove()
-
-
-@contextlib.contextmanager
-def training(model):
-    model.part[1].train()
-    yield
-    model.part[1].eval()
-
-
-@contextlib.contextmanager
-def gradients(model):
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-@contextlib.contextmanager
-def compiled_part(model):
-    model.part.compile(backend="eager")
-    yield
-    del model.part._compiled_call_impl
-
-
-@contextlib.contextmanager
-def compiled(model):
-    model.compile(backend="eager")
-    yield
-    del model._compiled_call_impl
-
-
-@contextlib.contextmanager
-def other_device(model):
-    graphs.DEVICE = "cuda"
-    yield
-    graphs.DEVICE = "cpu"
-
-
-@contextlib.contextmanager
-def dispatched(model):
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        yield
-    assert counter.get_total_flops()
-
-
-@contextlib.contextmanager
-def capture_under_way(model):
-    card = torch.cuda.is_current_stream_capturing.__self__
-    card.now.capture = object()
-    yield
-    card.now.capture = None
-
-
-WITHOUT = [hook_inside, hook_of_all, training, gradients, compiled_part, compiled, other_device, dispatched, capture_under_way]
-
-
-@pytest.mark.parametrize("when", WITHOUT)
-@pytest.mark.parametrize("later", [False, True])
-def test_what_runs_without_a_graph(card, model, when, later):
-    """Blind spot: a hook that no longer runs, a gradient that is lost, a module in training that is not; from the first call on, or when
-    there is a graph already."""
-    x = torch.randn(SIZE).clone()
-    quick = warmed(model, x) if later else dpt.graphed(model)
-    recorded = card.alive()
-    replays = [graph.replays for graph in recorded]
-    with when(model):
-        for _ in range(4):
-            with torch.inference_mode(False) if when is gradients else contextlib.nullcontext():
-                x = torch.randn(SIZE)
-                found, wanted = quick(x), model(x)
-            assert torch.equal(found, wanted) and found.requires_grad == (when is gradients)
-    assert len(card.captures) == later and [graph.replays for graph in recorded] == replays
-    del recorded
-    for _ in range(3):
-        x = torch.randn(SIZE)
-        assert torch.equal(quick(x), model(x))
-    assert len(card.alive()) == 1 and card.alive()[0].replays > 1, "and then with one again"
 
 
 def test_a_wrapper_of_torch_compile_is_called_itself(card):
@@ -648,84 +394,3 @@ def test_a_mistake_is_the_models(card, model):
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             quick(torch.randn(2, 3))
     assert not card.captures and not card.released
-
-
-PICTURE = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
-METRES = np.random.default_rng(1).uniform(1, 5, (2, 24, 32)).astype(np.float32)
-PREDICTED = {
-    "depth": ("dpt-large-midas", {}),
-    "labels": ("dpt-tiny-scenes", {"probability": True}),
-    "three tasks": ("tipsv2-base", {}),
-    "flipped windows": ("dpt-tiny-depth", {"window": 32, "stride": 32, "flip": True}),
-    "prompt": ("prompt-depth-anything-small", {}),
-}
-
-
-@pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("kind", PREDICTED)
-def test_predictions_replay(card, kind, fast):
-    """Blind spot: a prediction without the graphs, by another graph than its picture's or prompt's, and one that asked for none."""
-    name, options = PREDICTED[kind]
-    with torch.inference_mode(False):
-        model = dpt.accelerate(wide(name)) if fast else wide(name)
-    model.config = model.config.with_("input", size=(64, 64))
-    pictures = [PICTURE[number % 2] for number in range(5)]
-    if kind == "prompt":
-        options = {"prompt": [METRES[number % 2] for number in range(5)]}
-    wanted = model.predict(pictures, graph=False, **options)
-    assert not card.captures
-    found = model.predict(pictures, **options)
-    assert len(card.captures) >= 1 and sum(graph.replays for graph in card.alive()) >= 4
-    assert_predictions(found, wanted)
-    assert not torch.equal(*(torch.from_numpy(one.depth if one.depth is not None else one.labels) for one in found[:2]))
-    replays = sum(graph.replays for graph in card.alive())
-    assert_predictions(dpt.graphed(model).predict(pictures, **options), wanted)
-    assert len(card.captures) == len(card.alive()) and sum(graph.replays for graph in card.alive()) > replays
-
-
-def assert_predictions(found, wanted) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        for field in ("depth", "labels", "probability", "normals"):
-            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
-
-
-def test_predictions_of_a_model_in_training(card):
-    """Blind spot: modes that are not put back, and a graph that is lost or not made because the model trains between predictions."""
-    with torch.inference_mode(False):
-        model = small("dpt-tiny-depth").train()
-    for _ in range(4):
-        model.predict(PICTURE[0])
-        assert all(module.training for module in model.modules())
-    assert len(card.captures) == 1 and card.alive()[0].replays == 3
-
-
-def test_threads_predict(card):
-    """Blind spot: pictures of one thread in another's maps."""
-    with torch.inference_mode(False):
-        model = wide()
-    wanted = [model.predict(picture, graph=False).depth for picture in PICTURE]
-
-    def work(number):
-        def run():
-            for result in predict_iter(model, [PICTURE[number]] * 6):
-                np.testing.assert_array_equal(result.prediction.depth, wanted[number])
-
-        return run
-
-    in_threads(work(0), work(1))
-    assert len(card.captures) == 1 and card.alive()[0].replays > 6  # while one captures, the other may run without: here by a mode
-
-
-@pytest.mark.parametrize("option", [[], ["--no-graph"]])
-def test_the_command_replays(card, tmp_path, option, capsys):
-    """Blind spot: a command that runs without, one that cannot be told to, and a stopwatch that no longer sees the network."""
-    from PIL import Image
-
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(4):
-        Image.fromarray(PICTURE[number % 2]).save(folder / f"{number}.png")
-    with torch.inference_mode(False):
-        assert main(["predict", str(folder), "-o", str(tmp_path / "out"), "--model", "dpt-tiny-depth", "--device", "cpu", *option]) == 0
-    assert len(card.captures) == (not option)
-    assert "network" in (said := capsys.readouterr().out) and " 0.0 ms" not in said
