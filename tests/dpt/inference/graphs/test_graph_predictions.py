@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from small import small, wide
 import dpt
 from dpt.commands.main import main
 from dpt.inference.prediction import predict_iter
+from dpt.training import runs
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
 METRES = np.random.default_rng(1).uniform(1, 5, (2, 24, 32)).astype(np.float32)
@@ -90,3 +93,29 @@ def test_the_command_replays(card, tmp_path, option, capsys):
         assert main(["predict", str(folder), "-o", str(tmp_path / "out"), "--model", "dpt-tiny-depth", "--device", "cpu", *option]) == 0
     assert len(card.captures) == (not option)
     assert "network" in (said := capsys.readouterr().out) and " 0.0 ms" not in said
+
+
+@pytest.mark.parametrize("option", [[], ["--no-graph"]])
+def test_an_evaluation_replays(card, tmp_path, option):
+    """Blind spot: the other command."""
+    for name, values in (("images", PICTURE[0]), ("depth", np.full((64, 64), 2000, np.uint16))):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.fromarray(values).save(tmp_path / name / f"{number}.png")
+    with torch.inference_mode(False):
+        assert main(["evaluate", "dpt-tiny-depth", "--data", str(tmp_path), "--device", "cpu", *option]) == 0
+    assert len(card.captures) == (not option)
+
+
+def test_a_training_keeps_no_graphs(monkeypatch):
+    """Blind spot: a validation after which a training has less memory than before."""
+    told = []
+    recipe = SimpleNamespace(batch_size=2, accumulate=1, max_depth=None)
+    prediction = SimpleNamespace(depth=None, labels=None)
+    model = SimpleNamespace(predict=lambda image, graph=True: told.append(graph) or prediction)
+    config = SimpleNamespace(head=SimpleNamespace(task="depth"))
+    training = SimpleNamespace(recipe=recipe, place=SimpleNamespace(world=1), protocol=SimpleNamespace(name="folder"), config=config)
+    training.evaluated, training.validation = lambda: model, [(PICTURE[0], None)]
+    monkeypatch.setattr(runs, "evaluate", lambda *args, graph=True, **options: told.append(graph))
+    runs.Training.validate(training)
+    assert len(list(runs.Training._examples(training, model))) == 1 and told == [False, False]
