@@ -120,6 +120,16 @@ def test_sizes_that_come_seldom_run_without(card, model):
     assert len(card.captures) == before + 1
 
 
+def test_what_comes_often_gets_a_graph_at_last(card, model):
+    """Blind spot: so many graphs dropped unpaid that no form can come often enough any more."""
+    quick = dpt.graphed(model, most=1)
+    for rows in range(1, 12):
+        for _ in range(WORTH * FIRST_SIGHTS):
+            if len(card.captures) < rows:
+                quick(torch.randn(rows, 4))
+    assert len(card.captures) == 11
+
+
 def test_warmed_up_and_captured_on_a_stream_of_its_own(card, model):
     """Blind spot: what the first call on a stream or in a thread makes, made in the capture; the stream of the caller left changed."""
     warmed(model, torch.randn(SIZE))
