@@ -1,4 +1,4 @@
-"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`, `Predictor`.
+"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`, `graphed`, `Predictor`.
 
 Names and modules are loaded when asked for: `import dpt` does not import PyTorch.
 """
@@ -12,13 +12,27 @@ if TYPE_CHECKING:  # for type checkers and editors, which run nothing
     from .config import DPTConfig
     from .factory import build, load
     from .fast.acceleration import accelerate, fast_report
+    from .inference.graphs import graphed
     from .inference.prediction import Prediction
     from .inference.predictor import Predictor
     from .model import DPT
     from .zoo import models
 
 __version__ = "0.1.0"
-__all__ = ["DPT", "CheckpointError", "DPTConfig", "Prediction", "Predictor", "accelerate", "build", "fast_report", "load", "models", "save"]
+__all__ = [
+    "DPT",
+    "CheckpointError",
+    "DPTConfig",
+    "Prediction",
+    "Predictor",
+    "accelerate",
+    "build",
+    "fast_report",
+    "graphed",
+    "load",
+    "models",
+    "save",
+]
 
 _HOME = {  # the module of each public name
     "DPT": "model",
@@ -29,6 +43,7 @@ _HOME = {  # the module of each public name
     "accelerate": "fast.acceleration",
     "build": "factory",
     "fast_report": "fast.acceleration",
+    "graphed": "inference.graphs",
     "load": "factory",
     "models": "zoo",
     "save": "checkpoints",

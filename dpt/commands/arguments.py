@@ -114,6 +114,11 @@ def _fast(parser: Parser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help=what)
 
 
+def _graph(parser: Parser) -> None:
+    what = "replay a CUDA graph for each size of input that comes again: less work for the host, more memory (default: on CUDA)"
+    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True, help=what)
+
+
 def _batch_size(parser: Parser) -> None:
     help = "pictures of one size in the network at a time; too few are filled up, which costs as much (default: %(default)s)"
     parser.add_argument("--batch-size", type=_COUNT, default=1, metavar="N", help=help)
@@ -181,6 +186,7 @@ def predict(parser: Parser) -> None:
     _device(parser)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: %(default)s)")
     _fast(parser)
+    _graph(parser)
     _views(parser)
     _focal(parser)
     what = (
@@ -322,4 +328,5 @@ def evaluate(parser: Parser) -> None:
     _max_depth(parser)
     _device(parser)
     _fast(parser)
+    _graph(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file (default: only print them)")

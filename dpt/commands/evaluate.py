@@ -53,7 +53,7 @@ def _measured(args: argparse.Namespace, model: DPT, protocol: Protocol, head: He
     options = Options.of(config, **choices)
     scorer_of(protocol, head, args.max_depth)  # what it does not take is said before anything is read
     dataset = _opened(args, protocol, head)
-    found = scored(model, dataset, args.batch_size, args.max_depth, protocol=protocol, own=own, **choices)
+    found = scored(model, dataset, args.batch_size, args.max_depth, protocol=protocol, own=own, graph=args.graph, **choices)
     figures, known = {config.name: found.figures}, _published(config, protocol, options)
     report: dict[str, Any] = {
         "protocol": protocol.name,

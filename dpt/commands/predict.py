@@ -139,8 +139,8 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
                 outputs.write(stem, result.image, result.prediction, head, pfm=args.pfm, record=record, drawn=drawn)
 
     done, start, watch = tally.done, time.perf_counter(), Stopwatch(next(model.parameters()).device)
-    counts = {"batch_size": args.batch_size, "max_pixels": args.max_pixels or MAX_PIXELS}
-    results = predict_iter(model, jobs, Beside(drawn=True, clock=watch), **counts, **running.choices(args))
+    how: dict[str, Any] = {"batch_size": args.batch_size, "max_pixels": args.max_pixels or MAX_PIXELS, "graph": args.graph}
+    results = predict_iter(model, jobs, Beside(drawn=True, clock=watch), **how, **running.choices(args))
     written = in_threads(write, results, min(WRITERS, torch.get_num_threads()))
     share = "" if own.world == 1 else f", a share of {own.world}"  # one bar for all: theirs would overwrite each other
     bar = tqdm(desc=printable(config.name) + share, total=len(jobs), unit="picture", disable=len(jobs) < 2 or not own.first)

@@ -71,11 +71,12 @@ def evaluate(
     progress: bool = True,
     protocol: Protocol | None = None,
     own: Place = ALONE,
+    graph: bool = True,
     **options: Unpack[Choices],
 ) -> dict[str, float]:
     """The figures of `scored`; without a protocol "folder"'s, depth: {"absrel", "rmse", "delta1"}, and "sky" where the data tells it;
     segmentation: {"miou", "accuracy"}."""
-    return scored(model, dataset, batch_size, max_depth, progress, protocol, own, **options).figures
+    return scored(model, dataset, batch_size, max_depth, progress, protocol, own, graph, **options).figures
 
 
 def scored(
@@ -86,6 +87,7 @@ def scored(
     progress: bool = True,
     protocol: Protocol | None = None,
     own: Place = ALONE,
+    graph: bool = True,
     **options: Unpack[Choices],
 ) -> Scored:
     """A model's figures, at the truth's own size.
@@ -98,6 +100,7 @@ def scored(
         protocol: one of `dpt.evaluation.protocols` that measures the head; None: "folder".
         own: this process among those that share the pictures. All of them call this and get the figures of one process alone, bit for bit:
             a picture's map is the same in whatever batch, and rows are put in the pictures' order.
+        graph: as of `dpt.inference.prediction.predict`; without it no memory stays taken afterwards.
         options: test-time augmentation, windows and the focal length, those of `dpt.inference.prediction.predict`.
 
     Raises:
@@ -114,7 +117,7 @@ def scored(
     try:
         bar = tqdm(share, "evaluate", unit="picture", disable=not (progress and own.first))
         with _seen_by(model, protocol), bar:
-            maps = _maps(model, dataset, share, protocol, batch_size, options)
+            maps = _maps(model, dataset, share, protocol, {"batch_size": batch_size, "graph": graph, **options})
             for index, (found, size) in zip(bar, maps, strict=True):
                 rows[index] = scorer.row(torch.from_numpy(found), torch.from_numpy(dataset.target(index, size)))
     except (ValueError, OSError, MemoryError, FloatingPointError) as raised:
@@ -147,7 +150,7 @@ def _seen_by(model: Network | Predictor, protocol: Protocol) -> Iterator[None]:
 
 
 def _maps(
-    model: Network | Predictor, dataset: Measured, share: Sequence[int], protocol: Protocol, batch_size: int, options: Choices
+    model: Network | Predictor, dataset: Measured, share: Sequence[int], protocol: Protocol, options: dict[str, Any]
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Of each picture of a share, in its order, the depth or the labels (h, w) of what the protocol cuts out, and the size of all of it."""
     sizes: list[tuple[int, int]] = []
@@ -168,7 +171,7 @@ def _maps(
         return
     whole = protocol.cut is None and dataset.crop is None
     pictures: Any = [dataset.images[index] for index in share] if whole else seen()  # files are read ahead, in threads
-    for result in predict_iter(cast(Network, model), pictures, batch_size=batch_size, **options):
+    for result in predict_iter(cast(Network, model), pictures, **options):
         if result.error is not None:
             raise result.error
         prediction = cast(Prediction, result.prediction)

@@ -30,6 +30,7 @@ from ..system.endings import out_of_memory
 from ..system.forks import held_over_forks, in_forked
 from .drawing import drawn
 from .finite import Watch, error_of
+from .graphs import Graphed, ungraphed
 from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
 from .prompts import Prompt, load_prompt
 from .reading import Place, Window
@@ -124,6 +125,7 @@ class PredictOptions(Choices, total=False):
 
     batch_size: int
     max_pixels: int
+    graph: bool
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
             are too few is filled up, and costs as much as a whole one: the number of pictures in a batch decides how sums are rounded, and
             so nobody's result depends on what other pictures there are.
         max_pixels: a file whose picture has more is refused; of memory, several times as many bytes are needed.
+        graph: replay one CUDA graph for each form of input that comes again (`dpt.graphed`); it matters on CUDA alone.
         tta: mmsegmentation's scales, `TTA_SCALES`, and flip.
         scales, flip: either of them chosen freely; network sizes are multiplied by the scales. By default pictures are flipped too where
             `config.input.flip` says so.
@@ -254,6 +257,7 @@ def predict_iter(
     *,
     batch_size: int = 1,
     max_pixels: int = MAX_PIXELS,
+    graph: bool = True,
     **options: Unpack[Choices],
 ) -> Generator[Result, None, None]:
     """As `predict`, one `Result` at a time, in order; a bad picture, a map that is not finite, or memory running out, is its `error`.
@@ -267,7 +271,7 @@ def predict_iter(
         raise ValueError(f"{len(chosen.prompts)} prompts for {len(images)} pictures: give one for each")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is a positive integer, not {batch_size!r}")
-    return _results(model, images, batch_size, max_pixels, chosen, beside)
+    return _results(cast(Network, Graphed(model)) if graph else model, images, batch_size, max_pixels, chosen, beside)
 
 
 def _results(
@@ -386,7 +390,7 @@ def _not_finite(model: Network, result: Result, options: Options) -> Result:
         return _passes(network, _images([result], network), [result], 1, options, nullcontext())
 
     with _evaluating(model), torch.inference_mode():
-        return Result(result.source, error=error_of(model, name_of(result.source), again))
+        return Result(result.source, error=error_of(ungraphed(model), name_of(result.source), again))
 
 
 def _is_path(source: Any) -> bool:

@@ -286,12 +286,14 @@ class Training:
         recipe = self.recipe
         size = max(recipe.batch_size // (self.place.world * recipe.accumulate), 1)
         far = recipe.max_depth if self.protocol.name == "folder" else None  # other protocols have their own
-        return evaluate(self.evaluated(), self.validation, size, far, progress=False, protocol=self.protocol, own=self.place)
+        model, protocol, own = self.evaluated(), self.protocol, self.place
+        # without graphs, which would keep memory that the training wants
+        return evaluate(model, self.validation, size, far, progress=False, protocol=protocol, own=own, graph=False)
 
     def _examples(self, model: DPT) -> Iterator[Any]:
         for index in range(min(logs.SHOWN, len(self.validation))):
             image, truth = self.validation[index]
-            prediction = model.predict(image)
+            prediction = model.predict(image, graph=False)
             yield image, truth, prediction.depth if self.config.head.task == "depth" else prediction.labels
 
     def evaluated(self) -> DPT:

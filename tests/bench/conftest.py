@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `from made_up import ...`, whatever the import mode
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "helpers")]  # for `from made_up import ...`, whatever the import mode
 torch.set_num_threads(1)
 
 from bench.harness import measure, runner  # noqa: E402

@@ -57,6 +57,8 @@ if prediction.depth is not None:
 
 assert_type(dpt.accelerate(model, strict=True), dpt.DPT)
 assert_type(dpt.accelerate(nn.Sequential(model)), nn.Sequential)
+assert_type(dpt.graphed(model, most=4), dpt.DPT)
+assert_type(model.predict("scene.png", graph=False), dpt.Prediction)
 report = dpt.fast_report(model)
 assert_type([row.name for row in report if row.fused], list[str])
 print(report)
@@ -81,6 +83,7 @@ dpt.models(3)
 dpt.accelerate("dpt-tiny-depth")
 dpt.accelerate(nn.Sequential(model)).predict("scene.png").depth.mean()
 dpt.fast_report(model)[0].speed
+dpt.graphed(model, most="4")
 dpt.DPT("dpt-tiny-depth")
 dpt.DPTConfig("mine")
 dpt.Prediction(depth=3)

@@ -54,7 +54,7 @@ class RelativePosition(nn.Module):
         tokens = 1 + grid[0] * grid[1]
         spare = 0 if torch.compiler.is_compiling() else -tokens % 8
         index = F.pad(F.pad(CLASS_ROWS + apart, (1, 0), value=TO_CLASS), (0, spare, 1, 0), value=FROM_CLASS)
-        index[0, 0] = ITSELF
+        index[0, 0].fill_(ITSELF)  # set by index, the number would be copied from the host's memory, which a CUDA graph cannot hold
         return table[:, index][None, ..., :tokens]
 
 

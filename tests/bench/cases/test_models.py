@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from cuda_graphs import Card
 
 from bench.cases import models
 from bench.harness import runner
@@ -65,6 +66,27 @@ def test_a_graph_is_captured_before_it_is_replayed(toy, monkeypatch, recorded):
         prepared.recorded()
     assert torch.equal(prepared.run(5), torch.full((2,), 5.0)) and torch.equal(prepared.judged()[0], torch.zeros(2))
     assert log == ["capture", "replay", "replay"]
+
+
+@pytest.mark.filterwarnings("ignore:.*runs without a CUDA graph")
+def test_the_graph_of_the_benchmarks_is_the_products(toy, monkeypatch):
+    """Blind spot: a figure of a graph by another way than `dpt.graphed`'s, or of a model that ran without one; one measured uncaptured."""
+
+    def refuses(graph, **how):
+        raise RuntimeError("CUDA out of memory")
+
+    card, model = Card(monkeypatch), models.build("dpt-tiny-depth", toy)
+    toy.device = types.SimpleNamespace(type="cuda")
+    opened = types.SimpleNamespace(plain=model, prompt=(), context=toy, input=lambda index: torch.full((1, 3, 64, 64), float(index)))
+    prepared = models.fast_graph(opened)
+    wanted = models.run_of(opened, models.dpt.accelerate(models.shared_copy(model)))
+    assert torch.equal(prepared.judged()[0], wanted(0)) and len(card.captures) == 1
+    assert torch.equal(prepared.run(5), wanted(5)) and card.alive()[0].replays == 3
+    prepared.recorded()
+    assert len(card.captures) == 2
+    monkeypatch.setattr(torch.cuda, "graph", refuses)
+    with pytest.raises(RuntimeError, match="no CUDA graph"):
+        prepared.recorded()
 
 
 def test_shared_copies_share(toy):
