@@ -354,7 +354,7 @@ def depth_head(
     activation: str = "relu",
     max_depth: float = 1.0,
 ) -> torch.Tensor:
-    """Depth (B, H', W') of ``size``, in float32 whatever ``x``'s dtype: resize, 3x3 convolution, ReLU, 1x1 convolution, activation. Differentiable.
+    """Depth (B, H', W') of ``size``, float32 whatever ``x`` is: resize, 3x3 convolution, ReLU, 1x1 convolution, activation. Differentiable.
 
     Args:
         x: (B, C, H, W), float32, float16 or bfloat16. Channels-last is read as it is; another layout is copied once.

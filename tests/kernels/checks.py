@@ -188,14 +188,15 @@ def assert_autocast_keeps(op: Op, inputs: Inputs, *weights: int) -> None:
     assert all(t.dtype == torch.float32 for t in saved if t.shape in shapes)
 
 
-def assert_follows_autocast(op: Op, inputs: Inputs) -> None:
-    """Under autocast float32 inputs are taken in autocast's dtype, and the result is in it; gradients are float32."""
+def assert_follows_autocast(op: Op, inputs: Inputs, result: torch.dtype = torch.float16) -> None:
+    """Under autocast float32 inputs are taken in autocast's dtype, and the result is in it, or in the one that is said; gradients are
+    float32."""
     leaves = _leaves(inputs)
     given = [leaf for leaf in leaves if leaf is not None]
     with torch.autocast(given[0].device.type, dtype=torch.float16):
         out = op(*leaves)
     halves = [None if t is None else t.detach().half() for t in leaves]
-    assert out.dtype == torch.float16 and torch.equal(out, op(*halves))
+    assert out.dtype == result and torch.equal(out, op(*halves))
     assert all(gradient.dtype == torch.float32 for gradient in torch.autograd.grad(out.float().sum(), given))
 
 

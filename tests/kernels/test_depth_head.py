@@ -291,7 +291,7 @@ def test_no_large_map_is_made(device, monkeypatch):
 
 def test_autocast_is_followed(device):
     """Under autocast the map and the parameters are taken in autocast's dtype; gradients are float32."""
-    checks.assert_follows_autocast(head((4, 5)), random_inputs((1, 16, 2, 3), 16, torch.float32, device))
+    checks.assert_follows_autocast(head((4, 5)), random_inputs((1, 16, 2, 3), 16, torch.float32, device), torch.float32)
 
 
 def test_parameters_are_saved(device):
