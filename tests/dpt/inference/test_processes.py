@@ -23,7 +23,7 @@ import torch
 from small import small, wide
 from torch import nn
 
-from dpt.inference import images, prediction
+from dpt.inference import images, prediction, transfer
 from dpt.inference.prediction import predict_iter
 from dpt.system.forks import held_over_forks
 
@@ -203,6 +203,7 @@ def test_cuda_in_a_forked_process(monkeypatch):
     """Blind spot: the error of CUDA, which a forked process cannot use, taken for memory that ran out, or lost. PyTorch's own says what to
     do; that it comes is stubbed."""
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    monkeypatch.setattr(transfer, "_page_locked", lambda shape, dtype: torch.empty(shape, dtype=dtype))  # which is CUDA's
     model = small()
     on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
 

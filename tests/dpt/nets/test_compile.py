@@ -156,7 +156,7 @@ def pictures(model: DPT, sides: tuple[int, int], batch: int) -> tuple[torch.Tens
     """What the model takes: pictures of so many patches, or of the model's one size, and prompts of odd sizes."""
     size = model.config.encoder.fixed_size or tuple(side * model.config.encoder.patch_size for side in sides)
     x = torch.randn(batch, 3, *size, dtype=next(model.parameters()).dtype)
-    return (x, 1 + torch.rand(batch, sides[0] + 5, sides[1] + 4)) if model.config.decoder.prompt else (x,)
+    return (x, 1 + torch.rand(batch, sides[0] + 5, sides[1] + 7)) if model.config.decoder.prompt else (x,)
 
 
 def open_shapes(model: DPT) -> tuple[dict[int, Any], ...]:
