@@ -39,36 +39,72 @@ def _gamma(module: nn.Module) -> Tensor | None:
     return module.gamma if isinstance(module, LayerScale) else None
 
 
-def _qkv(block: Block, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-    """A block up to its packed queries, keys and values."""
-    norm, qkv = block.norm1, block.attn.qkv
-    return layernorm_linear(x, norm.weight, norm.bias, qkv.weight, qkv.bias, norm.eps, rotation=rotation)
+@launch.planned
+def _block(
+    x: Tensor,
+    rotation: Tensor | None,
+    bias: Tensor | None,
+    num_heads: int,
+    norm1: tuple[Tensor, Tensor],
+    eps1: float,
+    qkv: tuple[Tensor, Tensor | None],
+    projection: tuple[Tensor, Tensor | None, Tensor | None],
+    norm2: tuple[Tensor, Tensor],
+    eps2: float,
+    mlp: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+    scale2: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """A block's four ops, worked out as one; the projection's parameters end with its LayerScale."""
+    mixed = attention(layernorm_linear(x, *norm1, *qkv, eps1, None, rotation), num_heads, None, bias)
+    weight, linear_bias, scale1 = projection
+    return layernorm_mlp(linear_residual(mixed, weight, linear_bias, x, scale1), *norm2, *mlp, eps2, scale2, activation)
 
 
-def _added(block: Block, y: Tensor, linear: nn.Linear, scale: nn.Module, x: Tensor) -> Tensor:
-    """x + scale(linear(y)); where the block drops branches, which the kernel cannot, as the plain block computes it."""
+def _layers(mlp: Any) -> tuple[str, Any, Any]:
+    """The activation of a block's MLP, and the linear layers on either side of it."""
+    return ("swiglu", mlp.w12, mlp.w3) if isinstance(mlp, SwiGLU) else (mlp.activation, mlp.fc1, mlp.fc2)
+
+
+def _whole(block: Block, x: Tensor, rotation: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """A block's forward; ``bias`` (H, N, N) is added to the attention's scores."""
+    norm1, attn, norm2 = block.norm1, block.attn, block.norm2
+    qkv, proj = attn.qkv, attn.proj
     if block.drops:
-        return block.added(x, scale(linear(y)))
-    return linear_residual(y, linear.weight, linear.bias, x, _gamma(scale))
+        packed = layernorm_linear(x, norm1.weight, norm1.bias, qkv.weight, qkv.bias, norm1.eps, None, rotation)
+        return _with_drops(block, attention(packed, attn.num_heads, None, bias), x)
+    activation, first, second = _layers(block.mlp)
+    return _block(
+        x,
+        rotation,
+        bias,
+        attn.num_heads,
+        (norm1.weight, norm1.bias),
+        norm1.eps,
+        (qkv.weight, qkv.bias),
+        (proj.weight, proj.bias, _gamma(block.ls1)),
+        (norm2.weight, norm2.bias),
+        norm2.eps,
+        (first.weight, first.bias, second.weight, second.bias),
+        _gamma(block.ls2),
+        activation,
+    )
 
 
-def _after_attention(block: Block, mixed: Tensor, x: Tensor) -> Tensor:
-    """A block behind its attention; `mixed` is what that gave, before its projection."""
-    norm, mlp = block.norm2, block.mlp
-    x = _added(block, mixed, block.attn.proj, block.ls1, x)
-    activation, first, second = ("swiglu", mlp.w12, mlp.w3) if isinstance(mlp, SwiGLU) else (mlp.activation, mlp.fc1, mlp.fc2)
-    if block.drops:
-        hidden = layernorm_linear(x, norm.weight, norm.bias, first.weight, first.bias, norm.eps, activation)
-        return _added(block, hidden, second, block.ls2, x)
-    layers = (first.weight, first.bias, second.weight, second.bias)
-    return layernorm_mlp(x, norm.weight, norm.bias, *layers, norm.eps, _gamma(block.ls2), activation=activation)
+def _with_drops(block: Block, mixed: Tensor, x: Tensor) -> Tensor:
+    """A block behind its attention, which gave `mixed`, where it drops branches: the kernels cannot, so these are added as the plain
+    block does."""
+    norm, (activation, first, second) = block.norm2, _layers(block.mlp)
+    x = block.added(x, block.ls1(block.attn.proj(mixed)))
+    hidden = layernorm_linear(x, norm.weight, norm.bias, first.weight, first.bias, norm.eps, activation)
+    return block.added(x, block.ls2(second(hidden)))
 
 
 class FastBlock(Block):
     """`Block` in seven launches: LN, qkv, attention, projection + residual, LN, fc1 + activation, fc2 + residual."""
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        return _after_attention(self, attention(_qkv(self, x, rotation), self.attn.num_heads), x)
+        return _whole(self, x, rotation)
 
 
 class FastBEiTBlock(BEiTBlock):
@@ -76,8 +112,9 @@ class FastBEiTBlock(BEiTBlock):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
         attn: Any = self.attn
-        qkv = _qkv(self, x)
-        return _after_attention(self, attention(qkv, attn.num_heads, bias=attn.position(grid)[0].to(qkv.dtype)), x)
+        qkv: Any = attn.qkv
+        dtype = launch.product_dtype(qkv.weight)
+        return _whole(self, x, None, attn.position(grid)[0].to(dtype))
 
 
 class FastReassemble(Reassemble):
@@ -143,10 +180,10 @@ class FastResidualConvUnit(ResidualConvUnit):
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """`add` (B, F, h, w), of any size, is resized to x's (bilinear, align_corners=True) and added."""
-        if uses_batch_statistics(self.norm1, self.norm2):
+        conv1, norm1, conv2, norm2 = self.conv1, self.norm1, self.conv2, self.norm2
+        if uses_batch_statistics(norm1, norm2):
             return self._with_batch_statistics(x, add)
-        conv1, conv2 = self.conv1, self.conv2
-        norms = {"norm1": _norm(self.norm1), "norm2": _norm(self.norm2)}
+        norms = {"norm1": _norm(norm1), "norm2": _norm(norm2)}
         return residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
 
     def _with_batch_statistics(self, x: Tensor, add: Tensor | None) -> Tensor:

@@ -75,9 +75,9 @@ def only(*ops: str) -> Iterator[None]:
         _only = before
 
 
-def named_family(tensor: torch.Tensor) -> str | None:
-    """The family that the environment names for a tensor that is on no GPU; None for others, whose family their device is of."""
-    return None if tensor.is_cuda else os.environ.get(INTERPRETED_FAMILY_VARIABLE)
+def named_family() -> str | None:
+    """In the interpreter, the family that the environment names."""
+    return os.environ.get(INTERPRETED_FAMILY_VARIABLE) if INTERPRETED else None
 
 
 @functools.cache
