@@ -130,10 +130,11 @@ class Tape:
             return
         many, changes = isinstance(result, (tuple, list)), function._schema.is_mutable
         results = tuple(result) if many else (result,)
-        if not all(isinstance(tensor, torch.Tensor) for tensor in results):
-            self.unplannable = f"{function} gives a number"
-            return
         step = Step(function, args, kwargs, many=many, changes=changes)
+        if not all(isinstance(tensor, torch.Tensor) for tensor in results):
+            if step.tensors():  # else it is of dtypes or the like
+                self.unplannable = f"{function} gives a number"
+            return
         step.results = tuple(None if id(tensor) in self.values else self._new(tensor, step.tensors()) for tensor in results)
         if changes or any(value is not None and value.of is None for value in step.results):
             self.steps.append(step)
@@ -312,7 +313,8 @@ class _Text:
         where = f"{', '.join(map(str, step.grid))}, stream, {self._arguments(before, {})}"
         packed = self.name(compiled.packed_metadata)
         if hasattr(launcher, "arg_annotations"):
-            rest = f"{packed}, None, None, None, None, None, {self._arguments((launcher.arg_annotations, launcher.kernel_signature), {})}"
+            described = f"{self.name(launcher.arg_annotations)}, {self.name(launcher.kernel_signature)}"
+            rest = f"{packed}, None, None, None, None, None, {described}"
             return f"{self.name(driver.active.utils.launch)}({where}, {rest}, ({args}))"
         direct = launcher.launch  # of an older Triton: a function made for the kernel, or what makes tensor maps for it
         if not inspect.isbuiltin(direct):
