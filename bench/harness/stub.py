@@ -83,7 +83,8 @@ class StubDriver(nvidia.CudaDriver):
         self.utils, self.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
         self.get_current_device = lambda: self.device
         self.set_current_device = lambda index: None
-        self.get_current_stream = lambda index: 0
+        self.stream = 0
+        self.get_current_stream = lambda index: self.stream
         self.get_device_capability = lambda index: divmod(index, 10)
 
 

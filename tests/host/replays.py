@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import driver
 
 from bench.cases.ops import Op, ops
 from bench.harness.stub import Seen, Watch
@@ -39,13 +40,13 @@ def tensors_of(op: Op, seed: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def differences(seen: Seen) -> Iterator[str]:
-    """Ops and dtypes whose plan launches otherwise than the op, for tensors that it was not made of."""
+    """Ops and dtypes whose plan launches otherwise than the op, for tensors that it was not made of, on another stream."""
     for op, dtype in itertools.product(ops(), launch.DTYPES):
         if "statistics" in op.name:  # of training
             continue
         with Watch(seen) as watch, torch.no_grad():
             for seed in range(3):
-                tensors = tensors_of(op, seed, dtype)
+                tensors, driver.active.stream = tensors_of(op, seed, dtype), seed
                 with launch.without_plans(), Allocations(watch):
                     wanted = watch.of(lambda: op.call(op.toy, *tensors), tensors)  # noqa: B023
                 found = watch.of(lambda: op.call(op.toy, *tensors), tensors)  # noqa: B023
