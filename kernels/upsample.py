@@ -229,6 +229,7 @@ def upsample_bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool)
     return _upsample(x, height, width, align_corners)
 
 
+@launch.planned
 def conv1x1(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, padded: bool = False) -> torch.Tensor:
     """The 1x1 convolution of ``x`` (B, C, H, W) by ``weight`` (O, C, 1, 1) and ``bias`` (O,) or None: (B, O, H, W), channels-last.
 

@@ -117,6 +117,21 @@ class FastBEiTBlock(BEiTBlock):
         return _whole(self, x, None, attn.position(grid)[0].to(dtype))
 
 
+@launch.planned
+def _reassembled(
+    tokens: Tensor,
+    grid: tuple[int, int],
+    readout: tuple[Tensor, Tensor | None] | None,
+    project: tuple[Tensor, Tensor | None],
+    upsampling: tuple[Tensor, Tensor | None] | None,
+) -> Tensor:
+    """Tokens to their map (B, C, h, w), worked out as one op; the readout and the upsampling where they are given."""
+    weight, bias = project
+    x = tokens if readout is None else readout_project(tokens, *readout)
+    x = pointwise(x, weight.flatten(1), bias).transpose(1, 2).unflatten(2, grid)
+    return x if upsampling is None else transposed_conv(x, *upsampling)
+
+
 class FastReassemble(Reassemble):
     """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products.
 
@@ -124,16 +139,18 @@ class FastReassemble(Reassemble):
     """
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        if isinstance(self.readout, ReadoutProject) and self.readout.activation == "gelu":
-            x = readout_project(tokens, self.readout.linear.weight, self.readout.linear.bias)
+        readout, norm, project, resize = self.readout, self.norm, self.project, self.resize
+        parameters = None
+        if isinstance(readout, ReadoutProject) and readout.activation == "gelu":
+            parameters = readout.linear.weight, readout.linear.bias
         else:
-            x = self.readout(tokens)
-        if not isinstance(self.norm, nn.Identity):
-            x = self.norm(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
-        x = pointwise(x, self.project.weight.flatten(1), self.project.bias).transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
-        if isinstance(self.resize, nn.ConvTranspose2d):
-            return transposed_conv(x, self.resize.weight, self.resize.bias)
-        return self.resize(x)
+            tokens = readout(tokens)
+        if not isinstance(norm, nn.Identity):
+            tokens = tokens if parameters is None else readout_project(tokens, *parameters)
+            tokens, parameters = norm(tokens.transpose(1, 2)[..., None])[..., 0].transpose(1, 2), None
+        upsampling = (resize.weight, resize.bias) if isinstance(resize, nn.ConvTranspose2d) else None
+        x = _reassembled(tokens, grid, parameters, (project.weight, project.bias), upsampling)
+        return resize(x) if upsampling is None else x
 
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # which differ in training alone, by whose statistics they take
@@ -181,7 +198,7 @@ class FastResidualConvUnit(ResidualConvUnit):
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """`add` (B, F, h, w), of any size, is resized to x's (bilinear, align_corners=True) and added."""
         conv1, norm1, conv2, norm2 = self.conv1, self.norm1, self.conv2, self.norm2
-        if uses_batch_statistics(norm1, norm2):
+        if (norm1.training or norm2.training) and uses_batch_statistics(norm1, norm2):
             return self._with_batch_statistics(x, add)
         norms = {"norm1": _norm(norm1), "norm2": _norm(norm2)}
         return residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)

@@ -41,7 +41,7 @@ MAPS = 64  # tensor maps kept of an argument of a launch; beyond, all are forgot
 
 def reads_behind(tensor: torch.Tensor) -> bool:
     """Whether an op may read what is behind the last number of a tensor: of a map whose pixels are apart (`parts.maps`)."""
-    return tensor.ndim == 4 and tensor.stride(1) == 1 and tensor.stride(3) != tensor.shape[1]
+    return tensor.ndim == 4 and tensor.stride(1) == 1 and tensor.stride(3) > tensor.shape[1]
 
 
 _interpreter = threading.Lock() if INTERPRETED else contextlib.nullcontext()  # which has one place for the program that it is at
@@ -272,8 +272,8 @@ class _Text:
                 if value.behind == 0 and form == (tuple(of.tensor.shape), of.tensor.stride()):
                     yield f"{value.name} = {of.name}"
                 else:
-                    offset = f"{of.name}.storage_offset() + {value.behind // tensor.element_size()}"
-                    yield f"{value.name} = {of.name}.as_strided({form[0]}, {form[1]}, {offset})"
+                    place = f", {of.name}.storage_offset() + {value.behind // tensor.element_size()}" if value.behind else ""
+                    yield f"{value.name} = {of.name}.as_strided({form[0]}, {form[1]}{place})"
 
     def _allocation(self, step: Step) -> Iterator[str]:
         """Memory; where only one view of all of it is ever a tensor, as that."""
