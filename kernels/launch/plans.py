@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
@@ -40,7 +41,7 @@ SIMPLE = {int, float, bool, str}
 SEQUENCES = {tuple, list, torch.Size}
 
 _tape: ContextVar[Tape | None] = ContextVar("dpt_kernels_tape", default=None)
-_off: ContextVar[bool] = ContextVar("dpt_kernels_without_plans", default=False)
+_off: ContextVar[bool] = ContextVar("dpt_kernels_without_plans", default=os.environ.get("DPT_KERNELS_PLANS") == "0")
 
 
 def implementation(name: str) -> Callable[..., Any]:
@@ -57,7 +58,7 @@ def launched(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], kwargs: 
 
 @contextlib.contextmanager
 def without_plans() -> Iterator[None]:
-    """Do everything anew in each call: to compare."""
+    """Do everything anew in each call: to compare. The environment variable ``DPT_KERNELS_PLANS=0`` does so in the whole process."""
     token = _off.set(True)
     try:
         yield

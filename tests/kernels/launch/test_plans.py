@@ -1,7 +1,11 @@
 """Plans: what an op does again without asking is what it does when it asks, and it asks where it has to."""
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,8 @@ from dpt.kernels.layernorm_linear import layernorm_linear
 from dpt.kernels.parts.maps import empty_channels_last
 from dpt.kernels.parts.pointwise import pointwise
 from dpt.kernels.upsample import upsample_bilinear
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -298,3 +304,12 @@ def test_kernels_in_threads(device):
     for thread in threads:
         thread.join()
     assert all(same(each, wanted[place]) for place in range(3) for each in found[place])
+
+
+def test_the_environment_switches_them_off():
+    """For a card on which a plan is suspected: read when the kernels are imported."""
+    code = "from dpt.kernels.launch import plans; print(plans._off.get())"
+    for value, expected in (("0", "True"), ("1", "False")):
+        environment = {**os.environ, "DPT_KERNELS_PLANS": value}
+        told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
+        assert told.stdout.strip() == expected
