@@ -1,4 +1,4 @@
-"""A recorded call of an op, written out as a function of Python that does it again for other tensors of the same forms. Of the readout:
+"""A recorded call of an op, written out as a function of Python that does it again for other tensors of the same forms. In outline:
 
     def replay(v0, v1, v2):
         stream = current_stream(device)
