@@ -240,6 +240,7 @@ def conv1x1(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *,
     return pointwise(channels_last(x).permute(0, 2, 3, 1), weight.flatten(1), bias, padded=padded).permute(0, 3, 1, 2)
 
 
+@launch.planned
 def conv1x1_upsample(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, size: Sequence[int], align_corners: bool
 ) -> torch.Tensor:

@@ -25,14 +25,11 @@ from triton.compiler import compiler
 from triton.runtime import driver
 
 from dpt.kernels import launch
-from dpt.kernels.launch import devices
+from dpt.kernels.launch import devices, written
 from dpt.kernels.tools import ledger
 
 HERE = Path(__file__).parent
 HIDDEN_PARAMETERS = 2  # of a kernel's entry point: Triton's scratch memories
-
-
-EMPTY = torch.empty_strided
 
 
 class NoCompiler(Exception):
@@ -206,16 +203,16 @@ class Watch:
 
     def __enter__(self) -> Watch:
         utils = driver.active.utils
-        self.launch, self.encode = utils.launch, utils.fill_tma_descriptor_tiled
+        self.launch, self.encode, self.empty = utils.launch, utils.fill_tma_descriptor_tiled, written.EMPTY["cpu"]
         self._install(self._launched, self._encoded, self._allocated)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._install(self.launch, self.encode, EMPTY)
+        self._install(self.launch, self.encode, self.empty)
 
     def _install(self, launched: Any, encoded: Any, empty: Any) -> None:
         utils = driver.active.utils
-        utils.launch, utils.fill_tma_descriptor_tiled, torch.empty_strided = launched, encoded, empty
+        utils.launch, utils.fill_tma_descriptor_tiled, written.EMPTY["cpu"] = launched, encoded, empty
         self.seen.forget()  # launchers that hold what was there
         launch.forget_choices()
 
@@ -232,8 +229,8 @@ class Watch:
         storage = tensor.untyped_storage()
         self.memory.insert(0, (name, storage.data_ptr(), storage.nbytes()))
 
-    def _allocated(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        tensor = EMPTY(*args, **kwargs)
+    def _allocated(self, *args: Any) -> torch.Tensor:
+        tensor = self.empty(*args)
         self.note(None, tensor)
         return tensor
 

@@ -34,6 +34,16 @@ from ..nets.prompt import PromptBranch
 from ..nets.sky import SkyBranch, with_far_sky
 
 
+def _weights(layer: Any) -> tuple[Any, Any]:
+    """Weight and bias of a layer. `layer.weight` fails to be found by the usual way first, for 0.8 us, of which a block alone had 27; so
+    children are read from `_modules` here."""
+    own = layer._parameters
+    try:
+        return own["weight"], own["bias"]
+    except KeyError:  # something computes them, such as a parametrization since the model was accelerated
+        return layer.weight, layer.bias
+
+
 def _gamma(module: nn.Module) -> Tensor | None:
     """LayerScale's factor; None for the identity."""
     return module.gamma if isinstance(module, LayerScale) else None
@@ -63,30 +73,32 @@ def _block(
 
 def _layers(mlp: Any) -> tuple[str, Any, Any]:
     """The activation of a block's MLP, and the linear layers on either side of it."""
-    return ("swiglu", mlp.w12, mlp.w3) if isinstance(mlp, SwiGLU) else (mlp.activation, mlp.fc1, mlp.fc2)
+    layers = mlp._modules
+    return ("swiglu", layers["w12"], layers["w3"]) if isinstance(mlp, SwiGLU) else (mlp.activation, layers["fc1"], layers["fc2"])
 
 
 def _whole(block: Block, x: Tensor, rotation: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """A block's forward; ``bias`` (H, N, N) is added to the attention's scores."""
-    norm1, attn, norm2 = block.norm1, block.attn, block.norm2
-    qkv, proj = attn.qkv, attn.proj
+    children: Any = block._modules
+    norm1, attn, norm2 = children["norm1"], children["attn"], children["norm2"]
+    layers = attn._modules
     if block.drops:
-        packed = layernorm_linear(x, norm1.weight, norm1.bias, qkv.weight, qkv.bias, norm1.eps, None, rotation)
+        packed = layernorm_linear(x, *_weights(norm1), *_weights(layers["qkv"]), norm1.eps, None, rotation)
         return _with_drops(block, attention(packed, attn.num_heads, None, bias), x)
-    activation, first, second = _layers(block.mlp)
+    activation, first, second = _layers(children["mlp"])
     return _block(
         x,
         rotation,
         bias,
         attn.num_heads,
-        (norm1.weight, norm1.bias),
+        _weights(norm1),
         norm1.eps,
-        (qkv.weight, qkv.bias),
-        (proj.weight, proj.bias, _gamma(block.ls1)),
-        (norm2.weight, norm2.bias),
+        _weights(layers["qkv"]),
+        (*_weights(layers["proj"]), _gamma(children["ls1"])),
+        _weights(norm2),
         norm2.eps,
-        (first.weight, first.bias, second.weight, second.bias),
-        _gamma(block.ls2),
+        (*_weights(first), *_weights(second)),
+        _gamma(children["ls2"]),
         activation,
     )
 
@@ -112,8 +124,7 @@ class FastBEiTBlock(BEiTBlock):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # type: ignore[override]
         attn: Any = self.attn
-        qkv: Any = attn.qkv
-        dtype = launch.product_dtype(qkv.weight)
+        dtype = launch.product_dtype(_weights(attn.qkv)[0])
         return _whole(self, x, None, attn.position(grid)[0].to(dtype))
 
 
@@ -139,17 +150,18 @@ class FastReassemble(Reassemble):
     """
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        readout, norm, project, resize = self.readout, self.norm, self.project, self.resize
+        children: Any = self._modules
+        readout, norm, project, resize = (children[name] for name in ("readout", "norm", "project", "resize"))
         parameters = None
         if isinstance(readout, ReadoutProject) and readout.activation == "gelu":
-            parameters = readout.linear.weight, readout.linear.bias
+            parameters = _weights(readout.linear)
         else:
             tokens = readout(tokens)
         if not isinstance(norm, nn.Identity):
             tokens = tokens if parameters is None else readout_project(tokens, *parameters)
             tokens, parameters = norm(tokens.transpose(1, 2)[..., None])[..., 0].transpose(1, 2), None
-        upsampling = (resize.weight, resize.bias) if isinstance(resize, nn.ConvTranspose2d) else None
-        x = _reassembled(tokens, grid, parameters, (project.weight, project.bias), upsampling)
+        upsampling = _weights(resize) if isinstance(resize, nn.ConvTranspose2d) else None
+        x = _reassembled(tokens, grid, parameters, _weights(project), upsampling)
         return resize(x) if upsampling is None else x
 
 
@@ -189,7 +201,8 @@ def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, Tensor | No
     if not isinstance(module, BATCH_NORMS):
         known = " and ".join(kind.__name__ for kind in BATCH_NORMS)
         raise TypeError(f"a {type(module).__name__} in place of a batch norm: the kernels know {known}; exchange it before dpt.accelerate")
-    return module.weight, module.bias, module.running_mean, module.running_var, module.eps
+    statistics = module._buffers
+    return *_weights(module), statistics["running_mean"], statistics["running_var"], module.eps
 
 
 class FastResidualConvUnit(ResidualConvUnit):
@@ -197,11 +210,12 @@ class FastResidualConvUnit(ResidualConvUnit):
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """`add` (B, F, h, w), of any size, is resized to x's (bilinear, align_corners=True) and added."""
-        conv1, norm1, conv2, norm2 = self.conv1, self.norm1, self.conv2, self.norm2
+        children: Any = self._modules
+        conv1, norm1, conv2, norm2 = (children[name] for name in ("conv1", "norm1", "conv2", "norm2"))
         if (norm1.training or norm2.training) and uses_batch_statistics(norm1, norm2):
             return self._with_batch_statistics(x, add)
         norms = {"norm1": _norm(norm1), "norm2": _norm(norm2)}
-        return residual_conv_unit(x, conv1.weight, conv1.bias, conv2.weight, conv2.bias, **norms, add=add)
+        return residual_conv_unit(x, *_weights(conv1), *_weights(conv2), **norms, add=add)
 
     def _with_batch_statistics(self, x: Tensor, add: Tensor | None) -> Tensor:
         conv1, norm1, conv2, norm2 = self.conv1, self.norm1, self.conv2, self.norm2
@@ -230,31 +244,30 @@ class FastFusion(Fusion):
     """
 
     def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
-        blocks: Any = self.blocks  # each a FusionBlock, as below
+        projects: Any = [block._modules["project"] for block in self.blocks]
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x, size = skips[3], None
         found = [skips[3]]
         for level in (3, 2, 1):
             x = self._level(level, x, skips[level], size, prompt)
             size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
-            x = conv1x1(x, blocks[level].project.weight, blocks[level].project.bias)
+            x = conv1x1(x, *_weights(projects[level]))
             if deeper >= level:  # somebody else reads the upsampled map
                 found.insert(0, upsample_bilinear(x, size, True))
         x = self._level(0, x, skips[0], size, prompt)
-        project = blocks[0].project
-        x = conv1x1_upsample(x, project.weight, project.bias, (2 * x.shape[2], 2 * x.shape[3]), True)
+        x = conv1x1_upsample(x, *_weights(projects[0]), (2 * x.shape[2], 2 * x.shape[3]), True)
         return (x, *found[:deeper]) if deeper else x
 
     def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None, prompt: Tensor | None) -> Tensor:
         """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
-        block: Any = self.blocks[level]
+        children: Any = self.blocks[level]._modules  # of a FusionBlock
         if size is None:
-            x = block.unit2(skip)
+            x = children["unit2"](skip)
         else:
             if not statically_equal(tuple(skip.shape[2:]), size):
                 skip = upsample_bilinear(skip, size, False)
-            x = block.unit2(_merge(block.unit1, skip, previous))
-        return x if prompt is None else x + block.prompt(prompt, (x.shape[2], x.shape[3]))
+            x = children["unit2"](_merge(children["unit1"], skip, previous))
+        return x if prompt is None else x + children["prompt"](prompt, (x.shape[2], x.shape[3]))
 
 
 class FastPromptBranch(PromptBranch):
@@ -262,12 +275,12 @@ class FastPromptBranch(PromptBranch):
 
     def forward(self, prompt: Tensor, size: tuple[int, int]) -> Tensor:
         x = F.relu(self.conv1(self.resized(prompt, size)))
-        x = conv_norm_relu(x, self.conv2.weight, self.conv2.bias)
-        return conv_norm_relu(x, self.conv3.weight, self.conv3.bias, relu=False)
+        x = conv_norm_relu(x, *_weights(self.conv2))
+        return conv_norm_relu(x, *_weights(self.conv3), relu=False)
 
 
 def _last_convolutions(module: DepthHead | SkyBranch) -> tuple[Tensor, Any, Tensor, Any]:
-    return module.conv2.weight, module.conv2.bias, module.conv3.weight, module.conv3.bias
+    return *_weights(module.conv2), *_weights(module.conv3)
 
 
 class FastDepthHead(DepthHead):
@@ -280,8 +293,8 @@ class FastDepthHead(DepthHead):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if isinstance(self.project, nn.Conv2d):
-            x = conv_norm_relu(x, self.project.weight, self.project.bias)
-        x = conv_norm_relu(x, self.conv1.weight, self.conv1.bias, relu=False)
+            x = conv_norm_relu(x, *_weights(self.project))
+        x = conv_norm_relu(x, *_weights(self.conv1), relu=False)
         size = own_size(x, size, self.config)
         depth = finished(self._depth(x, size), self.config)
         if not isinstance(self.sky, SkyBranch):
@@ -290,7 +303,7 @@ class FastDepthHead(DepthHead):
 
     def _depth(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self.config.bins:
-            x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), self.conv2.weight, self.conv2.bias)
+            x = conv_norm_relu(upsample_bilinear(x, size, self.align_corners), *_weights(self.conv2))
             return depth_from(single(conv1x1(*in_single(x, self.conv3))), self.config)
         known = self.activation in ACTIVATIONS
         depth = depth_head(x, *_last_convolutions(self), size, self.activation if known else "linear", self.max_depth)
@@ -311,8 +324,8 @@ class FastMetricBinsHead(MetricBinsHead):
     """`MetricBinsHead` with the convolutions and the resize that its depth head begins with as kernels; the bins are PyTorch's."""
 
     def forward(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
-        x = conv_norm_relu(maps[0], self.conv1.weight, self.conv1.bias, relu=False)
-        x = conv_norm_relu(upsample_bilinear(x, own_size(x, size, self.config), True), self.conv2.weight, self.conv2.bias)
+        x = conv_norm_relu(maps[0], *_weights(self.conv1), relu=False)
+        x = conv_norm_relu(upsample_bilinear(x, own_size(x, size, self.config), True), *_weights(self.conv2))
         return self.metres(x, maps)
 
 
@@ -328,13 +341,13 @@ class FastSegmentationHead(SegmentationHead):
     def logits(self, x: Tensor) -> Tensor:
         norm: Any = self.norm
         if not uses_batch_statistics(norm):
-            x = conv_norm_relu(x, self.conv.weight, norm=_norm(norm))
+            x = conv_norm_relu(x, _weights(self.conv)[0], norm=_norm(norm))
         elif fuses_batch_statistics(x, norm):
             x, moments = conv_norm_relu_training(x, self.conv.weight, norm=(norm.weight, norm.bias, norm.eps))
             _track(norm, moments, x.shape[0] * x.shape[2] * x.shape[3])
         else:
             x = F.relu(norm(self.conv(x)))
-        return conv1x1(self.dropout(x), self.classifier.weight, self.classifier.bias, padded=True)
+        return conv1x1(self.dropout(x), *_weights(self.classifier), padded=True)
 
     fused_labels = staticmethod(fused_labels)
 
@@ -343,7 +356,7 @@ class FastLinearHead(LinearHead):
     """`LinearHead` with its convolution on the kernels, and labels decided in one kernel with the upsampling."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.read(conv_norm_relu(x, self.project.weight, self.project.bias, relu=self.config.between == "relu"))
+        return self.read(conv_norm_relu(x, *_weights(self.project), relu=self.config.between == "relu"))
 
     fused_labels = staticmethod(fused_labels)
 

@@ -21,9 +21,10 @@ from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 from torch._library.custom_ops import OPDEFS
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 
@@ -75,7 +76,7 @@ def planned(op: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return op(*args, **kwargs)
-        tensors: list[torch.Tensor] = []
+        tensors: list[Tensor] = []
         rest: list[Any] = []
         plain = _sort(args, tensors, rest) and (not kwargs or _sort((*kwargs, *kwargs.values()), tensors, rest))
         if not plain or not tensors or not devices.may_have_kernels(tensors[0]) or _in_the_way(tensors):
@@ -99,17 +100,17 @@ def planned(op: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def _sort(values: Any, tensors: list[torch.Tensor], rest: list[Any]) -> bool:
+def _sort(values: Any, tensors: list[Tensor], rest: list[Any]) -> bool:
     """Tensors among arguments to the one, all else, and where they stood, to the other; False where there is something that has no plan."""
     for value in values:
         kind = type(value)
-        if kind is nn.Parameter or kind is torch.Tensor:
+        if kind is Parameter or kind is Tensor:
             tensors.append(value)
-            rest.append(torch.Tensor)
+            rest.append(Tensor)
         elif value is None or kind in SIMPLE:
             rest.append(value)
         elif kind in SEQUENCES:
-            rest.append(len(value))
+            rest += (kind, len(value))
             if not _sort(value, tensors, rest):
                 return False
         else:
@@ -117,7 +118,7 @@ def _sort(values: Any, tensors: list[torch.Tensor], rest: list[Any]) -> bool:
     return True
 
 
-def _in_the_way(tensors: list[torch.Tensor]) -> bool:
+def _in_the_way(tensors: list[Tensor]) -> bool:
     """Whether somebody wants more of the op than its result at present, who is not seen by the guards of a form."""
     return (
         _off.get()
@@ -152,7 +153,7 @@ class _Recording(TorchDispatchMode):
         return result
 
 
-def _first(op: Callable[..., Any], args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> tuple[Any, Plan | None]:
+def _first(op: Callable[..., Any], args: Any, kwargs: Any, tensors: list[Tensor]) -> tuple[Any, Plan | None]:
     """An op's result, and how to get it again; None if that cannot be told, or there is a mode that looks on."""
     if not devices.has_kernels(tensors[0]):
         return op(*args, **kwargs), None

@@ -5,7 +5,7 @@
         a0 = v0.data_ptr()
         a1 = v1.data_ptr()
         a2 = v2.data_ptr()
-        v3 = empty((1, 1024, 768), (786432, 768, 1), dtype=c0, device=c1)
+        v3 = empty((1, 1024, 768), (786432, 768, 1), bfloat16)
         a3 = v3.data_ptr()
         launch4(8, 6, 1, stream, 32, 0, 0, ..., (m5[a0 + 1536], 1024, 768, 768, 1, m6[a1], ..., a3, 1024, ...))
         return v3
@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda
 from torch.utils import _pytree as pytree
 from triton.backends.nvidia.driver import make_tensordesc_arg
 from triton.runtime import driver
@@ -34,6 +35,7 @@ from .devices import INTERPRETED
 
 aten = torch.ops.aten
 ALLOCATES = (aten.empty, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.empty_like)  # memory that nobody has filled
+EMPTY = {"cpu": _empty_strided_cpu, "cuda": _empty_strided_cuda}  # torch.empty_strided on the current device, in half its time
 ANOTHER_FORM = object()  # what a replay gives where its tensors are not what they were in a way that PyTorch's guards do not see
 ALIGNMENT = 16  # bytes: what Triton asks of an address, and TMA
 MAPS = 64  # tensor maps kept of an argument of a launch; beyond, all are forgotten
@@ -195,7 +197,8 @@ class _Text:
 
     def __init__(self, tape: Tape, results: list[Value]):
         self.tape, self.results = tape, results
-        self.names: dict[str, Any] = {"empty": torch.empty_strided}
+        self.device = tape.arguments[0].device
+        self.names: dict[str, Any] = {}
         self.constants: dict[int, str] = {}
         self.as_tensors, self.addressed = set(results), set[Value]()
         self.steps = self._needed()
@@ -236,16 +239,16 @@ class _Text:
         yield from self._views(self.results)
 
     def _guards(self) -> Iterator[str]:
-        """The device is made the current one; and what is not as it was in the tape's call is another form."""
+        """The device is made the current one, where memory is allocated; and what is not as it was in the tape's call is another form."""
         arguments = [self.tape.value(tensor) for tensor in self.tape.arguments]
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            yield f"if {self.name(driver.active.get_current_device)}() != {self.device.index}:"
+            yield f"    with {self.name(torch.cuda.device)}({self.device.index}):"
+            yield f"        return replay({', '.join(value.name for value in arguments)})"
         if self.addressed:
-            stream, present = driver.active.get_current_stream, driver.active.get_current_device
-            device = arguments[0].tensor.get_device() if arguments[0].tensor.is_cuda else present()
-            if arguments[0].tensor.is_cuda:
-                yield f"if {self.name(present)}() != {device}:"
-                yield f"    with {self.name(torch.cuda.device)}({device}):"
-                yield f"        return replay({', '.join(value.name for value in arguments)})"
-            yield f"stream = {self.name(stream)}({device})"
+            device = self.device.index if on_gpu else driver.active.get_current_device()
+            yield f"stream = {self.name(driver.active.get_current_stream)}({device})"
         yield from (f"a{value.name} = {value.name}.data_ptr()" for value in arguments)
         differs = [f"({' | '.join(f'a{value.name}' for value in arguments)}) % {ALIGNMENT}"]
         for value in arguments:
@@ -281,8 +284,10 @@ class _Text:
         views = [value for value in self.as_tensors if value.root is root]
         value = views[0] if len(views) == 1 and views[0].span == root.span else root
         self.written.add(value)
-        form = f"{tuple(value.tensor.shape)}, {value.tensor.stride()}"
-        yield f"{value.name} = empty({form}, {self._arguments((), step.kwargs)})"
+        if value.tensor.device != self.device:
+            raise Unplannable(f"memory on {value.tensor.device} beside arguments on {self.device}")
+        form = f"{tuple(value.tensor.shape)}, {value.tensor.stride()}, {self.name(value.tensor.dtype)}"
+        yield f"{value.name} = {self.name(EMPTY[self.device.type])}({form})"
         if root in self.addressed:
             yield f"a{root.name} = {value.name}.data_ptr()"
 

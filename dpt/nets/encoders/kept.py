@@ -61,14 +61,16 @@ class KeptBySize:
             return make()
         first = parameters[0]
         stream = torch.cuda.current_stream(first.device) if first.is_cuda else None  # another one would have to wait for it
-        with torch.inference_mode(False), torch.no_grad():  # for tensors that can be used in any mode
-            made_of, kept = self._state
-            if len(made_of) != len(parameters) or not all(map(_is_as_it_was, made_of, parameters)):
-                made_of, kept = tuple(map(_seen, parameters)), {}
-            if (size, stream) not in kept:
-                kept = dict([*kept.items(), ((size, stream), make())][-self.most :])
-                self._state = made_of, kept
+        made_of, kept = self._state
+        as_it_was = len(made_of) == len(parameters) and all(map(_is_as_it_was, made_of, parameters))
+        if as_it_was and (size, stream) in kept:
             return kept[size, stream]
+        with torch.inference_mode(False), torch.no_grad():  # for tensors that can be used in any mode
+            if not as_it_was:
+                made_of, kept = tuple(map(_seen, parameters)), {}
+            made = make()
+            self._state = made_of, dict([*kept.items(), ((size, stream), made)][-self.most :])
+        return made
 
     @staticmethod
     def _can_keep(parameter: Tensor) -> bool:

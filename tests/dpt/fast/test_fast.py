@@ -384,6 +384,32 @@ def test_batch_statistics_are_taken_and_told():
     assert not any("the batch's statistics" in row.how for row in dpt.fast_report(quick.eval()))
 
 
+@pytest.mark.parametrize("name", ["dpt-large-midas", "dpt-base-ade20k", "midas-3.1-beit-base-384"])
+def test_layers_that_change_after_it(name):
+    """Whatever computes a weight since, or took its place, is read: a parametrization, another parameter, one that is called as a function.
+
+    Blind spot: a parameter that is read where it no longer is, or kept.
+    """
+    plain = wide(name)
+    quick = dpt.accelerate(copy.deepcopy(plain), strict=True)
+    x = torch.randn(1, 3, 32, 48)
+    for model in (plain, quick):
+        torch.manual_seed(0)
+        for place in ("encoder.blocks.1.attn.qkv", "encoder.blocks.2.mlp.fc2", "reassemble.1.resize", "fusion.blocks.1.unit1.conv2"):
+            layer = model.get_submodule(place)
+            parametrizations.weight_norm(layer)
+            layer.parametrizations.weight.original0.data *= 1 + torch.rand(1)
+        norm = model.encoder.blocks[0].norm2
+        norm.weight = nn.Parameter(torch.rand_like(norm.weight))
+        model.fusion.blocks[0].project.bias.data = torch.rand_like(model.fusion.blocks[0].project.bias)
+    other = {key: 1.5 * value for key, value in plain.named_parameters() if "conv1" in key or "qkv" in key}
+    with torch.no_grad():
+        close(quick(x), plain(x))
+        called = [torch.func.functional_call(model, other, (x,)) for model in (quick, plain)]
+        close(*called)
+        assert (called[1] - plain(x)).abs().max() > 1e-3 * plain(x).abs().max()
+
+
 class LoRA(nn.Linear):
     pass
 

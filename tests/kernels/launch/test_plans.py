@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from bench.cases.ops import ops
 from dpt.kernels import launch
 from dpt.kernels.attention import attention, attention_qkv
 from dpt.kernels.conv_norm_relu import conv_norm_relu
-from dpt.kernels.launch import plans
+from dpt.kernels.launch import plans, written
 from dpt.kernels.layernorm_linear import layernorm_linear
 from dpt.kernels.parts.maps import empty_channels_last
 from dpt.kernels.parts.pointwise import pointwise
@@ -284,6 +285,45 @@ def test_misaligned(device, worked_out, monkeypatch):
     assert not seen
     layernorm_linear(**{**arguments, "x": behind})
     assert seen, "a plan ran on an address that it was not made for"
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says it is on the second GPU."""
+
+    device = torch.device("cuda", 1)
+
+
+def test_a_plan_is_of_its_device(monkeypatch):
+    """Called while another device is the current one, a plan makes its own current, allocates there, and leaves what was current; its
+    memory has to be where its arguments are. Stand-ins: there are no two devices here."""
+    current, allocated = [0], []
+
+    @contextlib.contextmanager
+    def switched(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    def empty(shape, strides, dtype):
+        allocated.append(current[-1])
+        return torch.full(shape, 7, dtype=dtype)
+
+    monkeypatch.setattr(torch.cuda, "device", switched)
+    monkeypatch.setattr(written.driver, "_active", SimpleNamespace(get_current_device=lambda: current[-1]))
+    monkeypatch.setitem(written.EMPTY, "cuda", empty)
+    given, made, filled = torch.zeros(4).as_subclass(Elsewhere), torch.zeros(4).as_subclass(Elsewhere), torch.ops.aten.copy_.default
+    tape = written.Tape([given])
+    tape.called(torch.ops.aten.empty.memory_format, (), {}, made)
+    tape.called(filled, (made, given), {}, made)
+    replay = written.replay_of(tape, made)
+    for index in (0, 1):
+        current[:] = [index]
+        assert replay(torch.arange(4.0)).tolist() == [0, 1, 2, 3]
+        assert current == [index]
+    assert allocated == [1, 1]
+    tape.called(torch.ops.aten.empty.memory_format, (), {}, elsewhere := torch.zeros(4))
+    with pytest.raises(written.Unplannable, match="memory on cpu beside arguments on cuda:1"):
+        written.replay_of(tape, elsewhere)
 
 
 @torch.no_grad()
