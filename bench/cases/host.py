@@ -2,7 +2,8 @@
 
 On a CPU the calls go to a stub of the driver (`harness/stub.py`), as on an H100, in a process of their own, and PyTorch's own arithmetic is
 left out (`harness/silent.py`): `python -m bench.cases.host` is that process. What is counted is the processor's time of the thread that
-calls. The gate compares what was launched: kernels, grids, arguments but for addresses.
+calls. The gate compares what was launched: kernels, grids, arguments but for addresses; of a CUDA graph (`harness/graphs.py`) when it was
+captured.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ import dpt
 from dpt.kernels import launch
 
 from .. import ROOT
-from ..harness import measure, silent, stub
+from ..harness import graphs, measure, silent, stub
 from ..harness.runner import Case, Context, Prepared, Unavailable
 from . import models
 from .ops import ops
 
-ANEW, PLANNED = "fast, worked out in each call", "fast, by plans"
+ANEW, PLANNED, GRAPHED = "fast, worked out in each call", "fast, by plans", "fast, CUDA graph"
 FAMILY = "sm_90"
 CALLS = 10  # that are timed together
 # Ops, by the name of their benchmark case, at its last shape: the largest; and whole models.
@@ -57,7 +58,7 @@ class OpenedHost:
 
     def prepare(self, contender: str) -> Prepared:
         launches = self.exact() if contender == ANEW else [torch.tensor(self.ask(contender, "launches"), dtype=torch.float32)]
-        facts = {"launches": len(launches[0]), "calls of PyTorch": int(self.ask(contender, "calls")[0])}
+        facts = dict(zip(("launches", "calls of PyTorch"), map(int, self.ask(contender, "counts")), strict=True))
         return Prepared(lambda index: self.ask(contender, "seconds")[0], lambda: launches, recorded=lambda: None, facts=facts)
 
 
@@ -69,7 +70,7 @@ def cases(device_type: str, importance: float) -> list[Case]:
             name=f"{name}, host, bfloat16",
             dtype=torch.bfloat16,
             shape=MODELS.get(name, ()),
-            contenders=(ANEW, PLANNED),
+            contenders=(ANEW, PLANNED, GRAPHED)[: 2 + (name in MODELS)],
             open=lambda context, name=name: OpenedHost(_process(context, name)),
             importance=importance + (name not in MODELS),
             unavailable=None if device_type == "cpu" else "measured on the driver's stub, without a GPU",
@@ -95,8 +96,8 @@ def _process(context: Context, name: str) -> Callable[[str, str], list[float]]:
     return ask
 
 
-def called(name: str, toy: bool) -> Callable[[], Any]:
-    """The call of a case, on tensors without numbers."""
+def called(name: str, toy: bool) -> dict[str, Callable[[], Any]]:
+    """The calls of a case, on tensors without numbers, by contender."""
     if name in MODELS:
         with torch.device("meta"):
             model = dpt.build(models.toy(dpt.zoo.config_of(name)) if toy else name, fast=True, dtype=torch.bfloat16).eval()
@@ -104,18 +105,19 @@ def called(name: str, toy: bool) -> Callable[[], Any]:
         side = 3 * model.config.encoder.patch_size
         size = (side, side) if toy else MODELS[name]
         x = torch.empty(1, 3, *size, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-        return lambda: model(x)
+        graphed = dpt.graphed(model)
+        return {ANEW: lambda: model(x), PLANNED: lambda: model(x), GRAPHED: lambda: graphed(x)}
     op = next(op for op in ops() if op.name == name)
     shape = op.toy if toy else op.shapes[-1]
     tensors = [
         torch.empty(argument.shape, dtype=torch.bfloat16, memory_format=torch.channels_last if argument.map else torch.contiguous_format)
         for argument in op.arguments(shape)
     ]
-    return lambda: op.call(shape, *tensors)
+    return dict.fromkeys((ANEW, PLANNED), lambda: op.call(shape, *tensors))
 
 
-def _seconds(call: Callable[[], Any], seen: stub.Seen) -> list[float]:
-    """Of a call; before, the addresses that it meets again are met once."""
+def _seconds(call: Callable[[], Any], gpu: stub.Stub) -> list[float]:
+    """Of a call; before, the addresses that it meets again are met once, and a graph is captured."""
     call()
     call()
     started = time.thread_time()
@@ -124,36 +126,50 @@ def _seconds(call: Callable[[], Any], seen: stub.Seen) -> list[float]:
     return [(time.thread_time() - started) / CALLS]
 
 
-def _launches(call: Callable[[], Any], seen: stub.Seen) -> list[float]:
+def _launches(call: Callable[[], Any], gpu: stub.Stub) -> list[float]:
     """A checksum of each launch, of the second call, which is by plans where there are any. Addresses are left out."""
-    with stub.Watch(seen) as watch:
+    with stub.Watch(gpu.compiler.seen) as watch:
         watch.of(call)
         watch.note = lambda name, tensor: None
         return [float(zlib.crc32(repr(told).encode()) % (1 << 24)) for told in watch.of(call)]
 
 
-def _calls(call: Callable[[], Any], seen: stub.Seen) -> list[float]:
-    """How many PyTorch itself makes."""
+def _launches_of_a_graph(call: Callable[[], Any], gpu: stub.Stub) -> list[float]:
+    """Of the call that makes it, which runs the forward twice: to warm up, and in the capture."""
+    found = _launches(call, gpu)
+    if found[: len(found) // 2] != found[len(found) // 2 :]:
+        raise ValueError("a graph holds something else than the forward that came before it")
+    return found[: len(found) // 2]
+
+
+def _counts(call: Callable[[], Any], gpu: stub.Stub) -> list[float]:
+    """How many launches the host makes, the replay of a graph being one, and how many calls PyTorch itself."""
+    for _ in range(2):
+        call()
     silent.CALLED.clear()
+    before = gpu.library.stub_launches() + graphs.Graph.replays
     call()
-    return [silent.CALLED.total()]
+    return [gpu.library.stub_launches() + graphs.Graph.replays - before, silent.CALLED.total()]
 
 
-ANSWERS = {"seconds": _seconds, "launches": _launches, "calls": _calls}
+ANSWERS = {"seconds": _seconds, "launches": _launches, "counts": _counts}
 
 
 def serve(name: str, toy: bool) -> None:
     """Answer what is asked on standard input, a line each, by a list of numbers."""
     measure.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        seen = stub.Stub(Path(folder)).use(FAMILY)
-        call = called(name, toy)
+        gpu = stub.Stub(Path(folder))
+        gpu.use(FAMILY)
+        calls = called(name, toy)
+        graphs.install()
         kept = silent.silence()  # noqa: F841 - in force for as long as it lives
         with torch.inference_mode():
             for line in sys.stdin:
                 contender, what = json.loads(line)
+                answer = _launches_of_a_graph if (contender, what) == (GRAPHED, "launches") else ANSWERS[what]
                 with launch.without_plans() if contender == ANEW else contextlib.nullcontext():
-                    print(json.dumps(ANSWERS[what](call, seen)), flush=True)
+                    print(json.dumps(answer(calls[contender], gpu)), flush=True)
 
 
 if __name__ == "__main__":

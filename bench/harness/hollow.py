@@ -6,10 +6,8 @@ For what a model launches, on a machine without a GPU. Tensors are a CPU's; thei
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -56,17 +54,18 @@ class Hollow(TorchDispatchMode):
             changed = args[0] if args else kwargs["self"]
             self.computed(short, args, changed)
             return changed
-        leaves, structure = pytree.tree_flatten((args, kwargs))
-        found = _outcome(func, structure, tuple(map(_form, leaves)))
+        key = func, _form(args), *((word, _form(value)) for word, value in kwargs.items())
+        found = _outcomes.get(key, _outcomes)
+        if found is _outcomes:
+            found = _outcomes[key] = _outcome(func, args, kwargs)
         if found is VIEW:
             return func(*args, **kwargs)
-        result = pytree.tree_map(_made, found)
+        result = _made(found)
         self.computed(short, args, result)
         return result
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """What is known of a tensor whose numbers are not."""
 
     shape: tuple[int, ...]
@@ -83,25 +82,35 @@ class Form:
 
 
 VIEW = object()
+_outcomes: dict[Any, Any] = {}  # by the op and the forms of its arguments
 
 
-def _form(value: Any) -> tuple[type, Any]:
-    """(Form, a tensor's form), or (type, value): by 1, 1.0 and True, which are equal, an op makes results of three dtypes."""
+def _form(value: Any) -> Any:
+    """A tensor's form, those of what a sequence holds, or (type, value): by 1, 1.0 and True, which are equal, an op makes results of three
+    dtypes."""
     if isinstance(value, torch.Tensor):
-        return Form, Form.of(value)
-    return type(value), value
+        return Form.of(value)
+    kind = type(value)
+    return (kind, *map(_form, value)) if kind is tuple or kind is list else (kind, value)
 
 
-def _made(value: Any) -> Any:
-    return value.tensor("cpu") if isinstance(value, Form) else value
+def _made(found: Any) -> Any:
+    """What was a form, as a tensor."""
+    if isinstance(found, Form):
+        return found.tensor("cpu")
+    return type(found)(map(_made, found)) if isinstance(found, (tuple, list)) else found
 
 
-@functools.cache
-def _outcome(func: Any, structure: pytree.TreeSpec, leaves: tuple[tuple[type, Any], ...]) -> Any:
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return Form.of(value).tensor("meta")
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+def _outcome(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The results of an op as forms, by what it makes of tensors on the meta device; or VIEW."""
-    given = [value.tensor("meta") if kind is Form else torch.device("meta") if kind is torch.device else value for kind, value in leaves]
-    args, kwargs = pytree.tree_unflatten(given, structure)
+    args, kwargs = pytree.tree_map(_on_meta, (args, kwargs))
     found = func(*args, **kwargs)
     if func._schema.name.removeprefix("aten::") in COPIES_IF_IT_MUST and found.untyped_storage()._cdata == args[0].untyped_storage()._cdata:
         return VIEW
-    return pytree.tree_map(lambda value: _form(value)[1], found)
+    return pytree.tree_map(lambda value: Form.of(value) if isinstance(value, torch.Tensor) else value, found)

@@ -1,6 +1,8 @@
 """The benchmarks' own parts, on made-up numbers: nothing here measures anything. One thread a test, for the machines with two cores."""
 
+import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "helpers")]  # for `from made_up im
 torch.set_num_threads(1)
 
 from bench.harness import measure, runner  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def nothing_old() -> Iterator[None]:
+    """What other tests left is not looked through for garbage, which takes a second; and each case that is measured collects it thrice."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Clock:

@@ -114,12 +114,16 @@ def exact() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def tensor_cores(monkeypatch) -> None:
-    """Where a kernel asks for TF32, the interpreter multiplies what a tensor core would see of its operands."""
+def interpreter(monkeypatch, request) -> None:
+    """Where a kernel asks for TF32, the interpreter multiplies what a tensor core would see of its operands; and it is quicker. Where
+    tensors are large it watches integers."""
     if not ON_GPU:
-        from emulation import truncate_operands
+        from emulation import let_integers_overflow, quicken, truncate_operands
 
         truncate_operands(monkeypatch)
+        quicken(monkeypatch)
+        if "far" not in request.fixturenames:
+            let_integers_overflow(monkeypatch)
 
 
 @pytest.fixture
