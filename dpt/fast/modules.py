@@ -154,7 +154,7 @@ class FastReassemble(Reassemble):
         readout, norm, project, resize = (children[name] for name in ("readout", "norm", "project", "resize"))
         parameters = None
         if isinstance(readout, ReadoutProject) and readout.activation == "gelu":
-            parameters = _weights(readout.linear)
+            parameters = _weights(readout._modules["linear"])
         else:
             tokens = readout(tokens)
         if not isinstance(norm, nn.Identity):
@@ -196,13 +196,13 @@ def _track(norm: Any, moments: Tensor, count: int) -> None:
 
 def _norm(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float] | None:
     """A batch norm in evaluation form; None for the identity. TypeError for what took its place since the model was accelerated."""
+    if isinstance(module, BATCH_NORMS):
+        statistics = module._buffers
+        return *_weights(module), statistics["running_mean"], statistics["running_var"], module.eps
     if isinstance(module, nn.Identity):
         return None
-    if not isinstance(module, BATCH_NORMS):
-        known = " and ".join(kind.__name__ for kind in BATCH_NORMS)
-        raise TypeError(f"a {type(module).__name__} in place of a batch norm: the kernels know {known}; exchange it before dpt.accelerate")
-    statistics = module._buffers
-    return *_weights(module), statistics["running_mean"], statistics["running_var"], module.eps
+    known = " and ".join(kind.__name__ for kind in BATCH_NORMS)
+    raise TypeError(f"a {type(module).__name__} in place of a batch norm: the kernels know {known}; exchange it before dpt.accelerate")
 
 
 class FastResidualConvUnit(ResidualConvUnit):
@@ -237,6 +237,18 @@ def _merge(unit: ResidualConvUnit, skip: Tensor, previous: Tensor) -> Tensor:
     return unit(skip) + upsample_bilinear(previous, skip.shape[2:], True)
 
 
+def _level(block: Any, previous: Tensor, skip: Tensor, size: tuple[int, int] | None, prompt: Tensor | None) -> Tensor:
+    """One block, of which the parts are given, up to its projection; `size` is that of the previous map once upsampled, None on the deepest
+    level."""
+    if size is None:
+        x = block["unit2"](skip)
+    else:
+        if not statically_equal(tuple(skip.shape[2:]), size):
+            skip = upsample_bilinear(skip, size, False)
+        x = block["unit2"](_merge(block["unit1"], skip, previous))
+    return x if prompt is None else x + block["prompt"](prompt, (x.shape[2], x.shape[3]))
+
+
 class FastFusion(Fusion):
     """`Fusion` with each 1x1 projection before the upsampling, with which it commutes: a quarter of the work.
 
@@ -244,30 +256,19 @@ class FastFusion(Fusion):
     """
 
     def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
-        projects: Any = [block._modules["project"] for block in self.blocks]
+        blocks: Any = [block._modules for block in self.blocks]  # the parts of each FusionBlock
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
         x, size = skips[3], None
         found = [skips[3]]
         for level in (3, 2, 1):
-            x = self._level(level, x, skips[level], size, prompt)
+            x = _level(blocks[level], x, skips[level], size, prompt)
             size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
-            x = conv1x1(x, *_weights(projects[level]))
+            x = conv1x1(x, *_weights(blocks[level]["project"]))
             if deeper >= level:  # somebody else reads the upsampled map
                 found.insert(0, upsample_bilinear(x, size, True))
-        x = self._level(0, x, skips[0], size, prompt)
-        x = conv1x1_upsample(x, *_weights(projects[0]), (2 * x.shape[2], 2 * x.shape[3]), True)
+        x = _level(blocks[0], x, skips[0], size, prompt)
+        x = conv1x1_upsample(x, *_weights(blocks[0]["project"]), (2 * x.shape[2], 2 * x.shape[3]), True)
         return (x, *found[:deeper]) if deeper else x
-
-    def _level(self, level: int, previous: Tensor, skip: Tensor, size: tuple[int, int] | None, prompt: Tensor | None) -> Tensor:
-        """One block up to its projection; `size` is that of the previous map once upsampled, None on the deepest level."""
-        children: Any = self.blocks[level]._modules  # of a FusionBlock
-        if size is None:
-            x = children["unit2"](skip)
-        else:
-            if not statically_equal(tuple(skip.shape[2:]), size):
-                skip = upsample_bilinear(skip, size, False)
-            x = children["unit2"](_merge(children["unit1"], skip, previous))
-        return x if prompt is None else x + children["prompt"](prompt, (x.shape[2], x.shape[3]))
 
 
 class FastPromptBranch(PromptBranch):
@@ -339,15 +340,16 @@ class FastSegmentationHead(SegmentationHead):
         return upsample_bilinear(self.logits(x), size, self.align_corners)
 
     def logits(self, x: Tensor) -> Tensor:
-        norm: Any = self.norm
+        children: Any = self._modules
+        norm = children["norm"]
         if not uses_batch_statistics(norm):
-            x = conv_norm_relu(x, _weights(self.conv)[0], norm=_norm(norm))
+            x = conv_norm_relu(x, _weights(children["conv"])[0], norm=_norm(norm))
         elif fuses_batch_statistics(x, norm):
             x, moments = conv_norm_relu_training(x, self.conv.weight, norm=(norm.weight, norm.bias, norm.eps))
             _track(norm, moments, x.shape[0] * x.shape[2] * x.shape[3])
         else:
             x = F.relu(norm(self.conv(x)))
-        return conv1x1(self.dropout(x), *_weights(self.classifier), padded=True)
+        return conv1x1(children["dropout"](x), *_weights(children["classifier"]), padded=True)
 
     fused_labels = staticmethod(fused_labels)
 
