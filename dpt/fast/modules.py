@@ -35,8 +35,8 @@ from ..nets.sky import SkyBranch, with_far_sky
 
 
 def _weights(layer: Any) -> tuple[Any, Any]:
-    """Weight and bias of a layer. `layer.weight` fails to be found by the usual way first, for 0.8 us, of which a block alone had 27; so
-    children are read from `_modules` here."""
+    """Weight and bias of a layer. For `layer.weight` Python looks in the usual places first, in vain, and slowly; so children are read from
+    `_modules` here too."""
     own = layer._parameters
     try:
         return own["weight"], own["bias"]

@@ -35,7 +35,7 @@ from .devices import INTERPRETED
 
 aten = torch.ops.aten
 ALLOCATES = (aten.empty, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.empty_like)  # memory that nobody has filled
-EMPTY = {"cpu": _empty_strided_cpu, "cuda": _empty_strided_cuda}  # torch.empty_strided on the current device, in half its time
+EMPTY = {"cpu": _empty_strided_cpu, "cuda": _empty_strided_cuda}  # torch.empty_strided on the current device
 ANOTHER_FORM = object()  # what a replay gives where its tensors are not what they were in a way that PyTorch's guards do not see
 ALIGNMENT = 16  # bytes: what Triton asks of an address, and TMA
 MAPS = 64  # tensor maps kept of an argument of a launch; beyond, all are forgotten

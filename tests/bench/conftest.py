@@ -17,7 +17,7 @@ from bench.harness import measure, runner  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def nothing_old() -> Iterator[None]:
-    """What other tests left is not looked through for garbage, which takes a second; and each case that is measured collects it thrice."""
+    """What other tests left is not looked through for garbage, which takes longer than most tests; a case that is measured collects it."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -1,4 +1,4 @@
-"""What the tests change in Triton's interpreter: TF32 is a tensor core's; and what took it more than half of its time is not done."""
+"""What the tests change in Triton's interpreter: TF32 is a tensor core's; and what it does in each call anew, or twice, is not done."""
 
 from __future__ import annotations
 
