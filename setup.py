@@ -34,7 +34,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["dpt", "dpt.*"]), *KERNELS],
     package_dir={"dpt": "dpt", "dpt.kernels": "kernels"},
-    package_data={"dpt": ["py.typed", "weights/*", "examples/*"], "dpt.kernels": ["configs/*.json"]},
+    package_data={"dpt": ["py.typed", "weights/*", "examples/*"], "dpt.kernels": ["configs/*.json", "cpu/avx*.json"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
@@ -67,7 +67,7 @@ setup(
             "pillow-heif",
             "ruff",
         ],
-        "bench": ["pytest", "pytest-benchmark", "transformers"],
+        "bench": ["pytest", "pytest-benchmark", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino"],
     },
     entry_points={"console_scripts": ["dpt=dpt.commands.main:main"]},
 )

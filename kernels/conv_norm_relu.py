@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
+from .cpu import convolution
 from .parts.batch_norm import (
     BatchNorm,
     BatchNormArguments,
@@ -28,13 +29,13 @@ from .parts.batch_norm import (
     batch_norm_ref,
     check_batch_norm,
     check_batch_statistics_norm,
-    folded,
     norm_or_none,
     norm_scale,
     through_norm,
 )
 from .parts.conv3x3 import conv3x3, conv3x3_input_weight, conv3x3_weight_gradient, convolved, normalised, parameter_gradients
 from .parts.maps import channels_last, empty_channels_last
+from .upsample import conv1x1
 
 
 def conv_norm_relu_ref(
@@ -142,9 +143,32 @@ def conv_norm_relu(
     launch.check_vector("bias", bias, weight)
     check_batch_norm("norm", norm, weight)
     if not launch.runs_kernels(x, "conv_norm_relu"):
-        y = F.conv2d(x, *folded(weight, bias, norm), padding=1)
-        return y.relu_() if relu else y
+        return convolution.conv3x3(x, weight, bias, norm=norm, relu=relu)
     return _op(x, weight, bias, *(norm or (None, None, None, None, 0.0)), relu)
+
+
+@launch.planned
+def conv_norm_relu_conv1x1(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    last_weight: torch.Tensor,
+    last_bias: torch.Tensor | None,
+    *,
+    norm: BatchNormArguments | None = None,
+    padded: bool = False,
+) -> torch.Tensor:
+    """conv1x1(relu(norm(conv3x3(x) + bias))): (B, K, H, W), channels-last, in x's dtype. Differentiable.
+
+    Two ops one after the other, ``conv_norm_relu`` and ``upsample.conv1x1``, with their arguments and errors; but on a CPU the map between
+    them need not be written. last_weight: (K, O, 1, 1); last_bias: (K,) or None.
+    """
+    if launch.has_kernels(x):
+        return conv1x1(conv_norm_relu(x, weight, bias, norm=norm), last_weight, last_bias, padded=padded)
+    x = _checked(x, weight)
+    launch.check_vector("bias", bias, weight)
+    check_batch_norm("norm", norm, weight)
+    return convolution.conv3x3(x, weight, bias, norm=norm, relu=True, then=(last_weight, last_bias))
 
 
 def conv_norm_relu_training_ref(x: torch.Tensor, weight: torch.Tensor, *, norm: BatchStatisticsNorm) -> tuple[torch.Tensor, torch.Tensor]:

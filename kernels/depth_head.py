@@ -35,6 +35,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .cpu import convolution
 from .parts.activations import relu
 from .parts.bilinear import bilinear_source, first_target
 from .parts.maps import channels_last, empty_channels_last
@@ -57,7 +58,20 @@ def depth_head_ref(
     """The head in plain PyTorch. Same arguments and result as :func:`depth_head`."""
     upsampled = F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
     y = F.conv2d(*(t.to(_depth_dtype(x)) for t in (F.conv2d(upsampled, w1, b1, padding=1).relu_(), w2, b2)))[:, 0]
+    return _activated(y, activation, max_depth)
+
+
+def _activated(y: torch.Tensor, activation: str, max_depth: float) -> torch.Tensor:
     return {"relu": F.relu, "sigmoid": lambda y: y.sigmoid() * max_depth, "linear": lambda y: y}[activation](y)
+
+
+def _rewritten(x, w1, b1, w2, b2, size, activation, max_depth) -> torch.Tensor:
+    """What runs without kernels."""
+    last = (w2, b2) if x.dtype == _depth_dtype(x) else None
+    y = convolution.conv3x3(convolution.resized(x, size, True), w1, b1, relu=True, then=last)
+    if last is None:
+        y = F.conv2d(*(t.to(_depth_dtype(x)) for t in (y, w2, b2)))
+    return _activated(y[:, 0], activation, max_depth)
 
 
 @triton.jit
@@ -381,7 +395,7 @@ def depth_head(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
     if not launch.runs_kernels(x, "depth_head"):
-        return depth_head_ref(x, w1, b1, w2, b2, (height, width), activation, max_depth)
+        return _rewritten(x, w1, b1, w2, b2, (height, width), activation, max_depth)
     if height < x.shape[2] or width < x.shape[3]:
         x = upsample_bilinear(x, (height, width), True)
     return _depth_head(x, w1, b1, w2, b2, height, width, activation, float(max_depth))

@@ -31,19 +31,12 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
+from .cpu.linear import activated, linear
 from .parts import products
 from .parts.attention import UNIT
 from .parts.layernorm import LayerNorm, Statistics, check_layer_norm, layer_norm
 from .parts.products import ACTIVATIONS, activated_columns, rows_of
 from .parts.rotation import check_rotation, packed_rotated_ref, rotate
-
-
-def activated(pre: torch.Tensor, activation: str | None) -> torch.Tensor:
-    """An activation in plain PyTorch: "gelu", "gelu_tanh", "swiglu" (of two halves of the last dimension) or None."""
-    if activation == "swiglu":
-        gate, value = pre.chunk(2, dim=-1)
-        return F.silu(gate) * value
-    return pre if activation is None else F.gelu(pre, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def check_activation(activation: str | None, columns: int, *names: str | None) -> None:
@@ -67,8 +60,8 @@ def layernorm_linear_ref(
 ) -> torch.Tensor:
     """:func:`layernorm_linear` in plain PyTorch, any device and floating dtype."""
     normalised = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
-    linear = F.linear(normalised, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    return activated(linear, activation) if rotation is None else packed_rotated_ref(linear, rotation)
+    found = F.linear(normalised, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return activated(found, activation) if rotation is None else packed_rotated_ref(found, rotation)
 
 
 @launch.planned
@@ -86,13 +79,13 @@ def layernorm_linear(
 
     x: (..., D), any number of rows (none gives an empty result), any strides (copied first unless contiguous), float32, float16 or
     bfloat16. weight: (N, D) in x's dtype. norm_weight, norm_bias: (D,), bias: (N,) or None; in x's dtype or float32. eps: positive.
-    activation: "gelu" (the exact one), "gelu_tanh", or "swiglu", SiLU of the first half of the N features times the second.
-    rotation: (2, T, D') float32, without gradient: x is (B, T, D), N = 3 * H * 2 * D' is queries, keys and values of H heads of 2 * D'
-    channels, and the first two are turned by token, channel d with d + D', by the angles whose cosine and sine it holds. Returns
-    (..., N), with "swiglu" (..., N / 2), in x's dtype, contiguous; differentiable once. Products accumulate in float32, and those of
-    float32 are exact unless PyTorch's own switch allows tf32. Under autocast x and weight are taken in autocast's dtype, LayerNorm
-    included; the vectors are used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be copied
-    in wide pieces.
+    activation: "gelu" (the exact one), "gelu_tanh", or "swiglu", SiLU of the first half of the N features times the second. rotation: (2,
+    T, D') float32, without gradient: x is (B, T, D), N = 3 * H * 2 * D' is queries, keys and values of H heads of 2 * D' channels, and the
+    first two are turned by token, channel d with d + D', by the angles whose cosine and sine it holds. Returns (..., N), with "swiglu"
+    (..., N / 2), in x's dtype, contiguous, but for rows that may lie apart on a CPU; differentiable once. Products accumulate in float32,
+    and those of float32 are exact unless PyTorch's own switch allows tf32. Under autocast x and weight are taken in autocast's dtype,
+    LayerNorm included; the vectors are used as they are. D and N whose rows are no multiple of 16 bytes are right, but slow: they cannot be
+    copied in wide pieces.
     Raises TypeError for a dtype or argument type, ValueError for a shape or value, naming it and the rule.
     """
     launch.check_input("x", x)
@@ -102,7 +95,9 @@ def layernorm_linear(
     check_activation(activation, columns, None, *ACTIVATIONS)
     _check_rotation(rotation, activation, columns, x)
     if not launch.runs_kernels(x, "layernorm_linear"):
-        return layernorm_linear_ref(x, norm_weight, norm_bias, weight, bias, eps, activation, rotation)
+        normalised = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
+        found = linear(normalised, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), activation, apart=activation is None)
+        return found if rotation is None else packed_rotated_ref(found, rotation)
     save = products.needs_gradient(x, norm_weight, norm_bias, weight, bias)
     return torch.ops.dpt.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, activation or "none", rotation, save)[0]
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
+from .cpu.linear import linear
 from .parts import products
 from .parts.products import rows_of
 
@@ -59,7 +60,8 @@ def linear_residual(
     launch.check_operand("residual", residual, (*x.shape[:-1], columns), x)
     launch.check_operand("layer_scale", layer_scale, (columns,), x, vector=True)
     if not launch.runs_kernels(x, "linear_residual"):
-        return linear_residual_ref(x, weight, bias, residual, layer_scale)
+        bias, layer_scale = (None if vector is None else vector.to(x.dtype) for vector in (bias, layer_scale))
+        return linear(x, weight.to(x.dtype), bias, scale=layer_scale, residual=residual)
     return torch.ops.dpt.linear_residual(x, weight, bias, residual, layer_scale)
 
 

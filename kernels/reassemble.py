@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .cpu import convolution
 from .parts.activations import gelu, gelu_slope
 from .parts.conv3x3 import add_bias
 from .parts.conv3x3 import input_precision as conv_precision
@@ -338,5 +339,5 @@ def transposed_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     if bias is not None:
         launch.check_operand("bias", bias, (weight.shape[1],), x, weight=True)
     if not launch.runs_kernels(x, "reassemble"):
-        return transposed_conv_ref(x, weight, bias)
+        return convolution.spread(x, weight, bias)
     return _transposed_conv_op(x, weight, bias)

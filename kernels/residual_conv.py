@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from . import launch
+from .cpu import convolution
 from .parts.batch_norm import (
     BatchNorm,
     BatchNormArguments,
@@ -34,7 +35,6 @@ from .parts.batch_norm import (
     batch_norm_ref,
     check_batch_norm,
     check_batch_statistics_norm,
-    folded,
     norm_or_none,
     norm_scale,
     through_norm,
@@ -70,13 +70,13 @@ def residual_conv_unit_ref(
 
 def _resized(add: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """``add`` at ``size``: bilinear, align_corners=True."""
-    return add if add.shape[2:] == size else F.interpolate(add, size=size, mode="bilinear", align_corners=True)
+    return add if add.shape[2:] == size else convolution.resized(add, size, True)
 
 
 def _rewritten(x, w1, b1, w2, b2, norm1, norm2, add) -> torch.Tensor:
     """What runs without kernels: each norm is folded into its convolution, and what follows one happens in its result's memory."""
-    hidden = F.conv2d(F.relu(x), *folded(w1, b1, norm1), padding=1).relu_()
-    y = F.conv2d(hidden, *folded(w2, b2, norm2), padding=1).add_(x)
+    hidden = convolution.conv3x3(x, w1, b1, norm=norm1, relu_input=True, relu=True)
+    y = convolution.conv3x3(hidden, w2, b2, norm=norm2, skip=x)
     return y if add is None else y.add_(_resized(add, x.shape[2:]))
 
 

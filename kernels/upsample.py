@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .cpu.convolution import resized
 from .parts.bilinear import bilinear_source, first_target, gather_bilinear
 from .parts.maps import channels_last, channels_last_or_padded, empty_channels_last, is_padded, padded_channels, with_padding
 from .parts.pointwise import pointwise
@@ -225,7 +226,7 @@ def upsample_bilinear(x: torch.Tensor, size: Sequence[int], align_corners: bool)
     launch.check_map("x", x)
     height, width = launch.check_size("size", size)
     if not launch.runs_kernels(x, "upsample"):
-        return upsample_bilinear_ref(x, (height, width), align_corners)
+        return resized(x, (height, width), align_corners)
     return _upsample(x, height, width, align_corners)
 
 

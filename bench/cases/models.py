@@ -6,8 +6,10 @@ import contextlib
 import copy
 import functools
 import itertools
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -311,6 +313,27 @@ def mmsegmentation(opened: OpenedModel) -> Prepared:
     return Prepared(run_of(opened, model), held=lambda: held_bytes(model), note=peers.MMSEGMENTATION_NOTE)
 
 
+def by_library(load: Callable[[Path, int], Callable[..., torch.Tensor]]) -> Callable[[OpenedModel], Prepared]:
+    """A contender that runs the plain model's ONNX export in a library for CPUs."""
+
+    def prepare(opened: OpenedModel) -> Prepared:
+        context, cache = opened.context, opened.context.cache
+        if context.device.type != "cpu" or opened.dtype != torch.float32:
+            raise Unavailable("compared on a CPU in float32")
+        if context.toy and cache.setdefault("exported", opened.name) != opened.name:
+            raise Unavailable("exported once at the toy size, of another model")
+        inputs = (opened.input(0), *opened.prompt)
+        with tempfile.TemporaryDirectory() as folder:
+            session = load(peers.exported(opened.plain, inputs, Path(folder)), torch.get_num_threads())
+
+        def run(index: int) -> torch.Tensor:
+            return session(opened.input(index), *opened.prompt)
+
+        return Prepared(run, unseen=True, note="the plain model, exported to ONNX")
+
+    return prepare
+
+
 # In order of importance; the first is the baseline.
 CONTENDERS: dict[str, Callable[[OpenedModel], Prepared]] = {
     "plain": plain,
@@ -318,6 +341,8 @@ CONTENDERS: dict[str, Callable[[OpenedModel], Prepared]] = {
     "fast, CUDA graph": fast_graph,
     "plain, torch.compile": plain_compiled,
     "transformers": transformers,
+    "ONNX Runtime": by_library(peers.onnxruntime_session),
+    "OpenVINO": by_library(peers.openvino_model),
     "mmsegmentation": mmsegmentation,
     "transformers, torch.compile": transformers_compiled,
 }

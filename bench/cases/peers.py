@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import itertools
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,40 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
             return layout, files[0]
         fits.append(f"{layout.name} computes {', '.join(others)}")
     raise Unavailable(f"transformers has no class with this model's parts: {(fits or reasons)[-1]}")
+
+
+def exported(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> Path:
+    """A model as PyTorch exports it to ONNX, for inputs of these sizes: a file in ``folder``."""
+    for package in ("onnx", "onnxscript"):
+        installed(package)
+    path = folder / "model.onnx"
+    names = [f"input{index}" for index in range(len(inputs))]
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        torch.onnx.export(model, inputs, path, dynamo=True, external_data=True, input_names=names, output_names=["map"], verbose=False)
+    return path
+
+
+def onnxruntime_session(path: Path, threads: int) -> Callable[..., Tensor]:
+    """ONNX Runtime's run of an exported model on the CPU, from tensors to a tensor."""
+    installed("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    return lambda *tensors: torch.from_numpy(session.run(None, dict(zip(names, (t.numpy() for t in tensors), strict=True)))[0])
+
+
+def openvino_model(path: Path, threads: int) -> Callable[..., Tensor]:
+    """OpenVINO's run of an exported model on the CPU, in float32 and for the least latency, from tensors to a tensor."""
+    installed("openvino")
+    import openvino
+
+    core = openvino.Core()
+    how = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    compiled = core.compile_model(core.read_model(path), "CPU", how)
+    return lambda *tensors: torch.from_numpy(compiled([t.numpy() for t in tensors])[0].copy())
 
 
 class _Logits(nn.Module):

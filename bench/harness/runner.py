@@ -31,7 +31,8 @@ class Prepared:
     ``run(index)``: what is timed, on the input of that index (any integer), under whatever mode it needs. ``outputs()``: the tensors that
     the gate judges, in a fixed order; default: what ``run(0)`` returns. ``recorded``: the call whose peak memory counts; default: the same.
     ``held``: bytes held between runs (parameters, optimiser). ``warm_up``: calls before the first that is judged (compiling, capturing).
-    ``dtype``: in which it computes, where that is not the case's. ``facts``: about it, beside the case's.
+    ``unseen``: its memory is a library's own, of which PyTorch's allocator does not know, and none is told. ``dtype``: in which it
+    computes, where that is not the case's. ``facts``: about it, beside the case's.
     """
 
     run: measure.Run
@@ -39,6 +40,7 @@ class Prepared:
     recorded: Callable[[], object] | None = None
     held: Callable[[], int] = lambda: 0
     warm_up: int = 0
+    unseen: bool = False
     note: str = ""
     dtype: torch.dtype | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -229,7 +231,7 @@ class _Measurement:
 
     def _judged(self, prepared: Prepared) -> tuple[int | None, list[torch.Tensor]]:
         """The peak memory of a run, and the outputs for the gate; in one run where both are of the same."""
-        if self.context.toy:
+        if self.context.toy or prepared.unseen:
             return None, prepared.judged()
         outputs: list[torch.Tensor] = []
         if prepared.recorded is None and prepared.outputs is None:

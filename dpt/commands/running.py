@@ -31,17 +31,9 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def is_fast(asked: bool | None, device: torch.device) -> bool:
-    """`devices.runs_fast` of `--fast`, `--no-fast` or neither. CommandError for --fast without Triton."""
-    try:
-        return devices.runs_fast(asked, device)
-    except ImportError as error:
-        raise CommandError(f"{error}; --no-fast does without") from error
-
-
 def model_of(args: argparse.Namespace, name: str | None, device: torch.device, dtype: torch.dtype | None = None) -> DPT:
     """The model that `args`, of `arguments`, describe: of this name with its pretrained weights, or of --weights."""
-    how: dict[str, Any] = {"device": device, "dtype": dtype, "fast": is_fast(args.fast, device)}
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "fast": devices.runs_fast(args.fast, device)}
     if args.weights is None:
         model = factory.build(cast(str, name), weights="pretrained", accept_license=args.accept_license, **how)
     else:
@@ -53,13 +45,9 @@ def model_of(args: argparse.Namespace, name: str | None, device: torch.device, d
 
 def report(model: DPT) -> None:
     """Say which modules run fused, which do not, and why."""
-    try:
-        from ..fast.acceleration import fast_report
+    from ..fast.acceleration import fast_report
 
-        said: object = fast_report(model)
-    except ImportError as error:
-        said = error
-    print(f"{model.config.name}:\n{said}", file=sys.stderr)
+    print(f"{model.config.name}:\n{fast_report(model)}", file=sys.stderr)
 
 
 def readers() -> int:

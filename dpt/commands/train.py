@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from .. import devices
 from ..data import open_data
 from ..distributed import joined
 from ..system.processes import place
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n{len(train)} pictures to learn from, {len(validation)} to validate on")
         return 0
     device = running.device_of(args.device)
-    fast = running.is_fast(args.fast, device)
+    fast = devices.runs_fast(args.fast, device)
     out = args.out or Path("runs") / recipe.name
     workers = running.readers() if args.workers is None else args.workers
     with joined(device) as own:

@@ -2,8 +2,3 @@
 
 The fast forms are `modules`, when a module may take one is in `rules`, and `acceleration` puts a model on them.
 """
-
-try:
-    import triton  # noqa: F401
-except ImportError as error:
-    raise ImportError("fast=True needs Triton, which PyPI has for Linux: pip install triton") from error

@@ -15,6 +15,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..kernels import launch
+from ..kernels.cpu import choices
 from ..nets.functional import LastConv2d
 from .rules import FAST, NO_FORM, PLAIN, refusal
 
@@ -129,4 +130,5 @@ def _how(module: nn.Module) -> str:
     if launch.has_kernels(parameter):
         return "kernels"
     what = "there are no kernels, they need an NVIDIA GPU of compute capability 8.0 or newer"
-    return f"the same algebra in PyTorch: on {parameter.device} {what}"
+    chosen = f"; {choices.told()}" if parameter.device.type == "cpu" else ""
+    return f"the same algebra in PyTorch: on {parameter.device} {what}{chosen}"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..kernels import launch
 from ..kernels.argmax_upsample import upsample_argmax
 from ..kernels.attention import attention
-from ..kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_training
+from ..kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_conv1x1, conv_norm_relu_training
+from ..kernels.cpu import convolution
 from ..kernels.depth_head import ACTIVATIONS, depth_head
 from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
 from ..kernels.parts.pointwise import pointwise
@@ -162,7 +163,7 @@ class FastReassemble(Reassemble):
             tokens, parameters = norm(tokens.transpose(1, 2)[..., None])[..., 0].transpose(1, 2), None
         upsampling = _weights(resize) if isinstance(resize, nn.ConvTranspose2d) else None
         x = _reassembled(tokens, grid, parameters, _weights(project), upsampling)
-        return resize(x) if upsampling is None else x
+        return convolution.halved(x, *_weights(resize)) if isinstance(resize, nn.Conv2d) else x
 
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # which differ in training alone, by whose statistics they take
@@ -257,7 +258,7 @@ class FastFusion(Fusion):
 
     def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         blocks: Any = [block._modules for block in self.blocks]  # the parts of each FusionBlock
-        skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]
+        skips = [convolution.conv3x3(x, *_weights(conv)) for conv, x in zip(self.convs, maps, strict=True)]
         x, size = skips[3], None
         found = [skips[3]]
         for level in (3, 2, 1):
@@ -341,7 +342,10 @@ class FastSegmentationHead(SegmentationHead):
 
     def logits(self, x: Tensor) -> Tensor:
         children: Any = self._modules
-        norm = children["norm"]
+        norm, dropout, classifier = children["norm"], children["dropout"], children["classifier"]
+        if not uses_batch_statistics(norm) and not dropout.training and not has_hooks(dropout):
+            weight = _weights(children["conv"])[0]
+            return conv_norm_relu_conv1x1(x, weight, None, *_weights(classifier), norm=_norm(norm), padded=True)
         if not uses_batch_statistics(norm):
             x = conv_norm_relu(x, _weights(children["conv"])[0], norm=_norm(norm))
         elif fuses_batch_statistics(x, norm):
@@ -349,7 +353,7 @@ class FastSegmentationHead(SegmentationHead):
             _track(norm, moments, x.shape[0] * x.shape[2] * x.shape[3])
         else:
             x = F.relu(norm(self.conv(x)))
-        return conv1x1(children["dropout"](x), *_weights(children["classifier"]), padded=True)
+        return conv1x1(dropout(x), *_weights(classifier), padded=True)
 
     fused_labels = staticmethod(fused_labels)
 

@@ -78,9 +78,12 @@ def layer_norm(module: nn.Module) -> str | None:
     return problem or ("has no weight or no bias" if module.weight is None or module.bias is None else None)
 
 
+HALVING = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+
+
 def resampling(module: nn.Module) -> str | None:
     if type(module) is not nn.ConvTranspose2d:
-        return is_a(nn.Identity, nn.Conv2d)(module)
+        return either(IDENTITY, has({**HALVING, "padding_mode": "zeros"}, nn.Conv2d))(module)
     side = module.kernel_size[0]
     geometry = {"kernel_size": (side,) * 2, "stride": (side,) * 2, "padding": (0, 0), "output_padding": (0, 0)}
     return has({**geometry, "dilation": (1, 1), "groups": 1}, nn.ConvTranspose2d)(module)
@@ -195,11 +198,12 @@ FAST: dict[type[nn.Module], Replacement] = {
         FastFusion,
         reads={
             "convs": is_a(nn.ModuleList),
+            "convs.*": convolution(3),
             "blocks": is_a(nn.ModuleList),
             "blocks.*": is_a(FusionBlock),
             "blocks.*.project": convolution(1),
         },
-        calls=("convs.*", "blocks.*.unit1", "blocks.*.unit2", "blocks.*.prompt"),
+        calls=("blocks.*.unit1", "blocks.*.unit2", "blocks.*.prompt"),
     ),
     PromptBranch: Replacement(FastPromptBranch, reads={"conv2": convolution(3), "conv3": convolution(3)}, calls=("conv1",)),
     DepthHead: Replacement(

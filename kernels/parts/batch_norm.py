@@ -212,14 +212,21 @@ def through_norm(
     )
 
 
-def folded(weight: torch.Tensor, bias: torch.Tensor | None, norm: BatchNormArguments | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weight and bias of the one convolution that a convolution and its norm are; as they are where there is no norm."""
+def as_convolution(bias: torch.Tensor | None, norm: BatchNormArguments | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(scale, shift), float32, that a convolution's bias and its norm are together; (None, the bias) where there is no norm."""
     if norm is None:
-        return weight, None if bias is None else bias.to(weight.dtype)
+        return None, bias
     norm_weight, norm_bias, mean, variance, eps = (part.float() if isinstance(part, torch.Tensor) else part for part in norm)
     scale = norm_weight * torch.rsqrt(variance + eps)
-    shift = norm_bias + ((0 if bias is None else bias.float()) - mean) * scale
-    return (weight.float() * scale[:, None, None, None]).to(weight.dtype), shift.to(weight.dtype)
+    return scale, norm_bias + ((0 if bias is None else bias.float()) - mean) * scale
+
+
+def folded(weight: torch.Tensor, bias: torch.Tensor | None, norm: BatchNormArguments | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weight and bias of the one convolution that a convolution and its norm are; as they are where there is no norm."""
+    scale, shift = as_convolution(bias, norm)
+    if scale is not None:
+        weight = (weight.float() * scale[:, None, None, None]).to(weight.dtype)
+    return weight, None if shift is None else shift.to(weight.dtype)
 
 
 def check_batch_norm(name: str, norm: BatchNormArguments | None, weight: torch.Tensor) -> None:

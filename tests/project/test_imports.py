@@ -42,8 +42,9 @@ DPT = {
 KERNELS = {  # "." are the ops
     "launch": "",
     "parts": "launch",
-    ".": "launch parts",
-    "tools": "launch parts .",
+    "cpu": "launch parts",
+    ".": "launch parts cpu",
+    "tools": "launch parts cpu .",
 }
 BENCH = {  # "." is what one runs
     "__init__": "",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ... import launch
-from ...layernorm_linear import activated
+from ...cpu.linear import activated
 from ...parts import products
 from .. import variants
 from ..workload import BACKWARD, Inputs, Workload, by_autograd

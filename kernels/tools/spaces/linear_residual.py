@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ... import launch
-from ...layernorm_linear import activated
+from ...cpu.linear import activated
 from ...linear_residual import linear_residual_ref
 from ...parts import products
 from .. import variants

@@ -29,7 +29,7 @@ def test_the_promised_cases_are_there():
     names = ["dpt-base-ade20k", "dpt-large-midas", *(f"depth-anything-v2-{size}" for size in ("small", "base", "large"))]
     assert models_there >= {(name, batch) for name in names for batch in (1, 4, 16)}
     wanted = {"plain", "fast", "fast, CUDA graph", "plain, torch.compile", "transformers", "transformers, torch.compile", "mmsegmentation"}
-    assert set(models.CONTENDERS) == wanted
+    assert set(models.CONTENDERS) == wanted | {"ONNX Runtime", "OpenVINO"}
     assert ("dpt-base-ade20k", 2) in {(case.facts["model"], case.facts["batch"]) for case in cases if case.suite == "training"}
     assert set(training.CONTENDERS) == {"plain", "fast"} and list(steps.STEPS)[0] == "plain float32"
     of_pictures = [case for case in cases if case.suite == "pictures"]
