@@ -35,11 +35,11 @@ def everything(records: Mapping[str, Record]) -> str:
 
 
 def gains(records: Mapping[str, Record]) -> str:
-    """The one table for the README: fast beside plain, in time and memory, on the first device that has it; GPUs come first."""
+    """The one table for the README: fast beside plain, in time and memory, on the first device that ran models; GPUs come first."""
     chosen = [record for record in _shown(records).values() if record.what in ("models", "training")]
     if not chosen:
         return NOTHING
-    device = chosen[0].device
+    device = next((record for record in chosen if record.what == "models"), chosen[0]).device
     ours = [record for record in chosen if record.device == device]
     on = ", ".join([device["name"], *_threads(device), *(f"only a part: {record.part}" for record in ours if record.part)])
     caption = f"{on}. All that was recorded: [bench/results](bench/results/README.md)."

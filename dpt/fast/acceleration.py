@@ -6,6 +6,7 @@ they are; and it lays out the weights of convolutions in memory as the kernels r
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..kernels import launch
-from ..kernels.cpu import choices
+from ..kernels.cpu import choices, memory
 from ..nets.functional import LastConv2d
 from .rules import FAST, NO_FORM, PLAIN, refusal
 
@@ -70,6 +71,7 @@ def accelerate(model: ModelT, strict: bool = False) -> ModelT:
         if name not in refused and type(module) in FAST:
             module.__class__ = FAST[type(module)].fast
     _lay_out(model)
+    weakref.finalize(model, memory.release).atexit = False
     return model
 
 
