@@ -108,13 +108,17 @@ def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, .
 _op.register_autograd(_differentiate, setup_context=_save)
 
 
-def _checked(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x in the dtype in which it is taken; an error where the two do not fit."""
+def _checked(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, norm: BatchNormArguments | None = None
+) -> torch.Tensor:
+    """x in the dtype in which it is taken; an error where these do not fit."""
     (x,) = launch.autocast(x)
     launch.check_map("x", x)
     if weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: must be (O, C, 3, 3)")
     launch.check_tensor("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x, weight=True)
+    launch.check_vector("bias", bias, weight)
+    check_batch_norm("norm", norm, weight)
     return x
 
 
@@ -139,9 +143,7 @@ def conv_norm_relu(
         TypeError: a dtype that is not as above.
         ValueError: a shape or device that is not as above, or a side over 32767.
     """
-    x = _checked(x, weight)
-    launch.check_vector("bias", bias, weight)
-    check_batch_norm("norm", norm, weight)
+    x = _checked(x, weight, bias, norm)
     if not launch.runs_kernels(x, "conv_norm_relu"):
         return convolution.conv3x3(x, weight, bias, norm=norm, relu=relu)
     return _op(x, weight, bias, *(norm or (None, None, None, None, 0.0)), relu)
@@ -165,9 +167,7 @@ def conv_norm_relu_conv1x1(
     """
     if launch.has_kernels(x):
         return conv1x1(conv_norm_relu(x, weight, bias, norm=norm), last_weight, last_bias, padded=padded)
-    x = _checked(x, weight)
-    launch.check_vector("bias", bias, weight)
-    check_batch_norm("norm", norm, weight)
+    x = _checked(x, weight, bias, norm)
     return convolution.conv3x3(x, weight, bias, norm=norm, relu=True, then=(last_weight, last_bias))
 
 

@@ -95,8 +95,9 @@ def layernorm_linear(
     check_activation(activation, columns, None, *ACTIVATIONS)
     _check_rotation(rotation, activation, columns, x)
     if not launch.runs_kernels(x, "layernorm_linear"):
-        normalised = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps)
-        found = linear(normalised, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), activation, apart=activation is None)
+        scale, shift, bias = (None if vector is None else vector.to(x.dtype) for vector in (norm_weight, norm_bias, bias))
+        normalised = F.layer_norm(x, x.shape[-1:], scale, shift, eps)
+        found = linear(normalised, weight.to(x.dtype), bias, activation, apart=activation is None)
         return found if rotation is None else packed_rotated_ref(found, rotation)
     save = products.needs_gradient(x, norm_weight, norm_bias, weight, bias)
     return torch.ops.dpt.layernorm_linear(x, norm_weight, norm_bias, weight, bias, eps, activation or "none", rotation, save)[0]

@@ -258,7 +258,7 @@ class FastFusion(Fusion):
 
     def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         blocks: Any = [block._modules for block in self.blocks]  # the parts of each FusionBlock
-        skips = [convolution.conv3x3(x, *_weights(conv)) for conv, x in zip(self.convs, maps, strict=True)]
+        skips = [conv(x) if has_hooks(conv) else convolution.conv3x3(x, *_weights(conv)) for conv, x in zip(self.convs, maps, strict=True)]
         x, size = skips[3], None
         found = [skips[3]]
         for level in (3, 2, 1):

@@ -31,7 +31,7 @@ def conv3x3(
     ``then``, with ``relu``: weight (K, O, 1, 1) and bias (K,) of a 1x1 convolution of it, (B, K, H, W). The norm is folded into the
     convolution.
     """
-    if x.dtype == torch.float32 and are_plain(x, weight, bias, skip, *(then or ())) and choices.winograd(*x.shape, weight.shape[0]):
+    if are_plain(x, weight, bias, skip, *(then or ())) and choices.winograd(*x.shape, weight.shape[0]):
         scale, bias = as_convolution(bias, norm)
         skip = None if skip is None else channels_last(skip)
         return winograd.conv3x3(channels_last(x), weight, bias, scale=scale, relu_input=relu_input, relu=relu, skip=skip, then=then)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dpt
 from dpt.inference import graphs
+from dpt.kernels.cpu import plain
 
 NOT_RECORDED = "operation not permitted when stream is capturing"
 SIZE = (2, 3, 4)  # of a model's input
@@ -153,6 +154,7 @@ class Card:
         self.handles = 0
         self.default = Stream(self)
         patch.setattr(graphs, "DEVICE", "cpu")
+        patch.setattr(plain, "KINDS", ())  # on a card nothing goes a CPU's own ways
         for name in ("current_stream", "graph_pool_handle", "device", "stream"):
             patch.setattr(torch.cuda, name, getattr(self, name))
         patch.setattr(torch.cuda, "is_current_stream_capturing", self.capturing)

@@ -160,7 +160,7 @@ except ImportError:
     process = subprocess.run([sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, timeout=300)
     lines = process.stdout.splitlines()
     assert process.returncode == 0 and lines[0] == "[False, False]" and lines[-2:] == ["[0, 0, 0]", "[]"], process.stderr
-    assert "0 of 17 run fused" in process.stderr and "17 of 17 run fused" in process.stderr and "Traceback" not in process.stderr
+    assert re.search(r"\n(\d+) of \1 run fused", process.stderr) and "Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99", "cpu:x"])
