@@ -1,5 +1,4 @@
-"""A linear layer where there are no kernels, and on a CPU what follows it in the same memory, which is used again: PyTorch's own numbers, bit
-for bit."""
+"""A linear layer where there are no kernels; on a CPU what follows it goes on in its memory, which is used again: PyTorch's bits all the same."""
 
 from __future__ import annotations
 
