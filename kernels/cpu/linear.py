@@ -1,4 +1,4 @@
-"""A linear layer where there are no kernels; on a CPU what follows it goes on in its memory, which is used again: PyTorch's bits all the same."""
+"""A linear layer where there are no kernels, to PyTorch's bits; on a CPU what follows it goes on in its memory, which is used again."""
 
 from __future__ import annotations
 
