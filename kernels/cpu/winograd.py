@@ -10,9 +10,8 @@ copied anyhow: a ReLU in front of it or behind it, a map that is added to it, a 
 
 FLOPs for each pixel of the result: 4.5 C O for the products, and 45 C + 72 O for the transforms; the convolution has 18 C O.
 
-Rounding depends on where the polynomials are evaluated: at 0, 1, -1, 1/2, -2 and infinity the error's root mean square is 2.6 times that
-of the direct convolution, at 0, 1, -1, 2, -2 and infinity 3.9 times, and in NNPACK, whose tiles are 6x6, 6.5 times
-(tests/dpt/fast/test_winograd.py holds it to NNPACK's).
+Rounding depends on where the polynomials are evaluated: 0, 1, -1, 1/2, -2 and infinity round less than 0, 1, -1, 2, -2 and infinity, or
+than NNPACK, whose tiles are 6x6 (tests/dpt/fast/test_on_a_cpu.py has the bounds).
 """
 
 from __future__ import annotations
