@@ -1,4 +1,4 @@
-"""Memory for what an op makes on a CPU, used again: fresh pages of the system's cost a tenth of a forward, and are in no cache.
+"""Memory for what an op makes on a CPU, used again: fresh pages of the system's have to be waited for, and are in no cache.
 
 A buffer is taken by ``empty`` and comes back when the last tensor that has it is gone, whoever that is, so nobody's numbers are written
 over. What is not in use is kept until ``release``, or until it is more than ``LIMIT`` bytes. Threads share it without a lock, which a

@@ -135,7 +135,7 @@ def test_linear(activation, rows, everywhere):
 
 
 def test_rows_lie_apart_where_they_would_share_a_set_of_the_cache():
-    """Blind spot: rows of 4096 bytes, which take a thirteenth of DPT-Large's attention more; others, which lie side by side."""
+    """Blind spot: rows of 4096 bytes, which attention reads down a column; others, which lie side by side."""
     x = torch.randn(3, 8)
     for columns, between in ((1024, 1040), (1000, 1000)):
         assert linear(x, torch.randn(columns, 8), apart=True).stride() == (between, 1)
