@@ -3,7 +3,7 @@
 winograd      a 3x3 convolution in a quarter of the products
 convolution   the ops' convolutions, by the way that the table of this machine has for their form
 choices       that table
-    linear        a linear layer and what follows it
-    memory        buffers that are used again
-    plain         when an op may go these ways
+linear        a linear layer and what follows it
+memory        buffers that are used again
+plain         when an op may go these ways
 """
