@@ -228,7 +228,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     """The most bytes that ``run`` held at one time beyond what was held before: what PyTorch's allocator of the device gave out.
 
     On a GPU that is ``torch.cuda.max_memory_allocated``. On a CPU every allocation and release of PyTorch's CPU allocator, as the profiler
-    records them, the buffers that ``dpt.kernels.cpu.memory`` keeps between runs among them; what a library allocates by itself is not seen.
+    records them, and on top of their peak what ``dpt.kernels.cpu.memory`` has come to use; what a library allocates by itself is not seen.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -244,7 +244,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return _peak([event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0])
+    return _peak([event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]) + memory.reached()
 
 
 def _peak(allocations: list[dict]) -> int:

@@ -83,6 +83,7 @@ class Bench:
     keep: tuple[Path, str] | None = None  # folder and suffix of records that are written after every case
     filter: str = ""  # pytest's -k
     without: tuple[str, ...] = ()  # contenders with one of these in their name are left out
+    keep_freed_memory: bool = False  # on a CPU
     names: set[str] = field(default_factory=set)  # of all contenders, left out or not
     offered: dict[str, int] = field(default_factory=dict)  # suite -> its cells, chosen or not
     chosen: dict[str, int] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Bench:
             torch.set_num_threads(1)  # small tensors, and perhaps a machine whose cores are taken
         if self.device.type == "cuda" and not self.toy:
             torch.backends.cudnn.benchmark = True  # PyTorch's best: cuDNN tries its algorithms; a toy run has no use for the minutes
-        self.memory_kept = self.device.type == "cuda" or (not self.toy and measure.keep_freed_memory())
+        self.memory_kept = self.device.type == "cuda" or (self.keep_freed_memory and measure.keep_freed_memory())
         self.context = Context(self.device, self.budget, TOY_ROUNDS, toy=self.toy)
         self.before = {} if self.toy else environment.state(self.device)
 

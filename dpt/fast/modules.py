@@ -7,6 +7,7 @@ float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -256,20 +257,20 @@ class FastFusion(Fusion):
     The upsampled map of the three deeper levels is never written: the next level's first unit gathers it where it adds it.
     """
 
-    def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, maps: Iterable[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         blocks: Any = [block._modules for block in self.blocks]  # the parts of each FusionBlock
         skips = [conv(x) if has_hooks(conv) else convolution.conv3x3(x, *_weights(conv)) for conv, x in zip(self.convs, maps, strict=True)]
         x, size = skips[3], None
-        found = [skips[3]]
+        found = [x] if deeper > 3 else []
         for level in (3, 2, 1):
-            x = _level(blocks[level], x, skips[level], size, prompt)
-            size = tuple(skips[level - 1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
+            x = _level(blocks[level], x, skips.pop(), size, prompt)
+            size = tuple(skips[-1].shape[2:]) if self.match_size else (2 * x.shape[2], 2 * x.shape[3])
             x = conv1x1(x, *_weights(blocks[level]["project"]))
             if deeper >= level:  # somebody else reads the upsampled map
                 found.insert(0, upsample_bilinear(x, size, True))
-        x = _level(blocks[0], x, skips[0], size, prompt)
+        x = _level(blocks[0], x, skips.pop(), size, prompt)
         x = conv1x1_upsample(x, *_weights(blocks[0]["project"]), (2 * x.shape[2], 2 * x.shape[3]), True)
-        return (x, *found[:deeper]) if deeper else x
+        return (x, *found) if deeper else x
 
 
 class FastPromptBranch(PromptBranch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -142,7 +142,7 @@ class Fusion(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(channels, config.features, 3, padding=1, bias=False) for channels in config.neck_channels)
         self.blocks = nn.ModuleList(FusionBlock(config, deepest=level == 3) for level in range(4))
 
-    def forward(self, maps: list[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, maps: Iterable[Tensor], deeper: int = 0, prompt: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         """With `deeper`, so many of the deeper maps behind it: (B, F, H/4, W/4) for auxiliary heads, and so on; the fourth is the deepest
         level's before its block. `prompt`: as `FusionBlock` takes it."""
         skips = [conv(x) for conv, x in zip(self.convs, maps, strict=True)]

@@ -37,7 +37,7 @@ class FurtherTask(nn.Module):
         self.head = head_of(config.decoder.features, config.head)
 
     def forward(self, tokens: list[Tensor], grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        return self.head(self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)]), size)
+        return self.head(self.fusion(reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)), size)
 
 
 class DPTNetwork(nn.Module):
@@ -81,7 +81,8 @@ class DPTNetwork(nn.Module):
         self, tokens: list[Tensor], grid: tuple[int, int], deeper: int = 0, prompt: Tensor | None = None
     ) -> Tensor | tuple[Tensor, ...]:
         with self._behind_encoder(tokens[0]):
-            return self.fusion([reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True)], deeper, prompt)
+            maps = (reassemble(t, grid) for reassemble, t in zip(self.reassemble, tokens, strict=True))
+            return self.fusion(maps, deeper, prompt)  # one map at a time: none is kept when its first convolution is done
 
     def _behind_encoder(self, x: Tensor) -> AbstractContextManager[object]:
         """Where the decoder and the head run: without autocast, where they stay in float32."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import memory
 
 TILE, SEEN = 4, 6
-TILES = 128  # of a strip, about: enough rows for the products' full rate, and buffers that the cache holds
+TILES, NUMBERS = 128, 1 << 15  # of a strip, about: enough rows for the products' full rate, of a place's numbers what the cache holds
 POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2")))  # and infinity
 
 Matrix = list[list[Fraction]]
@@ -85,9 +85,10 @@ def conv3x3(
     batch, channels, height, width = x.shape
     outputs = weight.shape[0]
     down, across = -(-height // TILE), -(-width // TILE)
-    rows = min(down, max(1, TILES // across))  # of tiles, in a strip
+    tiles = max(TILES, NUMBERS // max(channels, outputs))
+    rows = min(down, max(1, tiles // across))  # of tiles, in a strip
     rows = -(-down // -(-down // rows))  # as equal as may be
-    pictures = min(batch, max(1, TILES // (down * across))) if rows == down else 1
+    pictures = min(batch, max(1, tiles // (down * across))) if rows == down else 1
     moved = _transformed(weight, scale)
     source, last = x.permute(0, 2, 3, 1), outputs if then is None else then[0].shape[0]
     found = memory.empty((batch, height, width, last), x)

@@ -191,3 +191,13 @@ def test_only_what_is_measured_has_cudnn_try_its_algorithms(monkeypatch, toy):
 def test_sums_to_ten_minutes():
     """Blind spot: a default budget that is more than what the README promises."""
     assert session.DEFAULT_BUDGET["cpu"] < 600 and session.DEFAULT_BUDGET["cuda"] < 480
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_freed_memory_is_kept_where_that_is_asked(monkeypatch, asked):
+    """Blind spot: plain PyTorch measured otherwise than in a user's process, and a record that does not say so."""
+    monkeypatch.setattr(session.measure, "keep_freed_memory", lambda: True)
+    monkeypatch.setattr(session.environment, "state", lambda device: {})
+    for toy in (False, True):
+        bench = session.Bench(torch.device("cpu"), (torch.float32,), session.measure.Budget(1.0), toy=toy, keep_freed_memory=asked)
+        assert bench.memory_kept is asked
