@@ -239,15 +239,3 @@ def conv1x1(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *,
     x is taken in autocast's dtype, and the parameters are as they are.
     """
     return pointwise(channels_last(x).permute(0, 2, 3, 1), weight.flatten(1), bias, padded=padded).permute(0, 3, 1, 2)
-
-
-@launch.planned
-def conv1x1_upsample(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, size: Sequence[int], align_corners: bool
-) -> torch.Tensor:
-    """The 1x1 convolution of ``x`` (B, C, H, W) by ``weight`` (O, C, 1, 1) and ``bias`` (O,), resized to ``size``: (B, O, H', W').
-
-    Equal to the convolution of the resized map, at the work of the smaller one. Errors as of :func:`upsample_bilinear`.
-    """
-    launch.check_map("x", x)
-    return upsample_bilinear(conv1x1(x, weight, bias), size, align_corners)

@@ -25,7 +25,7 @@ from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_resi
 from ..kernels.parts.pointwise import pointwise
 from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit, residual_conv_unit_training
-from ..kernels.upsample import conv1x1, conv1x1_upsample, upsample_bilinear
+from ..kernels.upsample import conv1x1, upsample_bilinear
 from ..nets.decoder import Fusion, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.beit import BEiTBlock
 from ..nets.encoders.vit import Block, LayerScale, SwiGLU
@@ -269,7 +269,8 @@ class FastFusion(Fusion):
             if deeper >= level:  # somebody else reads the upsampled map
                 found.insert(0, upsample_bilinear(x, size, True))
         x = _level(blocks[0], x, skips.pop(), size, prompt)
-        x = conv1x1_upsample(x, *_weights(blocks[0]["project"]), (2 * x.shape[2], 2 * x.shape[3]), True)
+        x = conv1x1(x, *_weights(blocks[0]["project"]))
+        x = upsample_bilinear(x, (2 * x.shape[2], 2 * x.shape[3]), True)
         return (x, *found) if deeper else x
 
 

@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from dpt.kernels.upsample import conv1x1_upsample, upsample_bilinear, upsample_bilinear_ref
+from dpt.kernels.upsample import conv1x1, upsample_bilinear, upsample_bilinear_ref
 
 from ..shapes import Map, bias, feature_map, weight
 from . import Op, both
@@ -20,7 +20,7 @@ OPS = (
         lambda s: [
             *(feature_map(s.batch, s.channels, s.side, s.side), weight(s.out_channels, s.channels, 1, 1), bias(s.out_channels)),
         ],
-        call=lambda s, x, w, b: conv1x1_upsample(x, w, b, (s.out_side, s.out_side), True),
+        call=lambda s, x, w, b: upsample_bilinear(conv1x1(x, w, b), (s.out_side, s.out_side), True),
         # In the plain model's order.
         plain=lambda s, x, w, b: F.conv2d(F.interpolate(x, size=(s.out_side, s.out_side), mode="bilinear", align_corners=True), w, b),
         shapes=(Map(1, 256, 128, 256, 256), Map(16, 256, 128, 256, 256)),
