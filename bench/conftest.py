@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--only", metavar="EXPRESSION", help="a name filter: the same as -k")
     add("--without", metavar="NAME", action="append", default=[], help="leave out contenders with NAME in theirs; the baseline stays")
     add("--budget", type=float, metavar="SECONDS", help="what does not fit is skipped; default: 450 on a CPU, 420 on a GPU")
-    add("--keep-freed-memory", action="store_true", help="on a CPU, in a process that keeps the memory it frees: what pages cost is left out")
+    add("--keep-freed-memory", action="store_true", help="on a CPU, keep what is freed: without what pages cost")
     add("--record", action="store_true", help="write bench/results/<device>-<what>.json")
     add("--record-to", metavar="FOLDER", type=Path, help="write them there, after every case: a run that is cut off loses nothing")
     add("--record-suffix", metavar="NAME", default="", help="write <device>-<what>-NAME.json, beside an earlier run")

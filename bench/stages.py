@@ -32,7 +32,12 @@ from .cases.models import randomise, shared_copy
 from .harness import environment, measure
 
 RECORD, PAGE = ROOT / "docs" / "cpu.json", ROOT / "docs" / "cpu.md"
-MEASURED = {"dpt-base-ade20k": 512, "dpt-large-midas": 384, "depth-anything-v2-small": 518, "depth-anything-v2-base": 518}  # the side of the picture
+MEASURED = {  # the side of the picture
+    "dpt-base-ade20k": 512,
+    "dpt-large-midas": 384,
+    "depth-anything-v2-small": 518,
+    "depth-anything-v2-base": 518,
+}
 RUNS = 9
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 STAGES = ("LayerNorm, qkv", "attention", "projection", "MLP", "rest of the encoder", "reassemble", "fusion", "head")

@@ -149,6 +149,19 @@ def conv_norm_relu(
     return _op(x, weight, bias, *(norm or (None, None, None, None, 0.0)), relu)
 
 
+def conv_norm_relu_conv1x1_ref(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    last_weight: torch.Tensor,
+    last_bias: torch.Tensor | None,
+    *,
+    norm: BatchNormArguments | None = None,
+) -> torch.Tensor:
+    """:func:`conv_norm_relu_conv1x1` in plain PyTorch. Same arguments and result."""
+    return F.conv2d(conv_norm_relu_ref(x, weight, bias, norm=norm), last_weight, last_bias)
+
+
 @launch.planned
 def conv_norm_relu_conv1x1(
     x: torch.Tensor,
@@ -163,8 +176,11 @@ def conv_norm_relu_conv1x1(
     """conv1x1(relu(norm(conv3x3(x) + bias))): (B, K, H, W), channels-last, in x's dtype. Differentiable.
 
     Two ops one after the other, ``conv_norm_relu`` and ``upsample.conv1x1``, with their arguments and errors; but on a CPU the map between
-    them need not be written. last_weight: (K, O, 1, 1); last_bias: (K,) or None.
+    them need not be written. last_weight: (K, O, 1, 1) in x's dtype; last_bias: (K,) or None.
     """
+    (taken,) = launch.autocast(x)
+    launch.check_tensor("last_weight", last_weight, (None, weight.shape[0], 1, 1), taken, weight=True)
+    launch.check_vector("last_bias", last_bias, last_weight)
     if launch.has_kernels(x):
         return conv1x1(conv_norm_relu(x, weight, bias, norm=norm), last_weight, last_bias, padded=padded)
     x = _checked(x, weight, bias, norm)

@@ -1,13 +1,15 @@
 """dpt.kernels.conv_norm_relu against plain PyTorch. The kernel is residual_conv's, whose tests cover tiles, borders and offsets: here is
 what only this op has, more channels in than out or fewer, the ReLU in the epilogue of one convolution, and its own backward."""
 
+import contextlib
+
 import checks
 import pytest
 import torch
 from both_passes import assert_op_parity
 
 from dpt.kernels import launch
-from dpt.kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_ref
+from dpt.kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_conv1x1, conv_norm_relu_conv1x1_ref, conv_norm_relu_ref
 
 pytestmark = pytest.mark.usefixtures("own_convolution")
 
@@ -66,6 +68,24 @@ def test_without_kernels(exact_products, device):
     """The norm folded into the convolution, which is what runs where there are no kernels."""
     with launch.only():
         assert_op_parity(OP, REFERENCE, inputs((2, 24, 5, 7), 40, torch.float32, device), NAMES)
+
+
+@pytest.mark.parametrize("kernels", (True, False), ids=("kernels", "without"))
+@pytest.mark.parametrize("norm", (True, False), ids=("norm", "bias"))
+def test_a_convolution_behind_it(norm, kernels, exact_products, device):
+    """A segmentation head's classifier: output and every gradient, with kernels and without."""
+
+    def called(function):
+        def call(x, weight, bias, norm_weight, norm_bias, last_weight, last_bias):
+            statistics = (torch.zeros_like(norm_weight), torch.ones_like(norm_weight), 1e-5) if norm else None
+            return function(x, weight, bias, last_weight, last_bias, norm=norm and (norm_weight, norm_bias, *statistics) or None)
+
+        return call
+
+    given = inputs((2, 24, 5, 7), 40, torch.float32, device, bias=not norm, norm=norm)
+    given += [torch.randn(19, 40, 1, 1, device=device) / 40**0.5, torch.randn(19, device=device)]
+    with contextlib.nullcontext() if kernels else launch.only():
+        assert_op_parity(called(conv_norm_relu_conv1x1), called(conv_norm_relu_conv1x1_ref), given, (*NAMES, "last weight", "last bias"))
 
 
 def test_one_launch(device, monkeypatch):
@@ -144,6 +164,22 @@ def test_compile_and_export(device):
     given = inputs(*SMALL, torch.float32, device)
     checks.assert_compiles(OP, given)
     checks.assert_exports(lambda x: OP(x, *given[1:]), given[0], torch.randn(1, 16, 6, 4, device=device), 2, "dpt.conv_norm_relu")
+
+
+@pytest.mark.parametrize(
+    ("last", "error", "says"),
+    [
+        ((torch.zeros(3, 5, 1, 1), None), ValueError, r"last_weight is \(3, 5, 1, 1\) on cpu: must be \(any, 6, 1, 1\) on cpu"),
+        ((torch.zeros(3, 6), None), ValueError, r"last_weight is \(3, 6\)"),
+        ((torch.zeros(3, 6, 1, 1).half(), None), TypeError, "last_weight is torch.float16"),
+        ((torch.zeros(3, 6, 1, 1), torch.ones(6)), ValueError, r"last_bias is \(6,\) on cpu: must be \(3,\)"),
+    ],
+)
+def test_errors_of_a_convolution_behind_it(last, error, says):
+    """Each wrong argument is refused by name, with and without kernels."""
+    for context in (contextlib.nullcontext, launch.only):
+        with context(), pytest.raises(error, match=says):
+            conv_norm_relu_conv1x1(X, WEIGHT, None, *last)
 
 
 X, WEIGHT, VECTOR = torch.zeros(2, 8, 3, 4), torch.zeros(6, 8, 3, 3), torch.ones(6)

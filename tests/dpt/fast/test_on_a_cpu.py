@@ -208,8 +208,11 @@ def test_memory_has_a_limit(arena, monkeypatch):
 def test_memory_given_back_while_someone_has_it(arena):
     """Blind spot: numbers that go with the memory; a model that dies while a buffer is taken, which holds the lock."""
     kept = memory.empty((memory.SMALLEST,), arena).fill_(7)
+    thread = threading.Thread(target=memory.release, daemon=True)
     with memory._lock:
-        memory.release()
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
     other = memory.empty((memory.SMALLEST,), arena).fill_(1)
     assert kept.min() == 7 and memory.reached() == memory.SMALLEST and kept.data_ptr() != other.data_ptr()
 
