@@ -46,6 +46,6 @@ def test_the_promised_cases_are_there():
 
 def test_what_was_recorded_is_still_a_case():
     """Blind spot: a case or contender under another name, with which no recorded run can be compared any more."""
-    there = {(case.name, contender) for case in _all_cases("cpu", (torch.float32,)) for contender in case.contenders}
+    there = {(case.name, contender) for case in _all_cases("cpu", (torch.float32, torch.bfloat16)) for contender in case.contenders}
     recorded = {row.key for record in records.read_all().values() if record.device["kind"] == "cpu" for row in record.rows}
     assert recorded <= there
