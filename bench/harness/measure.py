@@ -258,7 +258,7 @@ def _peak(allocations: list[dict]) -> int:
 
 MEMORY = {
     "cuda": "torch.cuda.max_memory_allocated, with what the contender holds between runs",
-    "cpu": "peak of PyTorch's CPU allocator, with what the contender holds between runs",
+    "cpu": "peak of PyTorch's CPU allocator and what dpt.kernels.cpu.memory came to use, with what the contender holds between runs",
 }
 
 
