@@ -19,6 +19,7 @@ from ..kernels import launch
 from ..kernels.cpu import choices, memory
 from ..nets.functional import LastConv2d
 from .rules import FAST, NO_FORM, PLAIN, refusal
+from .transformers import encoder, reading, table
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -43,6 +44,7 @@ class Report(list[Row]):
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    table.learn(model)
     return ((name, module) for name, module in model.named_modules() if type(module) in FAST or type(module) in PLAIN)
 
 
@@ -102,6 +104,9 @@ def _lay_out(model: nn.Module) -> None:
     users = Counter(parameter.untyped_storage()._cdata for parameter in model.parameters() if type(parameter) is nn.Parameter)
     for fast in (module for _, module in _candidates(model) if type(module) in PLAIN):
         others = FAST[PLAIN[type(fast)]].memory(fast)
+        if isinstance(fast, encoder.Layer) and not fast.training:
+            for tensors in encoder.tensors_together(fast):
+                reading.adjoin(tensors)
         for name, module in fast.named_modules():
             weight = module._parameters.get("weight")
             if type(module) not in MEMORY or type(weight) is not nn.Parameter or module.training or weight.grad is not None:
@@ -115,6 +120,7 @@ def _lay_out(model: nn.Module) -> None:
 
 def fast_report(model: nn.Module) -> Report:
     """Which modules run fused, which do not, and why: a list of rows that prints as a table."""
+    table.learn(model)
     report = Report()
     for name, module in ((name, module) for name, module in model.named_modules() if type(module) in {**FAST, **PLAIN, **NO_FORM}):
         fused = type(module) in PLAIN

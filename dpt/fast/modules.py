@@ -369,6 +369,16 @@ class FastLinearHead(LinearHead):
     fused_labels = staticmethod(fused_labels)
 
 
+RECORDER = "output_capturing_hook"  # transformers' own, which does nothing unless outputs are collected
+
+
+def is_recorder(hook: Any) -> bool:
+    """Whether a forward hook is one of those by which transformers collects hidden states and attentions."""
+    return getattr(hook, "__name__", "") == RECORDER and str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
 def has_hooks(module: nn.Module) -> bool:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for kind in kinds)
+    """Whether somebody other than transformers has hooked a module."""
+    if module._forward_hooks and not all(map(is_recorder, module._forward_hooks.values())):
+        return True
+    return bool(module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
