@@ -6,8 +6,10 @@ upstream's, and takes its forward when a call, or what became of a child, is not
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,8 +20,9 @@ from ...kernels.reassemble import transposed_conv
 from ...kernels.residual_conv import residual_conv_unit
 from ...kernels.upsample import conv1x1, upsample_bilinear
 from ...nets.functional import statically_equal
-from ..modules import _norm, _weights, has_hooks, uses_batch_statistics
+from ..modules import _norm, _reassembled, _weights, has_hooks, uses_batch_statistics
 from . import reading
+from .encoder import activation as activation_of
 
 
 def _are(*modules: Any) -> bool:
@@ -83,15 +86,155 @@ class FusionLayer:
         return projection(F.interpolate(x, size=target, mode="bilinear", align_corners=getattr(layer, "align_corners", True)))
 
 
-class Neck:
-    """Reassembling, the 3x3 convolutions to one width, and fusion."""
+class ReassembleStage:
+    """The hooked layers' tokens (B, 1 + N, D) to maps: readout, projection and resampling as products, without the concatenation with the
+    class token and without a copy of the tokens as a map."""
 
-    def _features(self, hidden_states: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def forward(self, hidden_states: Any, patch_height: Any = None, patch_width: Any = None) -> Any:
+        stage: Any = self
+        ignored = getattr(stage, "neck_ignore_stages", ())
+        levels = [None if index in ignored else _level(stage, index) for index in range(len(hidden_states))]
+        if any(level is None and index not in ignored for index, level in enumerate(levels)):
+            return super().forward(hidden_states, patch_height, patch_width)  # type: ignore[misc]
+        skipped = getattr(stage, "num_register_tokens", 0)
+        found = []
+        for tokens, level in zip(hidden_states, levels, strict=True):
+            if level is not None:
+                tokens = self.tokens(tokens)
+                readout, projection, resize = level
+                count = tokens.shape[1] - 1 - skipped
+                grid = (patch_height, patch_width) if patch_height is not None else (math.isqrt(count),) * 2
+                if skipped and readout is not None:
+                    tokens = torch.cat((tokens[:, :1], tokens[:, 1 + skipped :]), dim=1)
+                elif readout is None:
+                    tokens = tokens[:, 1 + skipped :]
+                upsampling = _weights(resize) if isinstance(resize, nn.ConvTranspose2d) else None
+                tokens = _reassembled(tokens, grid, readout, _weights(projection), upsampling)
+                if isinstance(resize, nn.Conv2d):
+                    tokens = convolution.halved(tokens, *_weights(resize))
+            found.append(tokens)
+        return found
+
+    def tokens(self, hidden_state: Any) -> Tensor:
+        found: Tensor = hidden_state
+        return found
+
+
+class PairedReassembleStage(ReassembleStage):
+    """Of levels that are a map (B, D, h, w) and the class token (B, D)."""
+
+    def tokens(self, hidden_state: Any) -> Tensor:
+        x, cls = hidden_state
+        return torch.cat((cls[:, None], x.flatten(2).transpose(1, 2)), dim=1)
+
+
+def _level(stage: Any, index: int) -> tuple[Any, Any, Any] | None:
+    """The readout's weight and bias or None, the projection and the resampling of a level; None where upstream has to compute it."""
+    layer = stage.layers[index]
+    if not isinstance(layer, ReassembleLayer) or has_hooks(layer) or "forward" in layer.__dict__:
+        return None
+    children: Any = layer._modules  # type: ignore[attr-defined]
+    projection, resize, readout = children["projection"], children["resize"], None
+    if not _are(projection, resize):
+        return None
+    if "readout_projects" in stage._modules:
+        project = stage.readout_projects[index]
+        linear, activation = project if isinstance(project, nn.Sequential) else project.layers
+        if not _are(linear) or has_hooks(project) or has_hooks(activation) or activation_of(activation) != "gelu":
+            return None
+        readout = _weights(linear)
+    return readout, projection, resize
+
+
+class Neck:
+    """Reassembling, a 3x3 convolution to one width for each level, and fusion."""
+
+    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         neck: Any = self
+        convs = list(neck.convs)
+        if not _are(*convs) or not isinstance(hidden_states, tuple | list) or len(hidden_states) != len(convs):
+            return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        prompt = kwargs.pop("prompt_depth", None)
         if neck.reassemble_stage is not None:
             hidden_states = neck.reassemble_stage(hidden_states, *args, **kwargs)
-        convs = [neck.convs[index] for index in range(len(hidden_states))]
-        return [convolution.conv3x3(x, *_weights(conv)) if _are(conv) else conv(x) for conv, x in zip(convs, hidden_states, strict=True)]
+        features = [convolution.conv3x3(x, *_weights(conv)) for x, conv in zip(hidden_states, convs, strict=True)]
+        fused = neck.fusion_stage(features) if prompt is None else neck.fusion_stage(features, prompt_depth=prompt)
+        return self.returned(fused, features)
+
+    def returned(self, fused: Any, features: list[Tensor]) -> Any:
+        return fused
+
+
+class NeckWithBottleneck(Neck):
+    """As `Neck`, and the deepest level before its fusion."""
+
+    def returned(self, fused: Any, features: list[Tensor]) -> Any:
+        return fused, features[-1]
+
+
+class FeaturesHead:
+    """CHMv2's neck, within its head."""
+
+    def forward_features(self, hidden_states: Any, patch_height: Any, patch_width: Any) -> Any:
+        head: Any = self
+        if not _are(*head.convs):
+            return super().forward_features(hidden_states, patch_height, patch_width)  # type: ignore[misc]
+        maps = head.reassemble_stage(hidden_states, patch_height, patch_width)
+        features = [convolution.conv3x3(x, *_weights(conv)) for x, conv in zip(maps, head.convs, strict=True)]
+        fused = head.fusion_layers[0](features.pop())
+        for layer in list(head.fusion_layers)[1:]:
+            fused = layer(fused, features.pop())
+        return fused
+
+
+class PromptLayer:
+    """The prompt (B, 1, h, w) to what is added to a level, its two large convolutions on the kernels."""
+
+    def forward(self, prompt_depth: Tensor) -> Any:
+        layer: Any = self
+        if not _are(layer.convolution1, layer.activation1, layer.convolution2, layer.activation2, layer.convolution3):
+            return super().forward(prompt_depth)  # type: ignore[misc]
+        x = conv_norm_relu(F.relu(layer.convolution1(prompt_depth)), *_weights(layer.convolution2))
+        return conv_norm_relu(x, *_weights(layer.convolution3), relu=False)
+
+
+class BinsHead:
+    """CHMv2's head: convolutions of 3x3, 3x3 and 1x1, upsampling by two between the first and the second."""
+
+    def forward(self, hidden_states: Tensor) -> Any:
+        head: Any = self
+        first, _, second, _, last = layers = list(head.head)
+        if not _are(*layers):
+            return super().forward(hidden_states)  # type: ignore[misc]
+        x = conv_norm_relu(hidden_states, *_weights(first), relu=False)
+        x = conv_norm_relu(upsample_bilinear(x, (2 * x.shape[2], 2 * x.shape[3]), True), *_weights(second))
+        return conv1x1(x, *_weights(last))
+
+
+class LinearDecoder:
+    """TIPSv2's head: a 3x3 convolution, with a ReLU or nothing behind it, and a linear layer of each pixel."""
+
+    def forward(self, hidden_state: Tensor) -> Any:
+        head: Any = self
+        if not _are(head.project, head.activation, head.head):
+            return super().forward(hidden_state)  # type: ignore[misc]
+        x = conv_norm_relu(hidden_state, *_weights(head.project), relu=isinstance(head.activation, nn.ReLU))
+        return head.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+
+class RelativeHead:
+    """ZoeDepth's relative head: inverse depth, and the features before its last convolution."""
+
+    def forward(self, hidden_states: Any) -> Any:
+        head: Any = self
+        if not _are(head.conv1, head.upsample, head.conv2, head.conv3) or head.projection is not None and not _are(head.projection):
+            return super().forward(hidden_states)  # type: ignore[misc]
+        x = hidden_states[head.head_in_index]
+        if head.projection is not None:
+            x = conv_norm_relu(x, *_weights(head.projection))
+        x = conv_norm_relu(x, *_weights(head.conv1), relu=False)
+        features = conv_norm_relu(upsample_bilinear(x, (2 * x.shape[2], 2 * x.shape[3]), True), *_weights(head.conv2))
+        return F.relu(conv1x1(features, *_weights(head.conv3))).squeeze(1), features
 
 
 class SequentialDepthHead:
@@ -111,20 +254,37 @@ class SequentialDepthHead:
 
 
 class DepthHead:
-    """Depth Anything's head: upsampled to whole patches, then a ReLU or metres by a sigmoid."""
+    """Depth Anything's head: upsampled to whole patches, then a ReLU or a sigmoid, and times the largest depth where there is one."""
+
+    def index(self) -> int:
+        found: int = self.head_in_index  # type: ignore[attr-defined]
+        return found
+
+    def most(self) -> Any:
+        return getattr(self, "max_depth", 1)
 
     def forward(self, hidden_states: Any, patch_height: Any, patch_width: Any) -> Any:
         head: Any = self
         if not _are(head.conv1, head.conv2, head.activation1, head.conv3, head.activation2):
             return super().forward(hidden_states, patch_height, patch_width)  # type: ignore[misc]
-        x = conv_norm_relu(hidden_states[head.head_in_index], *_weights(head.conv1), relu=False)
+        x = conv_norm_relu(hidden_states[self.index()], *_weights(head.conv1), relu=False)
         size = (int(patch_height * head.patch_size), int(patch_width * head.patch_size))
         metric = isinstance(head.activation2, nn.Sigmoid)
-        most = getattr(head, "max_depth", 1)
+        most = self.most()
         depth = depth_head(
             x, *_weights(head.conv2), *_weights(head.conv3), size, "sigmoid" if metric else "relu", float(most) if metric else 1.0
         )
         return (depth if metric or most == 1 else depth * most).to(head.conv3.weight.dtype)
+
+
+class PromptDepthHead(DepthHead):
+    """Prompt Depth Anything's: as `DepthHead`, always of the last map, and its largest depth is the prompt's."""
+
+    def index(self) -> int:
+        return -1
+
+    def most(self) -> Any:
+        return 1
 
 
 class SequentialSegmentationHead:

@@ -7,7 +7,7 @@ what it knows, and lives here, where pickles look for it. The class of a model i
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -72,6 +72,20 @@ def last_hidden(name: str) -> Check:
     return check
 
 
+def level_problem(stage: Any, index: int) -> str | None:
+    """What of a level of reassembling is upstream's to compute, so that its stage stays plain."""
+    kind = getattr(stage, "readout_type", getattr(getattr(stage, "config", None), "readout_type", "ignore"))
+    if kind == "add":
+        return "its readout adds the class token, which the kernels do not"
+    if "readout_projects" not in stage._modules or index in getattr(stage, "neck_ignore_stages", ()):
+        return None
+    project = stage.readout_projects[index]
+    layers = list(project.layers if hasattr(project, "layers") else project)
+    if len(layers) == 2 and encoder.activation(layers[1]) == "gelu":
+        return LINEAR(layers[0])
+    return f"readout_projects.{index} has another activation than the exact GELU, which is the one the kernel has"
+
+
 LAYER = _layer()
 REASSEMBLE = Form(decoder.ReassembleLayer, {"projection": convolution(1), "resize": resampling})
 UNIT = Form(
@@ -109,6 +123,37 @@ SEGMENTATION = Form(
     {"head": in_order(convolution(3), BATCH_NORM, RELU, is_a(nn.Dropout), convolution(1), UPSAMPLED), "head.*": anything},
 )
 
+STAGE = Form(
+    decoder.ReassembleStage,
+    dict.fromkeys(
+        (
+            "layers",
+            "layers.*",
+            "layers.*.projection",
+            "layers.*.resize",
+            *(f"readout_projects{inside}" for inside in ("", ".*", ".*.*", ".*.layers", ".*.layers.*")),
+        ),
+        anything,
+    ),
+    rule=lambda stage: next((problem for index in range(len(stage.layers)) if (problem := level_problem(stage, index)) is not None), None),
+)
+NECK = {"convs": anything, "convs.*": convolution(3)}
+PARTS = ("reassemble_stage", "fusion_stage", "fusion_layers", "conv_depth")
+PROMPT = Form(
+    decoder.PromptLayer,
+    {
+        **dict.fromkeys(("activation1", "activation2"), RELU),
+        "convolution1": anything,
+        **dict.fromkeys(("convolution2", "convolution3"), convolution(3)),
+    },
+)
+BINS = Form(decoder.BinsHead, {"head": in_order(convolution(3), UPSAMPLED, convolution(3), RELU, convolution(1)), "head.*": anything})
+LINEAR_DECODER = Form(decoder.LinearDecoder, {"project": convolution(3), "activation": is_a(nn.ReLU, nn.Identity)}, calls=("head",))
+RELATIVE = Form(
+    decoder.RelativeHead,
+    {**dict.fromkeys(("projection", "conv1", "conv2"), convolution(3)), "upsample": UPSAMPLED, "conv3": convolution(1)},
+)
+
 DECODERS = {  # the prefix of a family's classes, and its folder under transformers/models
     "DPT": "dpt",
     "DepthAnything": "depth_anything",
@@ -121,7 +166,13 @@ FORMS: dict[tuple[str, str], Form] = {
     **{
         (package, prefix + suffix): form
         for prefix, package in DECODERS.items()
-        for suffix, form in (("ReassembleLayer", REASSEMBLE), ("PreActResidualLayer", UNIT), ("FeatureFusionLayer", FUSION))
+        for suffix, form in (
+            ("ReassembleStage", STAGE),
+            ("Neck", Form(decoder.Neck, NECK, PARTS)),
+            ("ReassembleLayer", REASSEMBLE),
+            ("PreActResidualLayer", UNIT),
+            ("FeatureFusionLayer", FUSION),
+        )
     },
     ("dpt", "DPTViTLayer"): LAYER,
     ("dinov2", "Dinov2Layer"): LAYER,
@@ -133,6 +184,14 @@ FORMS: dict[tuple[str, str], Form] = {
     ("dpt", "DPTDepthEstimationHead"): SEQUENTIAL_DEPTH,
     ("dpt", "DPTSemanticSegmentationHead"): SEGMENTATION,
     ("depth_anything", "DepthAnythingDepthEstimationHead"): DEPTH,
+    ("prompt_depth_anything", "PromptDepthAnythingDepthEstimationHead"): replace(DEPTH, mixin=decoder.PromptDepthHead),
+    ("prompt_depth_anything", "PromptDepthAnythingLayer"): PROMPT,
+    ("zoedepth", "ZoeDepthNeck"): Form(decoder.NeckWithBottleneck, NECK, PARTS),
+    ("zoedepth", "ZoeDepthRelativeDepthEstimationHead"): RELATIVE,
+    ("chmv2", "CHMv2ReassembleStage"): replace(STAGE, mixin=decoder.PairedReassembleStage),
+    ("chmv2", "CHMv2Head"): Form(decoder.FeaturesHead, NECK, PARTS),
+    ("chmv2", "CHMv2UpsampleConvHead"): BINS,
+    ("tipsv2_dpt", "Tipsv2DptDecoder"): LINEAR_DECODER,
 }
 
 
