@@ -53,11 +53,16 @@ def accelerate(model: ModelT, strict: bool = False) -> ModelT:
 
     The weights of convolutions get the order in memory that the kernels read, where the module is in evaluation mode and its weight has no
     gradient. A fused optimizer (`fused=True`) that has made steps before goes on only with weights as they were: make it afterwards, or
-    accelerate in training mode. `dpt.save` and `torch.save` take such weights as any; safetensors' own `save_file` wants `.contiguous()` of
-    them.
+    accelerate in training mode. `dpt.save`, `torch.save` and transformers' `save_pretrained` take such weights as any; safetensors' own
+    `save_file` wants `.contiguous()` of them.
+
+    Of a model of transformers the modules inside take fast forms, by `fast.transformers.table`; the model's own class, outputs, hooks and
+    `save_pretrained` stay. Queries, keys and values move into one piece of memory, still three parameters each. What a fast form cannot
+    give in a call (attentions, a mask, dropout) upstream's own forward gives, and so where a child has become another (LoRA, a quantised
+    weight) or is hooked.
 
     Args:
-        model: a `dpt.DPT`, or any module that holds its blocks.
+        model: a `dpt.DPT`, a model of transformers, or any module that holds the blocks of one.
         strict: raise where a module refuses, instead of leaving it plain; nothing is changed then.
 
     Raises:
@@ -123,8 +128,8 @@ def fast_report(model: nn.Module) -> Report:
     table.learn(model)
     report = Report()
     for name, module in ((name, module) for name, module in model.named_modules() if type(module) in {**FAST, **PLAIN, **NO_FORM}):
-        fused = type(module) in PLAIN
         reason = refusal(module)
+        fused = type(module) in PLAIN and (reason is None or not FAST[PLAIN[type(module)]].cautious)
         how = _how(module) if fused and reason is None else reason or "not accelerated"
         report.append(Row(name, type(module).__name__, fused, how))
     return report

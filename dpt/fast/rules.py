@@ -139,7 +139,8 @@ class Replacement:
     `reads` names the children whose parameters the fast forward reads without calling them (`*` is a number), and what they must be;
     `calls` those that it calls as the plain one does, whatever they are. `rule`: a further reason to refuse, or None. `note`: what
     does not run fused at the moment, or None. `memory`: children whose weights are read in another order of memory than others of their
-    kind, and that order. `complete`: whether the module has to have all children that are read.
+    kind, and that order. `cautious`: whether the fast forward looks at the children at each call, and takes the plain one where they are
+    not what it reads; such a module need not have all of them.
     """
 
     fast: type[nn.Module]
@@ -148,7 +149,7 @@ class Replacement:
     rule: Callable[[Any], str | None] = field(default=lambda module: None)
     note: Callable[[Any], str | None] = field(default=lambda module: None)
     memory: Callable[[Any], dict[str, tuple[int, ...]]] = field(default=lambda module: {})
-    complete: bool = True
+    cautious: bool = False
 
 
 BLOCK: dict[str, Check] = {
@@ -275,7 +276,7 @@ def refusal(module: nn.Module) -> str | None:
                 problem = None if tensor is None else _unreadable(kind, tensor)
                 if problem is not None:
                     return f"{name or 'it'}.{tensor_name} {problem}"
-    missing = [name for name in replacement.reads if replacement.complete and "." not in name and name not in found]
+    missing = [name for name in replacement.reads if not replacement.cautious and "." not in name and name not in found]
     return f"{missing[0]} is missing" if missing else replacement.rule(module)
 
 

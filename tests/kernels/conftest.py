@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _cost(name: str) -> int:
-    return 0 if "test_fast.py" in name else 1 if "configuration" in name else 2
+    return 0 if "test_fast.py" in name or "test_transformers.py" in name else 1 if "configuration" in name else 2
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -218,7 +218,7 @@ def _enter(kind: type[nn.Module], form: Form) -> type[nn.Module]:
     if form.mixin is encoder.Layer:
         namespace["POSITIONAL"] = tuple(inspect.signature(kind.forward).parameters)[2:]
     fast: type[nn.Module] = type(kind.__name__, (form.mixin, kind), namespace)
-    FAST[kind] = Replacement(fast, reads=form.reads, calls=form.calls, rule=form.rule, complete=False)
+    FAST[kind] = Replacement(fast, reads=form.reads, calls=form.calls, rule=form.rule, cautious=True)
     PLAIN[fast] = kind
     return fast
 

@@ -301,6 +301,8 @@ def test_on_the_meta_device_and_of_inference_tensors():
 def test_fast_classes_override_forward_only():
     """Blind spot: constructors, buffers or parameters in the seam."""
     for plain, replacement in rules.FAST.items():
+        if not plain.__module__.startswith("dpt."):
+            continue  # of transformers, where a test before has had one of its models
         assert replacement.fast.__bases__ == (plain,)
         own = {name for name in vars(replacement.fast) if not name.startswith("__")}
         assert "forward" in own and all(callable(getattr(replacement.fast, name)) for name in own)
