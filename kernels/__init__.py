@@ -12,7 +12,6 @@ import importlib.machinery
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +21,7 @@ NAME = "triton"
 class _StandIn(ModuleType):
     """A module, function, decorator or dtype of Triton's, none of which is ever used; false, as its switches are."""
 
-    __path__: Sequence[str] = ()
+    __path__: Any = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -51,7 +50,10 @@ class _TensorDescriptor:
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    KNOWN = {"triton.language": {"constexpr": _Constexpr}, "triton.tools.tensor_descriptor": {"TensorDescriptor": _TensorDescriptor}}
+    KNOWN: dict[str, dict[str, Any]] = {
+        "triton.language": {"constexpr": _Constexpr},
+        "triton.tools.tensor_descriptor": {"TensorDescriptor": _TensorDescriptor},
+    }
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] == NAME else None

@@ -73,7 +73,8 @@ class FusionLayer:
             if not statically_equal(tuple(residual.shape[2:]), tuple(x.shape[2:])):
                 residual = upsample_bilinear(residual, (x.shape[2], x.shape[3]), False)
             unit = children["residual_layer1"]
-            x = unit(residual, x) if isinstance(unit, ResidualLayer) and not has_hooks(unit) else x + unit(residual)
+            fused = issubclass(type(unit), ResidualLayer) and not has_hooks(unit)  # hooks see what upstream gives
+            x = unit(residual, x) if fused else x + unit(residual)
         x = children["residual_layer2"](x)
         if prompt_depth is not None:
             prompt = F.interpolate(prompt_depth, size=x.shape[2:], mode="bilinear", align_corners=False)
@@ -131,9 +132,9 @@ class PairedReassembleStage(ReassembleStage):
 def _level(stage: Any, index: int) -> tuple[Any, Any, Any] | None:
     """The readout's weight and bias or None, the projection and the resampling of a level; None where upstream has to compute it."""
     layer = stage.layers[index]
-    if not isinstance(layer, ReassembleLayer) or has_hooks(layer) or "forward" in layer.__dict__:
+    if not issubclass(type(layer), ReassembleLayer) or has_hooks(layer) or "forward" in layer.__dict__:
         return None
-    children: Any = layer._modules  # type: ignore[attr-defined]
+    children = layer._modules
     projection, resize, readout = children["projection"], children["resize"], None
     if not _are(projection, resize):
         return None

@@ -220,10 +220,12 @@ def _whole(layer: Any, found: dict[str, Any], x: Tensor, rotation: Tensor | None
     chosen = attention.config._attn_implementation
     if chosen in ("sdpa", None):
         whole = (heads(attention), _weights(norm1), norm1.eps, qkv, (*projection, scale1), _weights(norm2), norm2.eps, mlp, scale2, kind)
-        return _block(x, rotation, bias, *whole)
+        fused: Tensor = _block(x, rotation, bias, *whole)
+        return fused
     packed = layernorm_linear(x, *_weights(norm1), *qkv, norm1.eps, None, rotation)
     mixed = _attention_as_set(layer, attention, chosen, packed, bias)
-    return layernorm_mlp(linear_residual(mixed, *projection, x, scale1), *_weights(norm2), *mlp, norm2.eps, scale2, kind)
+    fused = layernorm_mlp(linear_residual(mixed, *projection, x, scale1), *_weights(norm2), *mlp, norm2.eps, scale2, kind)
+    return fused
 
 
 def _attention_as_set(layer: Any, attention: Any, chosen: str, packed: Tensor, bias: Tensor | None) -> Tensor:

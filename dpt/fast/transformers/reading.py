@@ -95,7 +95,7 @@ def side_by_side(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[Tensor
     Without a gradient they are moved into one piece of memory the first time, so that nothing is copied later; what is made of biases
     of which some are missing is kept. With one they are concatenated each time, and it goes to each.
     """
-    weights = [layer._parameters["weight"] for layer in layers]
+    weights: Any = [layer._parameters["weight"] for layer in layers]
     biases = [layer._parameters["bias"] for layer in layers]
     given: Any = [bias for bias in biases if bias is not None]
     if len(given) in (0, len(biases)):
@@ -109,7 +109,7 @@ def side_by_side(module: nn.Module, layers: Sequence[nn.Linear]) -> tuple[Tensor
 
 
 def _one(tensors: Sequence[Any]) -> Tensor:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _wants_gradient(tensors):  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _wants_gradient(tensors):  # type: ignore[attr-defined, no-untyped-call]
         return torch.cat(tuple(tensors))
     if any(type(tensor) is not nn.Parameter for tensor in tensors):
         return torch.cat(tuple(tensors))
