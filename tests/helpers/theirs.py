@@ -20,6 +20,7 @@ class Case(NamedTuple):
     fused: int
     plain: int = 0
     prompt: bool = False
+    layers: int = 4
 
     def model(self) -> Any:
         torch.manual_seed(0)
@@ -47,6 +48,24 @@ def dpt_config(**fields: Any) -> Any:
 def dinov2_config(**fields: Any) -> Any:
     size = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
     return transformers.Dinov2Config(**{**size, "out_indices": OUT, "apply_layernorm": True, "reshape_hidden_states": False, **fields})
+
+
+HYBRID = {
+    "is_hybrid": True,
+    "neck_hidden_sizes": [32, 64, 32, 40],
+    "backbone_featmap_shape": [1, 128, 4, 4],
+    "backbone_config": {
+        **{"model_type": "bit", "embedding_size": 8, "hidden_sizes": [32, 64, 128], "depths": [1, 2, 1], "num_groups": 4},
+        **{"layer_type": "bottleneck", "global_padding": "same", "embedding_dynamic_padding": True},
+        "out_features": ["stage1", "stage2", "stage3"],
+    },
+}
+SWIN2_NECK = {"neck_hidden_sizes": [16, 32, 64, 128]}
+
+
+def swin2_config() -> Any:
+    size = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4, "image_size": 64, "patch_size": 4}
+    return transformers.Swinv2Config(**size, out_features=["stage1", "stage2", "stage3", "stage4"])
 
 
 def depth_anything(kind: str = "DepthAnything", backbone: Any = None, **fields: Any) -> nn.Module:
@@ -85,6 +104,10 @@ CASES: dict[str, Case] = {
         lambda: transformers.DPTForSemanticSegmentation(dpt_config(num_labels=5, use_batch_norm_in_fusion_residual=True)), 64, 23
     ),
     "dpt-dinov2": Case(lambda: transformers.DPTForDepthEstimation(dpt_config(backbone_config=dinov2_config())), 70, 23),
+    "dpt-hybrid": Case(lambda: transformers.DPTForDepthEstimation(dpt_config(**HYBRID)), 64, 21),  # two levels are the stem's
+    "dpt-swin2": Case(
+        lambda: transformers.DPTForDepthEstimation(dpt_config(backbone_config=swin2_config(), **SWIN2_NECK)), 64, 14, layers=0
+    ),
     "depth-anything": Case(depth_anything, 70, 23),
     "depth-anything-metric": Case(
         lambda: depth_anything(backbone=dinov2_config(use_swiglu_ffn=True), depth_estimation_type="metric", max_depth=20), 70, 23

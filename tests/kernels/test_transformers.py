@@ -11,13 +11,15 @@ import dpt
 from dpt.kernels.tools.parity import assert_parity
 
 SIDES = {64: 32, 70: 28, 56: 28, 80: 32}  # of two patches, for the interpreter takes its time
+WHOLE = ("dpt-hybrid", "dpt-swin2")  # which take their own size
 BACKWARD = (("dpt", "pointers"), ("depth-anything", "descriptors"))
 FORWARD = [(name, ("pointers", "descriptors")[index % 2]) for index, name in enumerate(CASES) if name not in dict(BACKWARD)]
 
 
 def both_models(name: str, device: torch.device):
     """(accelerated, untouched, what a call takes), of pictures of four patches."""
-    case = CASES[name]._replace(side=SIDES[CASES[name].side])
+    case = CASES[name]
+    case = case if name in WHOLE else case._replace(side=SIDES[case.side])
     untouched = case.model().to(device)
     inputs = {key: value.to(device) for key, value in case.inputs(1).items()}
     if name == "vit":
