@@ -1,4 +1,5 @@
-"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`, `graphed`, `Predictor`.
+"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`, `graphed`, `to_transformers`,
+`Predictor`.
 
 Names and modules are loaded when asked for: `import dpt` does not import PyTorch.
 """
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors, which run nothing
     from .checkpoints import CheckpointError, save
     from .config import DPTConfig
+    from .exchange import to_transformers
     from .factory import build, load
     from .fast.acceleration import accelerate, fast_report
     from .inference.graphs import graphed
@@ -32,6 +34,7 @@ __all__ = [
     "load",
     "models",
     "save",
+    "to_transformers",
 ]
 
 _HOME = {  # the module of each public name
@@ -47,6 +50,7 @@ _HOME = {  # the module of each public name
     "load": "factory",
     "models": "zoo",
     "save": "checkpoints",
+    "to_transformers": "exchange",
 }
 _FOLDER = Path(__file__).resolve().parent
 if not (_FOLDER / "kernels").is_dir():  # a checkout, not an installed package: the kernels stand beside this folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -445,6 +445,24 @@ _EARLIER = {  # values that files written before hold
     ("encoder", "final_norm"): {False: "none", True: "every"},
     ("input", "pad"): {False: "none", True: "corner"},
 }
+
+
+def differences(config: DPTConfig, other: DPTConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Of each field, but for names and colours of classes, whose values are not the same: its name, ours and theirs."""
+    for section in ("encoder", "decoder", "head", "input"):
+        ours, theirs = getattr(config, section), getattr(other, section)
+        for field in fields(ours):
+            one, two = getattr(ours, field.name), getattr(theirs, field.name)
+            if field.name not in ("classes", "palette", "attention", "depth_scale") and not _same(one, two):
+                yield f"{section}.{field.name}", one, two
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(two, tuple):
+        return len(one) == len(two) and all(map(_same, one, two))
+    if isinstance(one, float) and isinstance(two, float | int):
+        return abs(one - two) <= 1e-6 * abs(one)
+    return bool(one == two)
 
 
 def config_from(values: Any) -> DPTConfig:

@@ -1,22 +1,22 @@
-"""Checkpoints from one family's layout to another's: the same tensors under other names, bit for bit."""
+"""Checkpoints from one family's layout to another's, and models to transformers' objects: the same tensors by other names, bit for bit."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checkpoints
 from .checkpoints import Checkpoint, CheckpointError, Layout
 from .checkpoints.files import INPUT_FILE, MODEL_FILE, WEIGHTS
-from .checkpoints.stored import Stored
-from .config import DPTConfig
+from .checkpoints.stored import Opaque, Stored
+from .config import DPTConfig, differences
 from .factory import config_in
 from .model import DPT
 from .system.disk import write_whole
@@ -76,6 +76,66 @@ def convert(source: checkpoints.Source, target: str | Path, to: str, name: str |
     return notes
 
 
+def to_transformers(model: DPT, kind: str) -> Any:
+    """A model of ours as transformers' own, for what takes its objects: on the same memory, with the same values bit for bit.
+
+    Args:
+        model: as `dpt.build` and `dpt.load` give it, accelerated or not. Nothing of it changes.
+        kind: the `model_type`: "dpt" for DPTForDepthEstimation or DPTForSemanticSegmentation, whatever encoder that has,
+            "depth_anything" for DepthAnythingForDepthEstimation, or another whose folders `dpt convert --to hf` writes.
+
+    Returns:
+        The model, on the same device, in the same dtypes and mode: `pixel_values` (B, 3, H, W) -> `predicted_depth` (B, H, W) or `logits`
+        (B, K, H, W). Its configuration is what `dpt convert --to hf` writes as config.json. Its parameters are others than ours, with
+        gradients of their own, on the memory of ours, of which query, key and value are slices: what one changes in place the other has.
+        What our network never reads and the class has (a norm, a mask) is new. How pictures are prepared no model of transformers says:
+        `model.config.input` does.
+
+    Raises:
+        CheckpointError: the class has no place for a part of the model, or computes otherwise, and what. Depth Anything's own code resizes
+            positions otherwise: `dpt.build(config.with_("encoder", pos_offset=0.0), weights=...)` makes a model that does as the class.
+        ValueError: the model is none of ours; an unknown kind.
+        ImportError: transformers is not installed, or older than its version 5.
+    """
+    if not isinstance(model, DPT):
+        raise ValueError(f"model of type {type(model).__name__}: it must be a dpt.DPT")
+    kinds = {layout.stated.kind: None for layout in LAYOUTS if layout.stated is not None and layout.stated.kind}
+    if kind not in kinds:
+        raise ValueError(f"kind={kind!r}: it must be one of {', '.join(kinds)}")
+    no_init_weights = checkpoints.of_transformers("transformers.initialization").no_init_weights
+    config, state = model.config, model.state_dict()
+    layout, files = _chosen(config, state, "hf", kind)
+    assert files is not None
+    made = getattr(checkpoints.of_transformers("transformers"), files[0]["architectures"][0])
+    wrong = [
+        f"{field}={theirs!r}, not {ours!r}"
+        for field, ours, theirs in differences(config, run_by(layout, files, config))
+        if not field.startswith("input.")
+    ]
+    if wrong:
+        raise CheckpointError(f"{config.name} is not what {made.__name__} computes, which is {'; '.join(wrong)}")
+    with no_init_weights():
+        theirs = made(made.config_class.from_dict(files[0]))
+    tensors = checkpoints.reverted(state, layout, config.encoder.embed_dim)
+    names = checkpoints.own_names(theirs)
+    odd = sorted(names.keys() ^ tensors.keys())
+    if odd:
+        raise CheckpointError(f"this version of {made.__name__} and the layout {layout.name} differ in {odd[0]}")
+    own = {name: part for key in names for name, part in zip(names[key], checkpoints.parted(tensors[key], len(names[key])), strict=True)}
+    theirs.load_state_dict(own, assign=True)
+    _move_the_rest(theirs, own, next(model.parameters()))
+    return theirs.train(model.training)
+
+
+def _move_the_rest(module: nn.Module, own: Container[str], like: Tensor) -> None:
+    """Bring buffers that no state dict has to a tensor's device, and to its dtype where they are of floating point."""
+    for name, buffer in module.named_buffers():
+        if name not in own:
+            owner, _, last = name.rpartition(".")
+            dtype = like.dtype if buffer.is_floating_point() else None
+            setattr(module.get_submodule(owner), last, buffer.to(like.device, dtype))
+
+
 def vit2mmseg(source: checkpoints.Source, target: str | Path) -> list[str]:
     """Write a ViT of timm (or JAX' by timm, or DeiT) as mmsegmentation's backbone, key for key as its `vit2mmseg.py` does.
 
@@ -130,10 +190,11 @@ def _contents(checkpoint: Checkpoint, layout: Layout, config: DPTConfig) -> tupl
     sources = {key: [name for name in layout.source(key) if name is not None] for key in expected}
     there = {key: value for key, value in state.items() if set(sources[key]) <= checkpoint.state.keys()}
     used = {name for names in sources.values() for name in names}
+    left = {key: value for key, value in checkpoint.state.items() if key not in used and not isinstance(value, Opaque)}
     rest = {
-        key: value.read()
-        for key, value in checkpoint.state.items()
-        if key not in used and isinstance(value, Stored) and value.problem() is None
+        key: value.read() if isinstance(value, Stored) else value
+        for key, value in left.items()
+        if not isinstance(value, Stored) or value.problem() is None
     }
     return there, rest
 
@@ -144,10 +205,13 @@ def _kept(rest: Mapping[str, Tensor], to: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in rest.items() if key.startswith(prefix)}
 
 
-def _chosen(config: DPTConfig, state: Mapping[str, Tensor], to: str) -> tuple[Layout, tuple[dict[str, Any], dict[str, Any]] | None]:
-    """The layout of a format that has a place for a model, and, of transformers, what its configuration files say."""
+def _chosen(
+    config: DPTConfig, state: Mapping[str, Tensor], to: str, kind: str | None = None
+) -> tuple[Layout, tuple[dict[str, Any], dict[str, Any]] | None]:
+    """The layout of a format that has a place for a model, and, of transformers, what its configuration files say. `kind`: the only
+    one of `Stated.kind` that is meant."""
     reasons = []
-    for layout in (layout for layout in LAYOUTS if layout.format == to):
+    for layout in (layout for layout in LAYOUTS if layout.format == to and kind in (None, layout.stated and layout.stated.kind)):
         try:
             keys = {name for key in state for name in layout.source(key) if name is not None}
             if not layout.is_of(keys):
@@ -159,6 +223,7 @@ def _chosen(config: DPTConfig, state: Mapping[str, Tensor], to: str) -> tuple[La
         except CheckpointError as error:
             reasons.append(f"{layout.name}: {error}")
     known = ", ".join(sorted({layout.format for layout in LAYOUTS}))
+    to = to if kind is None else f"{to} of {kind}"
     raise CheckpointError(f"{config.name} has no place in the layout {to} ({'; '.join(reasons) or f'the layouts are {known}'})")
 
 
@@ -185,24 +250,6 @@ def run_by(layout: Layout, files: tuple[dict[str, Any], dict[str, Any]] | None, 
         return layout.as_run(config)
     model, processor = (json.loads(json.dumps(values)) for values in files)
     return layout.stated.read(Document(MODEL_FILE, model), Document(INPUT_FILE, processor), config.name)
-
-
-def differences(config: DPTConfig, other: DPTConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Of each field, but for names and colours of classes, whose values are not the same: its name, ours and theirs."""
-    for section in (*SIZES, "input"):
-        ours, theirs = getattr(config, section), getattr(other, section)
-        for field in fields(ours):
-            one, two = getattr(ours, field.name), getattr(theirs, field.name)
-            if field.name not in ("classes", "palette", "attention", "depth_scale") and not _same(one, two):
-                yield f"{section}.{field.name}", one, two
-
-
-def _same(one: Any, two: Any) -> bool:
-    if isinstance(one, tuple) and isinstance(two, tuple):
-        return len(one) == len(two) and all(map(_same, one, two))
-    if isinstance(one, float) and isinstance(two, float | int):
-        return abs(one - two) <= 1e-6 * abs(one)
-    return bool(one == two)
 
 
 def _write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from .checkpoints import Checkpoint, CheckpointError, Layout
 from .checkpoints.conversion import State
 from .checkpoints.stored import Opaque, Stored
 from .classes import palette
-from .config import DPTConfig, numbered_classes
+from .config import DPTConfig, differences, numbered_classes
 from .model import DPT
 from .nets.encoders.vit import check_attention
 from .system.processes import place
@@ -65,7 +66,7 @@ def build(
         check_attention(attention)
         config = config.with_("encoder", attention=attention)
     if weights is None:
-        model = DPT(config).to(device=device)
+        model = DPT(config).to(device=device).eval()
         model.cast(dtype)
     else:
         checkpoint = checkpoints.find(_pretrained(config, accept_license) if weights == "pretrained" else weights)
@@ -82,16 +83,23 @@ def load(
     dtype: torch.dtype | None = None,
     attention: str | None = None,
 ) -> DPT:
-    """The model a checkpoint holds, in evaluation mode, in any layout of `dpt.zoo`: ours, the families' own, transformers'.
+    """The model a checkpoint holds, in any layout of `dpt.zoo`: ours, the families' own, transformers'; in evaluation mode.
 
     Args:
         path: a file of PyTorch (any zip or legacy one; what is not a tensor is passed over and never run) or of safetensors, or the
             address of one, in wrappers such as "state_dict" and with prefixes such as "module."; a folder of transformers, or the index of
             its shards; or, where nothing here has that name, a model on transformers' hub ("Intel/dpt-large"), through huggingface_hub's
-            cache, which is asked first; or a list of these, which hold one model together, such as a backbone and a head; or what
-            `dpt.checkpoints.find` made of them.
+            cache, which is asked first; or a model of transformers as an object, of any class whose folders are read; or a list of these,
+            which hold one model together, such as a backbone and a head; or what `dpt.checkpoints.find` made of them.
         name: a named model or a `DPTConfig`, where the file does not settle the architecture; the error says so. It goes before what the
             file says. Without it a file of ours says all, and transformers' config.json beside the weights is obeyed or refused.
+
+    A model object of transformers is followed in its device, its dtype and its mode, where no argument says otherwise. The parameters are
+    its own bit for bit, and on its memory: what one model changes in place the other has; gradients are each's own. Copies are those of
+    another dtype or device; query, key and value, which are one tensor here, unless they lie one behind the other in memory, as
+    `dpt.to_transformers` and `dpt.accelerate` lay them; and with `fast` in evaluation mode the convolutions' weights. Its `config` is
+    obeyed or refused as config.json is. It has no processor: pictures are prepared as the class' processor does by default, at the
+    model's own size, but as the named models that compute the same where these agree, as Depth Anything's do in mean and deviation.
 
     Number of classes, grid of the positional embedding, mmsegmentation's final norm and the auxiliary head are read off the tensors. The
     other arguments and errors are `build`'s; CheckpointError also for values that are not finite, and for a model the hub does not give.
@@ -110,16 +118,28 @@ def config_in(checkpoint: Checkpoint, layout: Layout, name: str | DPTConfig | No
     """The configuration of the model that a checkpoint holds, as its layout's own code runs it; the arguments and errors are `load`'s."""
     stated = checkpoints.stated_config(checkpoint, layout) if name is None else None
     if stated is not None:
-        return stated
+        return stated if checkpoint.model is None else _prepared_as_named(stated, layout)
     if name is None:
         return layout.as_run(recognised(checkpoint.state, layout, checkpoint.path))
     return layout.as_run(_as_in_file(config_of(name), checkpoint.state, layout))
 
 
+def _prepared_as_named(config: DPTConfig, layout: Layout) -> DPTConfig:
+    """The configuration with that of its input in which all named models of a layout agree that compute the same."""
+    alike = [
+        other.input
+        for other in map(layout.as_run, configs_in(layout))
+        if all(field.startswith("input.") for field, *_ in differences(config, other))
+    ]
+    values = {field.name: {getattr(other, field.name) for other in alike} for field in fields(config.input)}
+    return config.with_("input", **{name: found.pop() for name, found in values.items() if len(found) == 1})
+
+
 def _assembled(
     config: DPTConfig, checkpoint: Checkpoint, layout: Layout, device: str | torch.device | None, dtype: torch.dtype | None
 ) -> DPT:
-    """The model with the checkpoint's tensors as its parameters; nothing is initialised, and nothing allocated beside them."""
+    """The model with the checkpoint's tensors as its parameters; nothing is initialised, and nothing allocated beside them. One that is a
+    model of transformers is followed in its device, dtype and mode."""
     path, depth = checkpoint.path, config.encoder.depth
     first, last = (f"encoder.blocks.{index}.norm1.weight" for index in (0, depth - 1))
     # Before thousands of blocks are made for a damaged number; an encoder without such blocks has neither.
@@ -129,14 +149,15 @@ def _assembled(
     with torch.device("meta"):
         model = DPT(config)
         model.cast(dtype)
-    device = torch.get_default_device() if device is None else device
-    state = checkpoints.convert(checkpoint.state, layout, model.state_dict(), path, device=device)
+    given = checkpoint.model
+    device = torch.get_default_device() if device is None and given is None else device
+    as_stored = dtype is None and given is not None
+    state = checkpoints.convert(checkpoint.state, layout, model.state_dict(), path, device=device, as_stored=as_stored)
     model.load_state_dict(state, assign=True)
-    return model
+    return model.train(given is not None and given.training)
 
 
 def _finished(model: DPT, fast: bool) -> DPT:
-    model = model.eval()
     if fast:
         from .fast.acceleration import accelerate  # Triton is loaded only by those who ask for it
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dpt import DPT, CheckpointError, checkpoints, exchange
 from dpt.checkpoints import Layout
+from dpt.config import differences
 from dpt.zoo import LAYOUTS, mmsegmentation
 
 from ..harness.runner import Unavailable
@@ -116,7 +117,7 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
             continue
         others = [
             f"{name}={theirs!r} for {ours!r}"
-            for name, ours, theirs in exchange.differences(asked, exchange.run_by(layout, files, asked))
+            for name, ours, theirs in differences(asked, exchange.run_by(layout, files, asked))
             if not name.startswith("input.")
         ]
         if not others:

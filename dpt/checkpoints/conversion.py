@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..spanning import spanning
 from ..zoo import LAYOUTS, CheckpointError, Layout
 from .stored import Opaque, Stored
 
@@ -98,15 +99,17 @@ def convert(
     expected: Mapping[str, Tensor],
     path: str | Path = "state dict",
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "cpu",
     as_stored: bool = False,
 ) -> dict[str, Tensor]:
     """The state under our keys, strictly: every expected key once and in its shape, every key of the file used or known unused.
 
     Args:
         expected: the model's state dict; shapes and dtypes are looked at, so it may be on the meta device.
-        device: where the tensors go; each goes as it is read.
+        device: where the tensors go; each goes as it is read. None leaves them where they are.
         as_stored: floating tensors keep the dtypes that they have in the file.
+
+    A tensor of the state that has its place and its dtype already, and is one of ours, is taken as it is, on the same memory.
 
     Raises:
         CheckpointError: naming the keys that are missing, left over or of another shape or type, or whose values are not finite, or, of a
@@ -128,8 +131,21 @@ def convert(
         parts = [_masked(state, layout, name, key, target, path).to(device) for name in names if name is not None]
         if None in names:
             parts = [parts.pop(0) if name is not None else torch.zeros_like(parts[0]) for name in names]
-        converted[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        converted[key] = joined(parts)
     return converted
+
+
+def parted(value: Tensor, count: int) -> tuple[Tensor, ...]:
+    """A tensor in equal parts along its first dimension, which need not have one where there is one part: views of it."""
+    return value.chunk(count) if count > 1 else (value,)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors joined along their first dimension: a view where they lie one behind the other already."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = spanning(parts)
+    return torch.cat(list(parts)) if whole is None else whole
 
 
 def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[str, Tensor]:
@@ -144,8 +160,7 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         names = layout.source(key)
-        parts = value.chunk(len(names)) if len(names) > 1 else (value,)
-        for name, part in zip(names, parts, strict=True):
+        for name, part in zip(names, parted(value, len(names)), strict=True):
             if name is not None:
                 found[name] = part
             elif part.any():
@@ -154,7 +169,7 @@ def reverted(state: Mapping[str, Tensor], layout: Layout, width: int) -> dict[st
     sides = {"D": width, "8D": 8 * width, "F": len(state["fusion.convs.0.weight"])}
     for name, shape, number in layout.filled:
         size = [sides[side] if isinstance(side, str) else side for side in shape]
-        values = torch.tensor(number, dtype=some.dtype)
+        values = torch.tensor(number, dtype=some.dtype, device=some.device)
         found[name] = values.reshape(size) if values.dim() else values.expand(size).clone()
     return found
 
@@ -203,6 +218,8 @@ def _finite(values: Tensor) -> bool:
     """
     if not values.is_floating_point() or not values.numel():
         return True
+    if values.device.type != "cpu":
+        return bool(values.isfinite().all())
     signed, unsigned = _BITS[values.element_size()]
     integers = values.detach().view(signed).numpy()
     infinity = torch.tensor([torch.inf, -torch.inf], dtype=values.dtype, device="cpu").view(signed).numpy()

@@ -74,14 +74,15 @@ class Checkpoint:
     """What a file or a folder holds: tensors by their names, not read yet, and whatever else stood in their place.
 
     `files` are all those that decide what the model is: the one that was read, its shards, and transformers' configurations beside it.
-    `name` is what to call the model.
+    `name` is what to call the model. `model`: the one of transformers whose tensors these are, where it is no file.
     """
 
     path: Path
     files: tuple[Path, ...]
     name: str
-    state: dict[str, Stored | Opaque]
+    state: Mapping[str, Stored | Opaque | torch.Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+    model: torch.nn.Module | None = None
 
     @property
     def folder(self) -> Path:
@@ -108,7 +109,7 @@ def joined(parts: Sequence[Checkpoint]) -> Checkpoint:
     if len(parts) == 1:
         return parts[0]
     path = Path(" and ".join(str(part.path) for part in parts))
-    state: dict[str, Stored | Opaque] = {}
+    state: dict[str, Stored | Opaque | torch.Tensor] = {}
     if not parts:
         raise CheckpointError("no file to load: at least one is needed")
     for part in parts:

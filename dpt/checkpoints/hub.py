@@ -9,23 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..zoo import CheckpointError
 from . import downloads
 from .files import INPUT_FILE, MODEL_FILE, WEIGHTS, Checkpoint, joined, read, shards_of
+from .objects import is_object, read_object
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ADDRESS = re.compile(r"(?:https?|file)://.+")
 _HUB_FILE = re.compile(r"https://huggingface\.co/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)(?:\?.*)?")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".json")
-Source = str | Path | Sequence[str | Path]
+Source = str | Path | nn.Module | Sequence[str | Path | nn.Module]
 
 
 def find(source: Source) -> Checkpoint:
-    """`read` of a file or folder here, of a file at an address, or of a model on the hub, or several of these `joined`; they, `fetched` and
-    `folder_of` say what they raise."""
-    if not isinstance(source, str | Path):
+    """`read` of a file or folder here, of a file at an address, of a model on the hub, or of a model object of transformers, or several of
+    these `joined`; they, `fetched` and `folder_of` say what they raise. CheckpointError for what is none of these."""
+    if is_object(source):
+        return read_object(source)
+    if isinstance(source, Sequence) and not isinstance(source, str):
         return joined([find(part) for part in source])
+    if not isinstance(source, str | Path):
+        rule = "a path, an address, the name of a model on the hub, a model of transformers, or a list of these"
+        raise CheckpointError(f"a {type(source).__module__}.{type(source).__qualname__}: what is loaded must be {rule}")
     name = str(source)
     if ADDRESS.fullmatch(name):
         return read(fetched(name))

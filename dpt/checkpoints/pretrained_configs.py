@@ -13,25 +13,30 @@ from ..config import DPTConfig, config_from
 from ..zoo import CheckpointError, Layout
 from ..zoo.stated import Document
 from .files import INPUT_FILE, MODEL_FILE, Checkpoint, read_json
+from .objects import stated_values
 
 
 def stated_config(checkpoint: Checkpoint, layout: Layout) -> DPTConfig | None:
     """The configuration that a checkpoint carries, in itself or beside it; None if it carries none, CheckpointError if a wrong one."""
     saved = saved_config(checkpoint.metadata, checkpoint.path)
-    path = checkpoint.folder / MODEL_FILE
-    if saved is not None or layout.stated is None or not path.is_file():
+    if saved is not None or layout.stated is None:
         return saved
-    processor = checkpoint.folder / INPUT_FILE
+    if checkpoint.model is None:
+        model, processor = (_document(checkpoint.folder / name) for name in (MODEL_FILE, INPUT_FILE))
+    else:
+        model, processor = Document(f"{checkpoint.path}.config", stated_values(checkpoint.model)), None
+    if model is None:
+        return None
     try:
-        return layout.stated.read(_document(path), _document(processor) if processor.is_file() else None, checkpoint.name)
+        return layout.stated.read(model, processor, checkpoint.name)
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{model.path}: {error}") from error
 
 
-def _document(path: Path) -> Document:
-    return Document(str(path), read_json(path))
+def _document(path: Path) -> Document | None:
+    return Document(str(path), read_json(path)) if path.is_file() else None
 
 
 def saved_config(metadata: Mapping[str, str], path: str | Path) -> DPTConfig | None:

@@ -241,6 +241,6 @@ TRANSFORMERS = Layout(
         "encoder": {"pos_offset": 0.0},
         "input": {"rule": "minimal", "antialias": True, "grey_levels": True, "output_mode": "bicubic", "output_align_corners": False},
     },
-    stated=Stated(read, write),
+    stated=Stated(read, write, "depth_anything"),
 )
 LAYOUTS = (ORIGINAL, DISTILLED, TRANSFORMERS)

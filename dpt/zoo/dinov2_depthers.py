@@ -159,6 +159,6 @@ TRANSFORMERS = Layout(
         "head": {"offset": 0.0, "bounds": None},
         "input": {"output_mode": "bicubic"},
     },
-    stated=Stated(read, write),
+    stated=Stated(read, write, "dpt"),
 )
 LAYOUTS = (ORIGINAL, WHOLE, TRANSFORMERS)

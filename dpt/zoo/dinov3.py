@@ -379,7 +379,7 @@ def _transformers(name: str, biased: str, *markers: str) -> Layout:
         ),
         unused=(r"backbone\.embeddings\.mask_token",),
         filled=(("backbone.embeddings.mask_token", (1, 1, "D"), 0.0),),
-        stated=Stated(read, write),
+        stated=Stated(read, write, "chmv2"),
     )
 
 

@@ -32,11 +32,12 @@ class Stated:
 
     `read(model, processor, name)`: the configuration they state; without a processor's file, the model's own size and the class's defaults.
     `write(config)`: what both files hold to state that, the inverse; CheckpointError names the field that transformers cannot follow. None
-    where a converted file goes without them.
+    where a converted file goes without them. `kind`: what transformers calls such models, by `model_type`; empty of what is not its own.
     """
 
     read: Callable[[Document, Document | None, str], DPTConfig]
     write: Callable[[DPTConfig], tuple[dict[str, Any], dict[str, Any]]] | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True)

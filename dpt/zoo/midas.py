@@ -218,6 +218,6 @@ TRANSFORMERS = Layout(
         "head": {"upsample": 2},
         "input": {"rule": "square", "antialias": True, "grey_levels": True},
     },
-    stated=Stated(read, write),
+    stated=Stated(read, write, "dpt"),
 )
 LAYOUTS = (ORIGINAL, TRANSFORMERS)

@@ -215,6 +215,6 @@ TRANSFORMERS = Layout(
     ),
     unused=(r"backbone\..*\.relative_(coords_table|position_index)",),
     differs={"encoder": {"window_mask": _TWICE}, "input": {"antialias": True, "grey_levels": True}},
-    stated=Stated(read, write),
+    stated=Stated(read, write, "dpt"),
 )
 LAYOUTS = (ORIGINAL, TRANSFORMERS)

@@ -107,6 +107,6 @@ TRANSFORMERS = Layout(
     unused=depth_anything.TRANSFORMERS.unused,
     filled=depth_anything.TRANSFORMERS.filled,
     differs={"encoder": {"pos_offset": 0.0}, "input": _THEIRS},
-    stated=Stated(read, write),
+    stated=Stated(read, write, "prompt_depth_anything"),
 )
 LAYOUTS = (ORIGINAL, TRANSFORMERS)

@@ -270,7 +270,7 @@ def _layout(name: str, tasks: tuple[str, ...]) -> Layout:
         ),
         unused=(r"vision_encoder\.(mask_token|norm\..*)",),
         filled=(("vision_encoder.mask_token", (1, "D"), 0.0),),
-        stated=Stated(functools.partial(read, tasks), functools.partial(write, tasks)),
+        stated=Stated(functools.partial(read, tasks), functools.partial(write, tasks), "tipsv2_dpt"),
     )
 
 

@@ -251,6 +251,6 @@ LAYOUT = Layout(
     unused=(r"dpt\.(layernorm|pooler)\..*",),
     filled=(("dpt.layernorm.weight", ("D",), 1.0), ("dpt.layernorm.bias", ("D",), 0.0)),
     differs={"encoder": {"norm_eps": 1e-12}},
-    stated=Stated(read, write),
+    stated=Stated(read, write, "dpt"),
 )
 LAYOUTS = (LAYOUT,)

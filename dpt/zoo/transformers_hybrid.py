@@ -123,5 +123,5 @@ LAYOUT = Layout(
     unused=transformers_dpt.LAYOUT.unused,
     filled=transformers_dpt.LAYOUT.filled,
     differs={"encoder": {"norm_eps": 1e-12, "stem_eps_on": "variance"}},
-    stated=Stated(read, write),
+    stated=Stated(read, write, "dpt"),
 )

@@ -286,7 +286,7 @@ def _transformers(routed: bool) -> Layout:
         ),
         unused=(BACKBONE_UNUSED,),
         differs={"encoder": {"norm_eps": 1e-12}, "decoder": {"match_size": False}, "head": {"upsample": 2}, "input": {"flip": False}},
-        stated=Stated(read, write),
+        stated=Stated(read, write, "zoedepth"),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nets.encoders.kept import KeptBySize
+from ...spanning import spanning
 from ..modules import has_hooks
 
 _KEPT: weakref.WeakKeyDictionary[nn.Module, KeptBySize] = weakref.WeakKeyDictionary()
@@ -56,20 +57,6 @@ def _wants_gradient(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _spanning(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Tensors that lie one behind the other in one piece of memory as one tensor, along their first dimension; None if they do not."""
-    first = tensors[0]
-    place, storage = first.data_ptr(), first.untyped_storage()._cdata
-    for tensor in tensors:
-        if tensor.data_ptr() != place or tensor.untyped_storage()._cdata != storage or not tensor.is_contiguous():
-            return None
-        if tensor.dtype != first.dtype or tensor.shape[1:] != first.shape[1:]:
-            return None
-        place += tensor.numel() * tensor.element_size()
-    rows = sum(tensor.shape[0] for tensor in tensors)
-    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
-
-
 def adjoin(tensors: Sequence[Any]) -> None:
     """Move parameters into one piece of memory, one behind the other: the same parameters with the same values.
 
@@ -113,8 +100,8 @@ def _one(tensors: Sequence[Any]) -> Tensor:
         return torch.cat(tuple(tensors))
     if any(type(tensor) is not nn.Parameter for tensor in tensors):
         return torch.cat(tuple(tensors))
-    whole = _spanning(tensors)
+    whole = spanning(tensors)
     if whole is None and not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing()):
         adjoin(tensors)
-        whole = _spanning(tensors)
+        whole = spanning(tensors)
     return torch.cat(tuple(tensors)) if whole is None else whole
