@@ -401,3 +401,19 @@ def test_the_lines_of_the_readme(tmp_path):
     assert ours["depth"].size == theirs["depth"].size and ours.keys() == theirs.keys()
     torch.testing.assert_close(ours["predicted_depth"], theirs["predicted_depth"], **CLOSE)
     assert sum(row.fused for row in dpt.fast_report(quick)) == 23
+
+
+def test_sides_that_differ():
+    """Blind spot: something else than what the class gives, where that takes any picture for a square; and `load`, which does not."""
+    quick, untouched = pair("dpt")
+    whole = dpt.load(copy.deepcopy(untouched))
+    with torch.inference_mode():
+        square = CASES["dpt"].inputs()["pixel_values"]
+        torch.testing.assert_close(whole(square), untouched(square).predicted_depth, **CLOSE)
+        wide = torch.randn(1, 3, 32, 128)  # 2x8 patches, which the class lays out as 4x4
+        ours, theirs = quick(wide), untouched(wide)
+        same(ours, theirs)
+        assert theirs.predicted_depth.shape == (1, 64, 64) and whole(wide).shape == (1, 32, 128)
+        for model in (quick, untouched):
+            with pytest.raises(RuntimeError, match="shape|unflatten|size"):
+                model(torch.randn(1, 3, 64, 96))
