@@ -74,6 +74,8 @@ def test_half_precision_has_the_dtype_it_had(name, dtype):
 def test_gradients_are_upstreams(name, checkpointing):
     """Blind spot: queries, keys and values read as one tensor, whose gradient reaches none of them; checkpointing that is passed over."""
     models = pair(name)
+    # ZoeDepth: a window of its own, for upstream keeps its index tensors for all models, also those made in inference mode
+    inputs = CASES[name]._replace(side=96 if name == "zoedepth" else CASES[name].side).inputs()
     found = []
     for model in models:
         model.train()
@@ -81,7 +83,7 @@ def test_gradients_are_upstreams(name, checkpointing):
             model.gradient_checkpointing_enable()
         torch.manual_seed(0)
         with torch.enable_grad():
-            sum(value.square().mean() for value in tensors(model(**CASES[name].inputs())).values()).backward()
+            sum(value.square().mean() for value in tensors(model(**inputs)).values()).backward()
         found.append({key: parameter.grad for key, parameter in model.named_parameters()})
     ours, theirs = found
     largest = max(float(grad.abs().max()) for grad in theirs.values() if grad is not None)
