@@ -16,7 +16,7 @@ def test_a_lost_gradient_does_not_pass(toy, monkeypatch):
 
     monkeypatch.setitem(training.CONTENDERS, "fast", broken)
     row = models.ModelRow("dpt-base-ade20k", 64, (2,), 0)
-    [case] = models.cases([row], "training", training.CONTENDERS, [torch.bfloat16], training.OpenedTraining)
+    [case] = models.cases([row], "training", training.CONTENDERS, [torch.float32], training.OpenedTraining)
     rows, _ = runner.measure_case(case, case.contenders, toy)
     found = {row.contender: row for row in rows}
     assert found["plain"].status == "ok" and found["fast"].status == "failed" and "root mean square" in found["fast"].problem
