@@ -50,7 +50,7 @@ def as_it_was(module: Any, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or "forward" in own or has_hooks(module):
         return False
     weight = module._parameters.get("weight")
-    return weight is None or type(weight) in (nn.Parameter, Tensor)
+    return type(weight) in (nn.Parameter, Tensor) or weight is None and not hasattr(module, "weight")
 
 
 def _wants_gradient(tensors: Sequence[Tensor]) -> bool:
