@@ -55,7 +55,7 @@ class ResidualLayer:
         children: Any = self._modules  # type: ignore[attr-defined]
         conv1, conv2 = children["convolution1"], children["convolution2"]
         norms = [children[name] for name in ("batch_norm1", "batch_norm2") if name in children]
-        if not _are(conv1, conv2, *norms) or uses_batch_statistics(*norms):
+        if not _are(conv1, conv2, *norms, children["activation1"], children["activation2"]) or uses_batch_statistics(*norms):
             found = super().forward(hidden_state)  # type: ignore[misc]
             return found if add is None else found + add
         both = {f"norm{index}": _norm(norm) for index, norm in enumerate(norms, 1)}
@@ -244,7 +244,7 @@ class SequentialDepthHead:
     def forward(self, hidden_states: Any) -> Any:
         head: Any = self
         first, _, second, _, last, _ = layers = list(head.head)
-        if not _are(*layers) or head.projection is not None and not _are(head.projection):
+        if not _are(head.head, *layers) or head.projection is not None and not _are(head.projection):
             return super().forward(hidden_states)  # type: ignore[misc]
         x = hidden_states[head.config.head_in_index]
         if head.projection is not None:
@@ -294,7 +294,7 @@ class SequentialSegmentationHead:
     def forward(self, hidden_states: Any) -> Any:
         head: Any = self
         conv, norm, activation, dropout, classifier, upsampling = layers = list(head.head)
-        if not _are(*layers) or uses_batch_statistics(norm) or dropout.training and dropout.p:
+        if not _are(head.head, *layers) or uses_batch_statistics(norm) or dropout.training and dropout.p:
             return super().forward(hidden_states)  # type: ignore[misc]
         x = hidden_states[head.config.head_in_index]
         logits = conv_norm_relu_conv1x1(x, *_weights(conv), *_weights(classifier), norm=_norm(norm), padded=False)

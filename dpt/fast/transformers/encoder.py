@@ -33,15 +33,16 @@ ROLES: dict[str, tuple[str, ...]] = {  # the names that a part of a layer has in
 }
 LINEAR = ("query", "key", "value", "projection", "gate", "up", "down")
 SCALES = (("layer_scale1", "layer_scale2"), ("lambda_1", "lambda_2"))  # modules with a `lambda1`, or parameters
-GATES = ("mlp.gate_proj", "mlp.weights_in")  # in which a layer's MLP is SwiGLU
+CALLED = "relative_position_bias"
 NOTHING = (None, False)  # what an argument is that asks for nothing
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the parts of a layer are, by role."""
+    """Where the parts of a layer are, by role; and all modules in it that its form does not call."""
 
     paths: Mapping[str, tuple[str, ...]]
+    passed_over: tuple[tuple[str, ...], ...]
     packed: bool  # gate and up are one layer, the gate first
 
 
@@ -63,7 +64,8 @@ def places(layer: nn.Module) -> Places:
             known = next((_split(name) for name in names if reading.child(layer, _split(name)) is not None), None)
             if known is not None:
                 paths[role] = known
-        found = _PLACES[key] = Places(paths, packed=paths.get("up") == ("mlp", "weights_in"))
+        passed_over = tuple(_split(name) for name, _ in layer.named_modules() if name and not name.startswith(CALLED))
+        found = _PLACES[key] = Places(paths, passed_over, packed=paths.get("up") == ("mlp", "weights_in"))
     return found
 
 
@@ -72,7 +74,7 @@ def activation(module: Any) -> str | None:
     kind = type(module)
     if kind is nn.GELU:
         return {"none": "gelu", "tanh": "gelu_tanh"}[module.approximate]
-    if kind in (nn.SiLU,):
+    if kind is nn.SiLU:
         return "silu"
     if not kind.__module__.startswith("transformers."):
         return None
@@ -143,7 +145,7 @@ def _scale(layer: Any, index: int) -> Any:
     return layer._parameters.get(SCALES[1][index])
 
 
-def _rotation(layer: Any, x: Tensor, given: Any) -> Tensor:
+def _rotation(x: Tensor, given: Any) -> Tensor:
     """Cosine and sine of the patches, (N', D) each, to a table of all tokens (2, N, D/2), made once a forward."""
     cos, sin = given
     made = None if torch.compiler.is_compiling() else cos.__dict__.get("_dpt_rotation")
@@ -185,7 +187,7 @@ class Layer:
         if found is None or any(isinstance(value, Tensor) for value in given.values()):
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         layer: Any = self
-        table = None if rotation is None else _rotation(layer, hidden_states, rotation)
+        table = None if rotation is None else _rotation(hidden_states, rotation)
         bias = None
         if layer._modules.get("relative_position_bias") is not None:
             bias = _bias(layer, hidden_states, resolution, interpolate).to(hidden_states.dtype)
@@ -202,6 +204,8 @@ def _parts(layer: Any) -> dict[str, Any] | None:
         kind = nn.Linear if role in LINEAR else nn.LayerNorm if role in ("norm1", "norm2") else type(module)
         if not reading.as_it_was(module, kind):
             return None
+    if not all(reading.is_unchanged(reading.child(layer, path)) for path in where.passed_over):
+        return None
     if reading.collects("attentions"):
         return None
     if layer.training and any(isinstance(m, nn.Dropout) and m.p > 0 or getattr(m, "drop_prob", 0) for m in layer.modules()):

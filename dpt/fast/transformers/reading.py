@@ -44,10 +44,14 @@ def child(module: nn.Module, path: tuple[str, ...]) -> Any:
     return found
 
 
+def is_unchanged(module: Any) -> bool:
+    """Whether nobody has hooked a module or given it a forward."""
+    return module is not None and "forward" not in module.__dict__ and not has_hooks(module)
+
+
 def as_it_was(module: Any, kind: type[nn.Module]) -> bool:
     """Whether a child that was of a kind still is, nobody has hooked it or given it a forward, and its weight is a plain tensor."""
-    own = module.__dict__
-    if type(module) is not kind or "forward" in own or has_hooks(module):
+    if type(module) is not kind or not is_unchanged(module):
         return False
     weight = module._parameters.get("weight")
     return type(weight) in (nn.Parameter, Tensor) or weight is None and not hasattr(module, "weight")

@@ -341,6 +341,36 @@ def test_a_hook_on_a_fused_module_is_called():
 
 
 @pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("depth-anything", "backbone.encoder.layer.1.mlp"),
+        ("depth-anything", "backbone.encoder.layer.1.attention"),
+        ("depth-anything", "backbone.encoder.layer.1.layer_scale1"),
+        ("dpt", "dpt.encoder.layer.1.attention"),
+        ("dpt", "dpt.encoder.layer.1.attention.output.dropout"),
+        ("dpt", "head.head"),
+        ("dpt", "neck.fusion_stage.layers.2.residual_layer1.activation2"),
+        ("dpt", "neck.reassemble_stage.readout_projects.1"),
+        ("dpt", "neck.reassemble_stage.layers.1"),
+    ],
+)
+def test_a_hook_put_in_later_anywhere_is_called(name, place):
+    """Blind spot: a module between those whose parameters are read, hooked after the model was accelerated, and never called."""
+    quick, untouched = pair(name)
+    before = tensors(untouched(**CASES[name].inputs()))["predicted_depth"]
+    for model in (quick, untouched):
+        model.get_submodule(place).register_forward_hook(
+            lambda module, args, output: (
+                tuple(part if part is None else part * 1.5 for part in output) if isinstance(output, tuple) else output * 1.5
+            )
+        )
+    with torch.inference_mode():
+        theirs = untouched(**CASES[name].inputs())
+        same(quick(**CASES[name].inputs()), theirs)
+    assert not torch.allclose(theirs.predicted_depth, before, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("fields", "reason"),
     [
         ({"hidden_act": "relu"}, "activation"),
