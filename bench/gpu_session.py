@@ -97,18 +97,24 @@ class Session:
         self.end = self.started + seconds
         self.outcomes: dict[str, Outcome] = {}
         self.running: tuple[str, float] | None = None  # the step, and since when
+        self.cut_off = False
         for folder in (self.out, self.files):
             folder.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> list[Outcome]:
         """Every step has an outcome in the end, also those that were not begun. A step may use what those before it left over."""
         over = self.started
-        for step in self.steps:
-            over += step.seconds
-            self.outcomes[step.name] = self._earlier(step) or self._run(step, min(over, self.end) - time.monotonic())
+        try:
+            for step in self.steps:
+                over += step.seconds
+                self.outcomes[step.name] = self._earlier(step) or self._run(step, min(over, self.end) - time.monotonic())
+                self.keep()
+                outcome = self.outcomes[step.name]
+                print(f"{step.name}: {outcome.status} in {outcome.seconds:.1f} s", flush=True)
+        except BaseException:  # a signal, wherever it came
+            self.cut_off = True
             self.keep()
-            outcome = self.outcomes[step.name]
-            print(f"{step.name}: {outcome.status} in {outcome.seconds:.1f} s", flush=True)
+            raise
         return list(self.outcomes.values())
 
     def _earlier(self, step: Step) -> Outcome | None:
@@ -129,31 +135,30 @@ class Session:
         path = os.pathsep.join([str(self.root), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0", **step.variables}
         log, started, code, status = self.files / f"{step.name}.log", time.monotonic(), None, "cut off"
-        self.running = step.name, started
-        self.keep()
-        with log.open("wb") as file:
-            # A process group of its own, to be ended as one; but no session of its own, so that who ends this script's ends the step too.
-            process = subprocess.Popen(
-                command,
-                cwd=self.root,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                preexec_fn=os.setpgrp,
-            )
-            try:
+        self.running, process = (step.name, started), None
+        try:
+            self.keep()
+            with log.open("wb") as file:
+                # A process group of its own, to be ended as one; no session of its own: who ends this script's ends the step too.
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.root,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=os.setpgrp,
+                )
                 code = self._wait(process, started + seconds)
-                status = "timeout" if code is None else self.passed if code == 0 else "failed"
-            finally:
+            status = "timeout" if code is None else self.passed if code == 0 else "failed"
+        finally:
+            if process is not None:
                 _end(process)
-                self.running = None
-                tail = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-                took = round(time.monotonic() - started, 1)
-                outcome = self.outcomes[step.name] = Outcome(step.name, status, took, code, self._without_paths(command), tail)
-                self._write(outcome)
-                if status == "cut off":
-                    self.keep()
+            self.running = None
+            tail = log.read_text(encoding="utf-8", errors="replace")[-TAIL:] if log.exists() else ""
+            took = round(time.monotonic() - started, 1)
+            outcome = self.outcomes[step.name] = Outcome(step.name, status, took, code, self._without_paths(command), tail)
+            self._write(outcome)
         return outcome
 
     def _wait(self, process: subprocess.Popen, over: float) -> int | None:
@@ -194,7 +199,8 @@ class Session:
             outcome = self.outcomes.get(step.name)
             if outcome is None:
                 running = self.running is not None and self.running[0] == step.name
-                since = f"running    {time.monotonic() - self.running[1]:6.1f} s" if running else "to come"
+                status = "cut off" if self.cut_off else "running"
+                since = f"{status:10} {time.monotonic() - self.running[1]:6.1f} s" if running else "to come"
                 lines.append(f"{step.name:14} {since}")
                 continue
             said = outcome.tail.strip().splitlines()

@@ -258,6 +258,29 @@ def test_cut_off_at_any_second(tmp_path, ends, seconds):
         assert "cut off" in summary or "to come" in summary
 
 
+@pytest.mark.parametrize("ends_in", ["summary", "archive", "_end", "_wait", "_write"])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_signal_anywhere(tmp_path, monkeypatch, ends_in, call):
+    """Blind spot: a summary that says that a step is running when the script was ended just before the step began, or just after it."""
+    owner = next(owner for owner in (gpu_session.Session, gpu_session) if hasattr(owner, ends_in))
+    real, calls = getattr(owner, ends_in), []
+
+    def signalled(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise SystemExit(143)
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, ends_in, signalled)
+    with pytest.raises(SystemExit):
+        run([step(name, "print('hello')") for name in ("one", "two", "three")], tmp_path)
+    found, summary = unpacked(tmp_path), (tmp_path / "summary.txt").read_text()
+    assert "running" not in summary and ("cut off" in summary or "to come" in summary or call == 3)
+    for name in ("one", "two", "three"):
+        if f"files/{name}.json" in found:
+            assert re.search(rf"^{name} +{json.loads(found[f'files/{name}.json'])['status']}", summary, re.MULTILINE)
+
+
 def test_goes_on_where_it_was_cut_off(tmp_path):
     """Blind spot: the seconds of a command that was cut off, spent a second time."""
     names = [step.name for step in gpu_steps.plan()["first"]]
