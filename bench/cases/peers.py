@@ -94,7 +94,7 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
     or set otherwise: the resize of the positional embedding, a unit that is never run, the corners of the last resize."""
     config, patches = model.config, side // model.config.encoder.patch_size
     resized = {"pos_grid": (patches, patches), "pos_offset": 0.0, "pos_by_count": False} if hasattr(model.encoder, "position") else {}
-    reasons, fits = [], []
+    reasons, holds, fits = [], [], []  # the last are of layouts that are nearest
     for layout, mode, dead in itertools.product((layout for layout in LAYOUTS if layout.stated), ("bilinear", "bicubic"), (True, False)):
         given = {**resized, "pos_mode": mode} if resized else {}
         asked = config.with_("encoder", **given).with_("decoder", dead_unit=dead).with_("head", align_corners=True)
@@ -104,7 +104,7 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
             reasons.append(str(error))
             continue
         if not layout.is_of(keys):
-            fits.append(f"{layout.name} holds {', '.join(sorted(set(layout.markers) - keys))}")
+            holds.append(f"{layout.name} holds {', '.join(sorted(set(layout.markers) - keys))}")
             continue
         assert layout.stated is not None
         if layout.stated.write is None:
@@ -123,7 +123,7 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
         if not others:
             return layout, files[0]
         fits.append(f"{layout.name} computes {', '.join(others)}")
-    raise Unavailable(f"transformers has no class with this model's parts: {(fits or reasons)[-1]}")
+    raise Unavailable(f"transformers has no class with this model's parts: {(fits or holds or reasons)[0]}")
 
 
 def exported(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> Path:

@@ -20,7 +20,7 @@ from .. import ROOT
 
 SCHEMA = 1
 RESULTS = ROOT / "bench" / "results"
-SUITES = ("models", "steps", "training", "pictures", "kernels", "host")
+SUITES = ("models", "transformers", "steps", "training", "pictures", "kernels", "host")
 STATUSES = ("ok", "failed", "error")
 FUSED = "fused"  # what our op is called among the contenders of a kernel's case
 ALGEBRA = "PyTorch algebra"  # how the note of a fast row begins where no kernel runs

@@ -20,12 +20,14 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # Rounds: at least, at most, and the seconds that are spent on a case between the two.
 ROUNDS = {
     ("cpu", "models"): measure.Rounds(5, 30, 10.0),
+    ("cpu", "transformers"): measure.Rounds(5, 30, 10.0),
     ("cpu", "steps"): measure.Rounds(5, 30, 10.0),
     ("cpu", "training"): measure.Rounds(5, 15, 10.0),
     ("cpu", "pictures"): measure.Rounds(5, 15, 10.0),
     ("cpu", "kernels"): measure.Rounds(9, 50, 1.0),
     ("cpu", "host"): measure.Rounds(20, 100, 5.0),
     ("cuda", "models"): measure.Rounds(20, 100, 4.0),
+    ("cuda", "transformers"): measure.Rounds(20, 100, 4.0),
     ("cuda", "steps"): measure.Rounds(20, 100, 4.0),
     ("cuda", "training"): measure.Rounds(10, 40, 6.0),
     ("cuda", "pictures"): measure.Rounds(5, 20, 6.0),

@@ -39,7 +39,9 @@ def shrunk(
     half of the tokens' width, and the decoder's. ``classes``: of a segmentation head. ``encoder``: its further changes. An encoder of
     stages, which has patches of 4, gets four times as many positions, and windows of ``grid``.
     """
-    sizes = {"embed_dim": width, "num_heads": 2, "pos_grid": (grid, grid)}
+    sizes = {"embed_dim": width, "num_heads": 2}
+    if config.encoder.kind != "dinov3":  # which has no parameter of positions, and whose files say no grid
+        sizes["pos_grid"] = (grid, grid)
     if config.encoder.stem == "resnetv2":
         sizes |= {"stem_width": 8, "stem_depths": (1, 2, 1), "stem_groups": 4}
     if config.encoder.stage_depths:

@@ -16,6 +16,7 @@ NO_GPU = "**No GPU run exists yet.** The kernels need a GPU: what follows is of 
 NOTHING = "**No run has been recorded yet**, neither on a GPU nor on a CPU."
 TITLES = {
     "models": "Whole models",
+    "transformers": "transformers' models, accelerated in place",
     "steps": "Step by step",
     "training": "Training step",
     "pictures": "From files to files",

@@ -58,8 +58,10 @@ MEMORY = Column("peak GB", lambda row: _scaled(row.peak_memory_bytes, 1e9))
 SAVED = Column("saved GB", lambda row: _scaled(row.facts.get("saved_bytes"), 1e9))
 ROOFLINE = Column("of roofline", lambda row: _percent(row.roofline_share))
 DIFFERENCE = Column("difference", _difference)
+FORWARD = (*LATENCY, Column("images/s", lambda row: _scaled(row.per_second, 1), absolute=True), MEMORY, ROOFLINE, DIFFERENCE)
 COLUMNS: dict[str, tuple[Column, ...]] = {
-    "models": (*LATENCY, Column("images/s", lambda row: _scaled(row.per_second, 1), absolute=True), MEMORY, ROOFLINE, DIFFERENCE),
+    "models": FORWARD,
+    "transformers": FORWARD,
     "steps": (
         Column("dtype", lambda row: row.dtype),
         *LATENCY,

@@ -1,4 +1,4 @@
-"""What the five suites measure."""
+"""What the suites measure."""
 
 import importlib.util
 
@@ -30,6 +30,8 @@ def test_the_promised_cases_are_there():
     assert models_there >= {(name, batch) for name in names for batch in (1, 4, 16)}
     wanted = {"plain", "fast", "fast, CUDA graph", "plain, torch.compile", "transformers", "transformers, torch.compile", "mmsegmentation"}
     assert set(models.CONTENDERS) == wanted | {"ONNX Runtime", "OpenVINO"}
+    theirs = {case.facts["model"]: case.contenders for case in cases if case.suite == "transformers"}
+    assert theirs.keys() >= {*names[1:], "chmv2"} and set(theirs.values()) == {("transformers", "transformers, accelerated")}
     assert ("dpt-base-ade20k", 2) in {(case.facts["model"], case.facts["batch"]) for case in cases if case.suite == "training"}
     assert set(training.CONTENDERS) == {"plain", "fast"} and list(steps.STEPS)[0] == "plain float32"
     of_pictures = [case for case in cases if case.suite == "pictures"]

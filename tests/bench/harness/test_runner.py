@@ -105,7 +105,7 @@ def test_each_contender_runs_before_it_is_timed(context, clock, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("suite", "alone"), [("kernels", True), *((suite, False) for suite in ("models", "steps", "training", "pictures"))]
+    ("suite", "alone"), [("kernels", True), *((suite, False) for suite in ("models", "transformers", "steps", "training", "pictures"))]
 )
 def test_whose_time_it_is(context, monkeypatch, suite, alone):
     """Blind spot: a model's host time hidden, or a kernel's time that is the host's. A session makes one timer of a kind."""
