@@ -19,7 +19,7 @@ from ..kernels import launch
 from ..kernels.cpu import choices, memory
 from ..nets.functional import LastConv2d
 from .rules import FAST, NO_FORM, PLAIN, refusal
-from .transformers import encoder, reading, table
+from .transformers import encoder, reading, table, unread
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -77,6 +77,7 @@ def accelerate(model: ModelT, strict: bool = False) -> ModelT:
     for name, module in candidates.items():
         if name not in refused and type(module) in FAST:
             module.__class__ = FAST[type(module)].fast
+    unread.install(model)
     _lay_out(model)
     weakref.finalize(model, memory.release).atexit = False
     return model
@@ -84,6 +85,7 @@ def accelerate(model: ModelT, strict: bool = False) -> ModelT:
 
 def decelerate(model: ModelT) -> ModelT:
     """Take a model off the fused kernels, in place, and return it: the inverse of `accelerate`, but for the order of weights in memory."""
+    unread.remove(model)
     for module in model.modules():
         module.__class__ = PLAIN.get(type(module), type(module))
     return model

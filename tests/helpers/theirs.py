@@ -1,5 +1,6 @@
 """Small models of transformers, one of each class that has fast forms, with random weights none of which is at its initial value."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,9 +8,13 @@ import torch
 import transformers
 from torch import nn
 
-VIT = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 128}
+import dpt
+
+SIZE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+VIT = {**SIZE, "intermediate_size": 128}
 NECK = {"neck_hidden_sizes": [16, 24, 32, 40], "fusion_hidden_size": 32}
 OUT = [1, 2, 3, 4]
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # of values of about 1
 
 
 class Case(NamedTuple):
@@ -41,13 +46,19 @@ class Case(NamedTuple):
 
 
 def dpt_config(**fields: Any) -> Any:
-    common = {"image_size": 64, "patch_size": 16, "backbone_out_indices": [0, 1, 2, 3], "is_hybrid": False, "backbone_featmap_shape": None}
+    common = {
+        "image_size": 64,
+        "patch_size": 16,
+        "backbone_out_indices": [index - 1 for index in OUT],
+        "is_hybrid": False,
+        "backbone_featmap_shape": None,
+    }
     return transformers.DPTConfig(**{**VIT, **NECK, **common, **fields})
 
 
 def dinov2_config(**fields: Any) -> Any:
-    size = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-    return transformers.Dinov2Config(**{**size, "out_indices": OUT, "apply_layernorm": True, "reshape_hidden_states": False, **fields})
+    size = {**SIZE, "image_size": 56, "patch_size": 14}
+    return transformers.Dinov2Config(**{**size, "out_indices": [*OUT], "apply_layernorm": True, "reshape_hidden_states": False, **fields})
 
 
 HYBRID = {
@@ -80,20 +91,20 @@ def dinov3_config(**fields: Any) -> Any:
 
 def zoedepth() -> nn.Module:
     bias = {"use_relative_position_bias": True, "layer_scale_init_value": 0.1, "drop_path_rate": 0.0}
-    backbone = transformers.BeitConfig(**VIT, **bias, image_size=64, patch_size=16, out_indices=OUT, reshape_hidden_states=False)
+    backbone = transformers.BeitConfig(**VIT, **bias, image_size=64, patch_size=16, out_indices=[*OUT], reshape_hidden_states=False)
     fields = {"backbone_hidden_size": 64, "bottleneck_features": 32, "num_relative_features": 32}
     return transformers.ZoeDepthForDepthEstimation(transformers.ZoeDepthConfig(backbone_config=backbone, **fields, **NECK))
 
 
 def chmv2() -> nn.Module:
-    hooked = {"out_indices": OUT, "apply_layernorm": True, "reshape_hidden_states": True, "return_class_token": True}
+    hooked = {"out_indices": [*OUT], "apply_layernorm": True, "reshape_hidden_states": True, "return_class_token": True}
     fields = {"post_process_channels": [16, 24, 32, 40], "fusion_hidden_size": 32, "head_hidden_size": 16}
     return transformers.CHMv2ForDepthEstimation(transformers.CHMv2Config(backbone_config=dinov3_config(**hooked), **fields))
 
 
 def tipsv2(task: str) -> nn.Module:
-    size = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-    backbone = transformers.Tipsv2VisionConfig(**size, out_indices=OUT, apply_layernorm=True, reshape_hidden_states=False)
+    size = {**SIZE, "image_size": 56, "patch_size": 14}
+    backbone = transformers.Tipsv2VisionConfig(**size, out_indices=[*OUT], apply_layernorm=True, reshape_hidden_states=False)
     return getattr(transformers, f"Tipsv2DptFor{task}")(transformers.Tipsv2DptConfig(backbone_config=backbone, **NECK))
 
 
@@ -104,7 +115,9 @@ CASES: dict[str, Case] = {
         lambda: transformers.DPTForSemanticSegmentation(dpt_config(num_labels=5, use_batch_norm_in_fusion_residual=True)), 64, 23
     ),
     "dpt-dinov2": Case(lambda: transformers.DPTForDepthEstimation(dpt_config(backbone_config=dinov2_config())), 70, 23),
-    "dpt-hybrid": Case(lambda: transformers.DPTForDepthEstimation(dpt_config(**HYBRID)), 64, 21),  # two levels are the stem's
+    "dpt-hybrid": Case(
+        lambda: transformers.DPTForDepthEstimation(dpt_config(**HYBRID)), 64, 37
+    ),  # two levels are the stem's, of 16 convolutions
     "dpt-swin2": Case(
         lambda: transformers.DPTForDepthEstimation(dpt_config(backbone_config=swin2_config(), **SWIN2_NECK)), 64, 14, layers=0
     ),
@@ -126,6 +139,29 @@ CASES: dict[str, Case] = {
 }
 
 
+def deepened(monkeypatch: Any) -> None:
+    """From here on models have eight layers, of which their heads read every other one."""
+    for sizes in (SIZE, VIT):
+        monkeypatch.setitem(sizes, "num_hidden_layers", 8)
+    monkeypatch.setattr(f"{__name__}.OUT", [2, 4, 6, 8])
+
+
 def tensors(output: Any) -> dict[str, torch.Tensor]:
     """What a model gives, by name, without what it was asked for beside."""
     return {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+
+
+def pair(name: str) -> tuple[Any, Any]:
+    """(accelerated, untouched) of the same weights."""
+    untouched = CASES[name].model()
+    return dpt.accelerate(copy.deepcopy(untouched)), untouched
+
+
+def same(one: Any, other: Any) -> None:
+    """The same outputs, by class, names and numbers."""
+    ours, theirs = tensors(one), tensors(other)
+    assert type(one) is type(other) and ours.keys() == theirs.keys() and ours
+    for key, expected in theirs.items():
+        assert expected.abs().max() > 0.01  # or nothing is compared
+        largest = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(ours[key] / largest, expected / largest, **CLOSE)

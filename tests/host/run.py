@@ -156,7 +156,7 @@ def replayed(gpu: stub.Stub, families: Sequence[str]) -> None:
         seen.errors += [f"{seen.where}: {difference}" for difference in replays.differences(seen)]
 
 
-WITHOUT_OPS = ("test_adding_an_op", "test_fast")  # files and commands; whole models
+WITHOUT_OPS = ("test_adding_an_op", "test_fast", "test_transformers")  # files and commands; whole models
 FAMILIES = ["sm_90", *sorted(set(launch.TABLES.values()) - {"sm_90"})]
 WHAT = {"ops": ops, "models": models, "sizes": sizes, "parity": parity, "replays": replayed}
 

@@ -8,12 +8,14 @@ from both_passes import in_both
 from theirs import CASES, tensors
 
 import dpt
+from dpt.kernels import launch
 from dpt.kernels.tools.parity import assert_parity
 
 SIDES = {64: 32, 70: 28, 56: 28, 80: 32}  # of two patches, for the interpreter takes its time
 WHOLE = ("dpt-hybrid", "dpt-swin2")  # which take their own size
-BACKWARD = (("dpt", "pointers"), ("depth-anything", "descriptors"))
-FORWARD = [(name, ("pointers", "descriptors")[index % 2]) for index, name in enumerate(CASES) if name not in dict(BACKWARD)]
+WAYS = ("pointers", "descriptors") if launch.INTERPRETED else ("ieee", "ieee")  # a GPU's way of loading is its own
+BACKWARD = (("dpt", WAYS[0]), ("depth-anything", WAYS[1]))
+FORWARD = [(name, WAYS[index % 2]) for index, name in enumerate(CASES) if name not in dict(BACKWARD)]
 
 
 def both_models(name: str, device: torch.device):

@@ -1,4 +1,4 @@
-"""The layers of transformers' Vision Transformers in seven launches, as `dpt.fast.modules.FastBlock`.
+"""The layers of transformers' Vision Transformers in seven launches, as `dpt.fast.modules.FastBlock`; and the hybrids' stem.
 
 One form for all: where the parts of a layer are is read off its children's names, `ROLES`. A call that asks for something the kernels do
 not give (attentions, a mask, dropout) is upstream's own.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
+from ...nets.encoders.resnetv2 import by_variance
 from ..modules import _block, _weights
 from . import reading
 
@@ -243,3 +244,21 @@ def _attention_as_set(layer: Any, attention: Any, chosen: str, packed: Tensor, b
     mask = None if bias is None else bias[None]
     found: Tensor = function(attention, q, k, v, mask, dropout=0.0, scaling=attention.scaling)[0]
     return found.reshape(batch, tokens, width // 3)
+
+
+class StandardisedConv:
+    """A convolution of BiT, whose filters have mean 0 and variance 1: made again only when the parameter has changed."""
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        layer: Any = self
+        parameter = layer.weight
+        if torch.compiler.is_compiling() or type(parameter) is not nn.Parameter:
+            found: Tensor = super().forward(hidden_state)  # type: ignore[misc]
+            return found
+
+        def made() -> Tensor:
+            return by_variance(parameter.to(torch.promote_types(parameter.dtype, torch.float32)), layer.eps).to(parameter.dtype)
+
+        weight = reading.kept(layer).get((), parameter, made)
+        x = hidden_state if layer.pad is None else layer.pad(hidden_state)
+        return nn.functional.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)

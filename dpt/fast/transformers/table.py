@@ -26,6 +26,7 @@ class Form:
     reads: dict[str, Check]
     calls: tuple[str, ...] = ()
     rule: Any = lambda module: None
+    note: Any = lambda module: None
 
 
 def anything(module: nn.Module) -> str | None:
@@ -87,6 +88,9 @@ def level_problem(stage: Any, index: int) -> str | None:
 
 
 LAYER = _layer()
+STANDARDISED = Form(
+    encoder.StandardisedConv, {}, calls=("pad",), note=lambda module: "its standardised weight is kept; the convolution is PyTorch's"
+)
 REASSEMBLE = Form(decoder.ReassembleLayer, {"projection": convolution(1), "resize": resampling})
 UNIT = Form(
     decoder.ResidualLayer,
@@ -181,6 +185,7 @@ FORMS: dict[tuple[str, str], Form] = {
     ("vit", "ViTLayer"): LAYER,
     ("beit", "BeitLayer"): LAYER,
     ("tipsv2", "Tipsv2VisionLayer"): LAYER,
+    ("bit", "WeightStandardizedConv2d"): STANDARDISED,
     ("dpt", "DPTDepthEstimationHead"): SEQUENTIAL_DEPTH,
     ("dpt", "DPTSemanticSegmentationHead"): SEGMENTATION,
     ("depth_anything", "DepthAnythingDepthEstimationHead"): DEPTH,
@@ -218,7 +223,7 @@ def _enter(kind: type[nn.Module], form: Form) -> type[nn.Module]:
     if form.mixin is encoder.Layer:
         namespace["POSITIONAL"] = tuple(inspect.signature(kind.forward).parameters)[2:]
     fast: type[nn.Module] = type(kind.__name__, (form.mixin, kind), namespace)
-    FAST[kind] = Replacement(fast, reads=form.reads, calls=form.calls, rule=form.rule, cautious=True)
+    FAST[kind] = Replacement(fast, reads=form.reads, calls=form.calls, rule=form.rule, note=form.note, cautious=True)
     PLAIN[fast] = kind
     return fast
 

@@ -23,13 +23,13 @@ def _by_deviation(weight: Tensor) -> Tensor:
     return (weight - mean) / (deviation + 1e-5)
 
 
-def _by_variance(weight: Tensor) -> Tensor:
+def by_variance(weight: Tensor, eps: float = 1e-8) -> Tensor:
     """As later ports have it, which standardise by a batch norm of the filters: an epsilon on the variance."""
     variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-    return (weight - mean) * torch.rsqrt(variance + 1e-8)
+    return (weight - mean) * torch.rsqrt(variance + eps)
 
 
-STANDARDISE: dict[str, Callable[[Tensor], Tensor]] = {"deviation": _by_deviation, "variance": _by_variance}
+STANDARDISE: dict[str, Callable[[Tensor], Tensor]] = {"deviation": _by_deviation, "variance": by_variance}
 
 
 class StandardisedConv2d(nn.Conv2d):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from theirs import CASES, VIT, depth_anything, dinov2_config, tensors
+from theirs import CASES, CLOSE, VIT, depth_anything, dinov2_config, pair, same, tensors
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
@@ -20,23 +20,7 @@ from dpt.fast import acceleration
 from dpt.fast.transformers import encoder
 
 INDEXED = BeitRelativePositionBias  # whose index tensors upstream keeps for all models, also those made in inference mode, in any test
-CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # of values of about 1
 ATTENDING = ("dpt", "dpt-segmentation", "dinov2", "dinov3", "vit")  # whose own class lets its attention be set
-
-
-def pair(name: str):
-    """(accelerated, untouched) of the same weights."""
-    untouched = CASES[name].model()
-    return dpt.accelerate(copy.deepcopy(untouched)), untouched
-
-
-def same(one, other) -> None:
-    ours, theirs = tensors(one), tensors(other)
-    assert type(one) is type(other) and ours.keys() == theirs.keys() and ours
-    for key, expected in theirs.items():
-        assert expected.abs().max() > 0.01  # or nothing is compared
-        largest = max(1.0, float(expected.abs().max()))
-        torch.testing.assert_close(ours[key] / largest, expected / largest, **CLOSE)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -56,7 +40,7 @@ def test_every_class_gives_what_it_gave(name, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["dpt", "depth-anything-metric", "chmv2", "dpt-segmentation"])
+@pytest.mark.parametrize("name", ["dpt", "dpt-hybrid", "depth-anything-metric", "chmv2", "dpt-segmentation"])
 def test_half_precision_has_the_dtype_it_had(name, dtype):
     """Blind spot: a head that gives float32 where upstream gives the model's dtype; rounding worse than upstream's own."""
     quick, untouched = pair(name)
@@ -72,7 +56,9 @@ def test_half_precision_has_the_dtype_it_had(name, dtype):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["dpt", "dpt-segmentation", "depth-anything", "depth-anything-metric", "zoedepth", "dinov2", "vit"])
+@pytest.mark.parametrize(
+    "name", ["dpt", "dpt-hybrid", "dpt-segmentation", "depth-anything", "depth-anything-metric", "zoedepth", "dinov2", "vit"]
+)
 def test_gradients_are_upstreams(name, checkpointing, monkeypatch):
     """Blind spot: queries, keys and values read as one tensor, whose gradient reaches none of them; checkpointing that is passed over."""
     models = pair(name)
