@@ -4,12 +4,13 @@ RUN := .venv/bin/python
 
 .PHONY: demo test bench lint mutate data weights compiled-code clean
 
-.venv/ready: constraints.txt setup.py pyproject.toml
+.venv/ready: constraints.txt tests/oldest.txt setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is " + sys.version'
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt setuptools wheel
 	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation --editable '.[test,bench]'
-	$(RUN) -m compileall -qq -j 0 .venv/lib || true  # or each process compiles anew where Python writes no bytecode; some are of another Python
+	$(RUN) -m pip install --quiet --no-compile --no-deps --target .venv/oldest --upgrade --requirement tests/oldest.txt
+	$(RUN) -m compileall -qq -j 0 .venv/lib .venv/oldest || true  # or each process compiles anew where Python writes no bytecode; some are of another Python
 	touch $@
 
 demo: .venv/ready
@@ -18,9 +19,11 @@ demo: .venv/ready
 # One thread a process, two processes or more: small tensors do not gain from threads. The interpreter's tests and the compiler's need
 # processes of their own, for a process can do only one of the two.
 TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8
+OF_TRANSFORMERS := tests/dpt/fast/test_transformers.py tests/dpt/fast/test_unread.py tests/dpt/checkpoints/test_transformers_objects.py
 
 test: lint
 	$(TESTS) tests/dpt tests/bench tests/project
+	PYTHONPATH=.venv/oldest $(TESTS) $(OF_TRANSFORMERS)
 	TRITON_INTERPRET=1 $(TESTS) tests/kernels
 	$(TESTS) --maxschedchunk 1 tests/host tests/compiled
 	$(TESTS) bench

@@ -51,7 +51,7 @@ setup(
         "train": ["albumentations", "tensorboard"],
         "render": ["pybullet"],
         "ray": ["ray[data]"],
-        "hf": ["transformers"],
+        "hf": ["transformers>=5.0"],
         "heic": ["pillow-heif"],
         "test": [
             "mypy",

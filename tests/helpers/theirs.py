@@ -26,6 +26,7 @@ class Case(NamedTuple):
     plain: int = 0
     prompt: bool = False
     layers: int = 4
+    classes: tuple[str, ...] = ()  # that older versions of transformers have not: the case is left out there
 
     def model(self) -> Any:
         torch.manual_seed(0)
@@ -108,6 +109,7 @@ def tipsv2(task: str) -> nn.Module:
     return getattr(transformers, f"Tipsv2DptFor{task}")(transformers.Tipsv2DptConfig(backbone_config=backbone, **NECK))
 
 
+TIPSV2 = ("Tipsv2DptConfig",)
 # Fused: 4 layers, 8 units, 4 fusion layers, 4 reassemble layers, their stage, the neck, the head.
 CASES: dict[str, Case] = {
     "dpt": Case(lambda: transformers.DPTForDepthEstimation(dpt_config()), 64, 23),
@@ -127,16 +129,19 @@ CASES: dict[str, Case] = {
     ),
     "prompt-depth-anything": Case(lambda: depth_anything("PromptDepthAnything"), 70, 27, prompt=True),
     "zoedepth": Case(zoedepth, 64, 23),
-    "chmv2": Case(chmv2, 64, 22),  # whose deepest level has one unit
-    "tipsv2-dense": Case(lambda: tipsv2("DensePrediction"), 56, 55, plain=3),  # the stages, for their readout's activation
-    "tipsv2-depth": Case(lambda: tipsv2("DepthEstimation"), 56, 21, plain=1),
-    "tipsv2-normals": Case(lambda: tipsv2("NormalEstimation"), 56, 21, plain=1),
-    "tipsv2-segmentation": Case(lambda: tipsv2("SemanticSegmentation"), 56, 21, plain=1),
+    "chmv2": Case(chmv2, 64, 22, classes=("CHMv2Config",)),  # whose deepest level has one unit
+    "tipsv2-dense": Case(lambda: tipsv2("DensePrediction"), 56, 55, plain=3, classes=TIPSV2),  # the stages, for their readout's activation
+    "tipsv2-depth": Case(lambda: tipsv2("DepthEstimation"), 56, 21, plain=1, classes=TIPSV2),
+    "tipsv2-normals": Case(lambda: tipsv2("NormalEstimation"), 56, 21, plain=1, classes=TIPSV2),
+    "tipsv2-segmentation": Case(lambda: tipsv2("SemanticSegmentation"), 56, 21, plain=1, classes=TIPSV2),
     "dinov2": Case(lambda: transformers.Dinov2Model(dinov2_config()), 70, 4),
     "dinov3": Case(lambda: transformers.DINOv3ViTModel(dinov3_config()), 80, 4),
     "dinov3-gated": Case(lambda: transformers.DINOv3ViTModel(dinov3_config(use_gated_mlp=True, hidden_act="silu", key_bias=False)), 80, 4),
     "vit": Case(lambda: transformers.ViTModel(transformers.ViTConfig(**VIT, image_size=64, patch_size=16)), 64, 4),
 }
+
+
+CASES = {name: case for name, case in CASES.items() if all(hasattr(transformers, kind) for kind in case.classes)}
 
 
 def deepened(monkeypatch: Any) -> None:
@@ -149,6 +154,11 @@ def deepened(monkeypatch: Any) -> None:
 def tensors(output: Any) -> dict[str, torch.Tensor]:
     """What a model gives, by name, without what it was asked for beside."""
     return {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+
+
+def those(*names: str) -> list[str]:
+    """The cases of these names that this version of transformers has."""
+    return [name for name in names if name in CASES]
 
 
 def pair(name: str) -> tuple[Any, Any]:

@@ -34,7 +34,8 @@ ROLES: dict[str, tuple[str, ...]] = {  # the names that a part of a layer has in
 }
 LINEAR = ("query", "key", "value", "projection", "gate", "up", "down")
 SCALES = (("layer_scale1", "layer_scale2"), ("lambda_1", "lambda_2"))  # modules with a `lambda1`, or parameters
-CALLED = "relative_position_bias"
+BIAS = ("relative_position_bias", "attention.attention.relative_position_bias")  # BEiT's, which is called as it is
+OURS = ("sdpa", None)  # attention as it is by default, which the kernel computes
 NOTHING = (None, False)  # what an argument is that asks for nothing
 
 
@@ -65,7 +66,7 @@ def places(layer: nn.Module) -> Places:
             known = next((_split(name) for name in names if reading.child(layer, _split(name)) is not None), None)
             if known is not None:
                 paths[role] = known
-        passed_over = tuple(_split(name) for name, _ in layer.named_modules() if name and not name.startswith(CALLED))
+        passed_over = tuple(_split(name) for name, _ in layer.named_modules() if name and not name.startswith(BIAS))
         found = _PLACES[key] = Places(paths, passed_over, packed=paths.get("up") == ("mlp", "weights_in"))
     return found
 
@@ -113,7 +114,7 @@ def refused(layer: Any) -> str | None:
     size = reading.child(layer, where.paths["projection"]).in_features // heads(attention)
     if size % 8 or not 32 <= size <= 128:
         return f"heads of {size} channels: the attention kernel takes multiples of 8 from 32 to 128"
-    if abs(attention.scaling - size**-0.5) > 1e-6 or getattr(attention, "is_causal", False):
+    if abs(getattr(attention, "scaling", size**-0.5) - size**-0.5) > 1e-6 or getattr(attention, "is_causal", False):
         return "its attention is scaled otherwise than by the root of a head's channels, or causal"
     if mlp_kind(layer) is None:
         return "its MLP has an activation that the kernels have not"
@@ -160,10 +161,13 @@ def _rotation(x: Tensor, given: Any) -> Tensor:
     return made
 
 
-def _bias(layer: Any, x: Tensor, resolution: Any, interpolate: Any) -> Tensor:
-    """BEiT's bias by relative position (H, N, N), made again only when its table has changed."""
-    module = layer.relative_position_bias
-    window = (resolution[0] // layer.patch_size, resolution[1] // layer.patch_size)
+def _bias(layer: Any, x: Tensor, resolution: Any, interpolate: Any) -> Tensor | None:
+    """BEiT's bias by relative position (H, N, N), made again only when its table has changed; None of a layer that has none."""
+    module: Any = next((found for name in BIAS if (found := reading.child(layer, _split(name))) is not None), None)
+    if module is None:
+        return None
+    patch = reading.child(layer, places(layer).paths["attention"]).config.patch_size
+    window = (resolution[0] // patch, resolution[1] // patch)
 
     def made() -> Tensor:
         found: Tensor = module(window, bool(interpolate), dim_size=x.shape[1])
@@ -189,10 +193,9 @@ class Layer:
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         layer: Any = self
         table = None if rotation is None else _rotation(hidden_states, rotation)
-        bias = None
-        if layer._modules.get("relative_position_bias") is not None:
-            bias = _bias(layer, hidden_states, resolution, interpolate).to(hidden_states.dtype)
-        return _whole(layer, found, hidden_states, table, bias)
+        bias = _bias(layer, hidden_states, resolution, interpolate)
+        x = _whole(layer, found, hidden_states, table, None if bias is None else bias.to(hidden_states.dtype))
+        return (x,) if "output_attentions" in self.POSITIONAL else x  # an older layer's result, which is asked for attentions one by one
 
 
 def _parts(layer: Any) -> dict[str, Any] | None:
@@ -212,6 +215,9 @@ def _parts(layer: Any) -> dict[str, Any] | None:
     if layer.training and any(isinstance(m, nn.Dropout) and m.p > 0 or getattr(m, "drop_prob", 0) for m in layer.modules()):
         return None
     attention = found["attention"]
+    chosen = attention.config._attn_implementation
+    if chosen not in OURS and _function(attention, chosen) is None:
+        return None
     dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout_prob", getattr(attention, "dropout", 0.0)))
     return None if layer.training and (dropout.p if isinstance(dropout, nn.Module) else dropout) else found
 
@@ -223,7 +229,7 @@ def _whole(layer: Any, found: dict[str, Any], x: Tensor, rotation: Tensor | None
     mlp, projection = (*first, *_weights(found["down"])), _weights(found["projection"])
     scale1, scale2, kind = _scale(layer, 0), _scale(layer, 1), str(mlp_kind(layer))
     chosen = attention.config._attn_implementation
-    if chosen in ("sdpa", None):
+    if chosen in OURS:
         whole = (heads(attention), _weights(norm1), norm1.eps, qkv, (*projection, scale1), _weights(norm2), norm2.eps, mlp, scale2, kind)
         fused: Tensor = _block(x, rotation, bias, *whole)
         return fused
@@ -233,16 +239,19 @@ def _whole(layer: Any, found: dict[str, Any], x: Tensor, rotation: Tensor | None
     return fused
 
 
-def _attention_as_set(layer: Any, attention: Any, chosen: str, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """The attention that the model's user has set: packed qkv (B, N, 3*H*D) -> (B, N, H*D)."""
+def _function(attention: Any, chosen: str) -> Any:
+    """The function that computes a chosen attention; None where a module computes it itself."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    return ALL_ATTENTION_FUNCTIONS.get(chosen, getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None))
+
+
+def _attention_as_set(layer: Any, attention: Any, chosen: str, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """The attention that the model's user has set: packed qkv (B, N, 3*H*D) -> (B, N, H*D)."""
     batch, tokens, width = packed.shape
     q, k, v = packed.view(batch, tokens, 3, heads(attention), -1).permute(2, 0, 3, 1, 4)
-    eager = sys.modules[type(attention).__module__].eager_attention_forward
-    function = ALL_ATTENTION_FUNCTIONS.get(chosen, eager)
     mask = None if bias is None else bias[None]
-    found: Tensor = function(attention, q, k, v, mask, dropout=0.0, scaling=attention.scaling)[0]
+    found: Tensor = _function(attention, chosen)(attention, q, k, v, mask, dropout=0.0, scaling=attention.scaling)[0]
     return found.reshape(batch, tokens, width // 3)
 
 

@@ -44,7 +44,7 @@ def _layer() -> Form:
     passed = ("drop_path", "dropout", "attention.output.dropout", "output.dropout", "attention.dropout", "attention.attention.dropout")
     scales = ("layer_scale1", "layer_scale2")
     reads |= dict.fromkeys((*passed, *scales, "intermediate.intermediate_act_fn.act"), anything)
-    return Form(encoder.Layer, reads, calls=("relative_position_bias", *encoder.ROLES["activation"]), rule=encoder.refused)
+    return Form(encoder.Layer, reads, calls=(*encoder.BIAS, *encoder.ROLES["activation"]), rule=encoder.refused)
 
 
 def in_order(*checks: Check) -> Check:

@@ -46,7 +46,8 @@ def _parts(model: nn.Module) -> tuple[Any, Any] | None:
     if backbone is None or not type(backbone).__module__.startswith("transformers.models.") or type(backbone).__name__ not in COLLECTED:
         return None
     name = COLLECTED[type(backbone).__name__]
-    return backbone, backbone if name is None else backbone._modules[name]
+    collected = backbone if name is None else backbone._modules.get(name)
+    return None if collected is None else (backbone, collected)
 
 
 def _indices(model: Any, backbone: Any) -> frozenset[int]:

@@ -17,7 +17,7 @@ from dpt.config import IMAGENET_MEAN, DPTConfig
 from dpt.factory import config_in
 
 transformers = pytest.importorskip("transformers")
-from theirs import CASES, NECK, OUT, VIT, dinov2_config  # noqa: E402
+from theirs import CASES, NECK, OUT, VIT, dinov2_config, those  # noqa: E402
 
 
 def on_beit(kind: str, **fields) -> torch.nn.Module:
@@ -154,7 +154,7 @@ def test_what_one_changes_the_other_has(name):
     assert all(parameter.grad is None for other in (ours, model) for parameter in other.parameters())
 
 
-@pytest.mark.parametrize("name", ["dpt", "dpt-swin2", "chmv2"])
+@pytest.mark.parametrize("name", those("dpt", "dpt-swin2", "chmv2"))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_dtype_and_mode_are_the_objects(name, dtype):
     """Blind spot: a model that is cast to the default dtype, or set to evaluation; buffers of another dtype."""
@@ -194,7 +194,7 @@ def test_the_names_of_a_file_do_not_matter(tmp_path):
     ours = dpt.load(loaded)
     assert ours.config.name == tmp_path.name
     close(maps(ours, ours.config), maps(model, ours.config))
-    assert loaded._weight_conversions == []
+    assert not any("q_proj" in str(change) for change in loaded._weight_conversions)
     model.save_pretrained(tmp_path / "theirs")
     again = dpt.load(type(model).from_pretrained(tmp_path / "theirs"))
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in again.state_dict().items())
