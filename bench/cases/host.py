@@ -28,7 +28,7 @@ from dpt.kernels import launch
 from .. import ROOT
 from ..harness import graphs, measure, silent, stub
 from ..harness.runner import Case, Context, Prepared, Unavailable
-from . import models
+from . import models, peers
 from .ops import ops
 
 ANEW, PLANNED, GRAPHED = "fast, worked out in each call", "fast, by plans", "fast, CUDA graph"
@@ -37,6 +37,7 @@ CALLS = 10  # that are timed together
 # Ops, by the name of their benchmark case, at its last shape: the largest; and whole models.
 OPS = ("attention", "layernorm_linear", "linear_residual", "layernorm_mlp", "residual_conv_unit, norms and add")
 MODELS = {"dpt-base-ade20k": (512, 512), "dpt-large-midas": (384, 384)}
+THEIRS = {"dpt-large-midas of transformers": "dpt-large-midas"}  # transformers' class of a model, accelerated in place
 
 
 @dataclass
@@ -69,14 +70,14 @@ def cases(device_type: str, importance: float) -> list[Case]:
             suite="host",
             name=f"{name}, host, bfloat16",
             dtype=torch.bfloat16,
-            shape=MODELS.get(name, ()),
+            shape=MODELS.get(THEIRS.get(name, name), ()),
             contenders=(ANEW, PLANNED, GRAPHED)[: 2 + (name in MODELS)],
             open=lambda context, name=name: OpenedHost(_process(context, name)),
-            importance=importance + (name not in MODELS),
+            importance=importance + (name in OPS),
             unavailable=None if device_type == "cpu" else "measured on the driver's stub, without a GPU",
-            key=f"host {name in MODELS}",
+            key=f"host {name if name in THEIRS else name in MODELS}",
         )
-        for name in (*MODELS, *OPS)
+        for name in (*MODELS, *THEIRS, *OPS)
     ]
 
 
@@ -98,13 +99,17 @@ def _process(context: Context, name: str) -> Callable[[str, str], list[float]]:
 
 def called(name: str, toy: bool) -> dict[str, Callable[[], Any]]:
     """The calls of a case, on tensors without numbers, by contender."""
-    if name in MODELS:
-        with torch.device("meta"):
-            model = dpt.build(models.toy(dpt.zoo.config_of(name)) if toy else name, fast=True, dtype=torch.bfloat16).eval()
-        model = model.to_empty(device="cpu")
-        side = 3 * model.config.encoder.patch_size
-        size = (side, side) if toy else MODELS[name]
+    if name in MODELS or name in THEIRS:
+        config = dpt.zoo.config_of(THEIRS.get(name, name))
+        config, size = (models.toy(config), (3 * config.encoder.patch_size,) * 2) if toy else (config, MODELS[config.name])
         x = torch.empty(1, 3, *size, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        if name in THEIRS:
+            theirs = peers.transformers_model(dpt.build(config, dtype=torch.bfloat16).eval(), size)
+            dpt.accelerate(theirs.model)
+            return dict.fromkeys((ANEW, PLANNED), lambda: theirs(x))
+        with torch.device("meta"):
+            model = dpt.build(config, fast=True, dtype=torch.bfloat16).eval()
+        model = model.to_empty(device="cpu")
         graphed = dpt.graphed(model)
         return {ANEW: lambda: model(x), PLANNED: lambda: model(x), GRAPHED: lambda: graphed(x)}
     op = next(op for op in ops() if op.name == name)

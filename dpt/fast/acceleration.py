@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MethodType
 from typing import TypeVar
 
 from torch import nn
@@ -18,6 +19,7 @@ from torch import nn
 from ..kernels import launch
 from ..kernels.cpu import choices, memory
 from ..nets.functional import LastConv2d
+from .modules import is_class_forward
 from .rules import FAST, NO_FORM, PLAIN, refusal
 from .transformers import encoder, reading, table, unread
 
@@ -76,18 +78,26 @@ def accelerate(model: ModelT, strict: bool = False) -> ModelT:
         raise ValueError("; ".join(f"{name or 'the module'} cannot run fused: {reason}" for name, reason in refused.items()))
     for name, module in candidates.items():
         if name not in refused and type(module) in FAST:
-            module.__class__ = FAST[type(module)].fast
+            _become(module, FAST[type(module)].fast)
     unread.install(model)
     _lay_out(model)
     weakref.finalize(model, memory.release).atexit = False
     return model
 
 
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Exchange a module's class; and the forward of it that accelerate's `device_map` calls, or has left."""
+    bound = [name for name in ("forward", "_old_forward") if is_class_forward(module, vars(module).get(name))]
+    module.__class__ = kind
+    for name in bound:
+        setattr(module, name, MethodType(kind.forward, module))
+
+
 def decelerate(model: ModelT) -> ModelT:
     """Take a model off the fused kernels, in place, and return it: the inverse of `accelerate`, but for the order of weights in memory."""
     unread.remove(model)
     for module in model.modules():
-        module.__class__ = PLAIN.get(type(module), type(module))
+        _become(module, PLAIN.get(type(module), type(module)))
     return model
 
 

@@ -382,3 +382,22 @@ def has_hooks(module: nn.Module) -> bool:
     if module._forward_hooks and not all(map(is_recorder, module._forward_hooks.values())):
         return True
     return bool(module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def is_class_forward(module: nn.Module, function: Any) -> bool:
+    """Whether a function is the forward of a module's class, bound to it: what accelerate keeps, and leaves when its hooks are removed."""
+    return getattr(function, "__func__", None) is type(module).forward and function.__self__ is module
+
+
+def moves_inputs(module: nn.Module) -> bool:
+    """Whether a module's own forward is that of accelerate's `device_map`, which moves what comes in to where the weights lie and calls the
+    class' forward. Not one by which weights come and go."""
+    hook: Any = vars(module).get("_hf_hook")
+    known = (type(hook).__module__, type(hook).__name__) == ("accelerate.hooks", "AlignDevicesHook")
+    return known and not hook.offload and is_class_forward(module, vars(module).get("_old_forward"))
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether somebody has given a module another forward than its class has."""
+    own = vars(module).get("forward")
+    return own is not None and not is_class_forward(module, own) and not moves_inputs(module)

@@ -35,6 +35,7 @@ from .modules import (
     FastSegmentationHead,
     fuses_batch_statistics,
     has_hooks,
+    has_own_forward,
     uses_batch_statistics,
 )
 
@@ -269,7 +270,7 @@ def refusal(module: nn.Module) -> str | None:
                 return f"{name} has hooks, which the fused kernels would not call"
         if parametrize.is_parametrized(child):
             return f"{name or 'it'} is parametrized"
-        if "forward" in vars(child):
+        if has_own_forward(child):
             return f"{name or 'it'} has a forward of its own"
         for kind, tensors in (("parameter", child._parameters), ("buffer", child._buffers)):
             for tensor_name, tensor in tensors.items():

@@ -33,5 +33,12 @@ def depth_of_bins(x: Tensor, config: HeadConfig) -> Tensor:
     autocast would take in half precision.
     """
     depths = SPACING[config.bin_spacing](*config.bin_range, config.bins, x.device)
-    weights = x.to(torch.promote_types(x.dtype, torch.float32)).relu() + config.bin_floor
-    return (weights * depths[:, None, None]).sum(1) / weights.sum(1)
+    return mean_depth(x.to(torch.promote_types(x.dtype, torch.float32)), depths, config.bin_floor)
+
+
+def mean_depth(x: Tensor, depths: Tensor, floor: float) -> Tensor:
+    """(B, bins, H, W) and (bins,) -> (B, H, W): the mean of the depths, each weighing relu(x) + floor; one map of x's size is made."""
+    weights = x.relu()
+    total = weights.sum(1) + floor * len(depths)
+    weights = weights * depths[:, None, None] if torch.is_grad_enabled() and x.requires_grad else weights.mul_(depths[:, None, None])
+    return (weights.sum(1) + floor * depths.sum()) / total

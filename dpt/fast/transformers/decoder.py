@@ -19,8 +19,9 @@ from ...kernels.depth_head import depth_head
 from ...kernels.reassemble import transposed_conv
 from ...kernels.residual_conv import residual_conv_unit
 from ...kernels.upsample import conv1x1, upsample_bilinear
+from ...nets.bins import mean_depth, mixed_log
 from ...nets.functional import statically_equal
-from ..modules import _norm, _reassembled, _weights, has_hooks, uses_batch_statistics
+from ..modules import _norm, _reassembled, _weights, uses_batch_statistics
 from . import reading
 from .encoder import activation as activation_of
 
@@ -73,7 +74,7 @@ class FusionLayer:
             if not statically_equal(tuple(residual.shape[2:]), tuple(x.shape[2:])):
                 residual = upsample_bilinear(residual, (x.shape[2], x.shape[3]), False)
             unit = children["residual_layer1"]
-            fused = issubclass(type(unit), ResidualLayer) and not has_hooks(unit)  # hooks see what upstream gives
+            fused = issubclass(type(unit), ResidualLayer) and reading.is_unchanged(unit)  # hooks see what upstream gives
             x = unit(residual, x) if fused else x + unit(residual)
         x = children["residual_layer2"](x)
         if prompt_depth is not None:
@@ -132,7 +133,7 @@ class PairedReassembleStage(ReassembleStage):
 def _level(stage: Any, index: int) -> tuple[Any, Any, Any] | None:
     """The readout's weight and bias or None, the projection and the resampling of a level; None where upstream has to compute it."""
     layer = stage.layers[index]
-    if not issubclass(type(layer), ReassembleLayer) or has_hooks(layer) or "forward" in layer.__dict__:
+    if not issubclass(type(layer), ReassembleLayer) or not reading.is_unchanged(layer):
         return None
     children = layer._modules
     projection, resize, readout = children["projection"], children["resize"], None
@@ -141,7 +142,12 @@ def _level(stage: Any, index: int) -> tuple[Any, Any, Any] | None:
     if "readout_projects" in stage._modules:
         project = stage.readout_projects[index]
         linear, activation = project if isinstance(project, nn.Sequential) else project.layers
-        if not _are(linear) or has_hooks(project) or has_hooks(activation) or activation_of(activation) != "gelu":
+        if (
+            not _are(linear)
+            or not reading.is_unchanged(project)
+            or not reading.is_unchanged(activation)
+            or activation_of(activation) != "gelu"
+        ):
             return None
         readout = _weights(linear)
     return readout, projection, resize
@@ -210,6 +216,19 @@ class BinsHead:
         x = conv_norm_relu(hidden_states, *_weights(first), relu=False)
         x = conv_norm_relu(upsample_bilinear(x, (2 * x.shape[2], 2 * x.shape[3]), True), *_weights(second))
         return conv1x1(x, *_weights(last))
+
+
+class BinsDepth:
+    """CHMv2's depth of its bins, which are of mixed spacing and weigh their ReLU."""
+
+    SHIFT, SCALE = 1e-8, 8.0  # what a weight is more than its ReLU; the largest depth over that of the bins
+
+    def forward(self, x: Tensor) -> Any:
+        depth: Any = self
+        if x.dtype != torch.float32 or x.shape[1] == 1:
+            return super().forward(x)  # type: ignore[misc]
+        depths = mixed_log(depth.min_depth * self.SCALE, depth.max_depth, x.shape[1], x.device)
+        return mean_depth(x, depths, self.SHIFT)[:, None]
 
 
 class LinearDecoder:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...nets.encoders.kept import KeptBySize
 from ...spanning import spanning
-from ..modules import has_hooks
+from ..modules import has_hooks, has_own_forward
 
 _KEPT: weakref.WeakKeyDictionary[nn.Module, KeptBySize] = weakref.WeakKeyDictionary()
 
@@ -46,7 +46,7 @@ def child(module: nn.Module, path: tuple[str, ...]) -> Any:
 
 def is_unchanged(module: Any) -> bool:
     """Whether nobody has hooked a module or given it a forward."""
-    return module is not None and "forward" not in module.__dict__ and not has_hooks(module)
+    return module is not None and not has_own_forward(module) and not has_hooks(module)
 
 
 def as_it_was(module: Any, kind: type[nn.Module]) -> bool:

@@ -152,6 +152,12 @@ PROMPT = Form(
     },
 )
 BINS = Form(decoder.BinsHead, {"head": in_order(convolution(3), UPSAMPLED, convolution(3), RELU, convolution(1)), "head.*": anything})
+BINS_DEPTH = Form(
+    decoder.BinsDepth,
+    {},
+    rule=lambda depth: None if {depth.bins_strategy, depth.norm_strategy} == {"chmv2_mixlog"} else "its bins or their weights are other",
+    note=lambda module: "its bins are summed without maps between",
+)
 LINEAR_DECODER = Form(decoder.LinearDecoder, {"project": convolution(3), "activation": is_a(nn.ReLU, nn.Identity)}, calls=("head",))
 RELATIVE = Form(
     decoder.RelativeHead,
@@ -196,6 +202,7 @@ FORMS: dict[tuple[str, str], Form] = {
     ("chmv2", "CHMv2ReassembleStage"): replace(STAGE, mixin=decoder.PairedReassembleStage),
     ("chmv2", "CHMv2Head"): Form(decoder.FeaturesHead, NECK, PARTS),
     ("chmv2", "CHMv2UpsampleConvHead"): BINS,
+    ("chmv2", "CHMv2FeaturesToDepth"): BINS_DEPTH,
     ("tipsv2_dpt", "Tipsv2DptDecoder"): LINEAR_DECODER,
 }
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..modules import has_own_forward
+
 CAPTURING = "transformers.utils.output_capturing"
 # Backbones, by class: where in it the module is whose hidden states are collected.
 COLLECTED = {
@@ -70,7 +72,7 @@ def _unread_last(collected: nn.Module) -> nn.Module | None:
 def _is_ours_alone(module: nn.Module) -> bool:
     """Whether nobody else looks at what a module gets and gives."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values(), *module._backward_hooks.values()]
-    return "forward" not in module.__dict__ and all(hook in OURS for hook in hooks)
+    return not has_own_forward(module) and all(hook in OURS for hook in hooks)
 
 
 def _begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -334,6 +334,19 @@ def test_a_hook_on_a_fused_module_is_called():
     torch.testing.assert_close(given, expected, **CLOSE)
 
 
+def scaled(output):
+    return tuple(part if part is None else part * 1.5 for part in output) if isinstance(output, tuple) else output * 1.5
+
+
+def hooked_in(module: nn.Module) -> None:
+    module.register_forward_hook(lambda module, args, output: scaled(output))
+
+
+def given_a_forward(module: nn.Module) -> None:
+    before = module.forward
+    module.forward = lambda *args, **kwargs: scaled(before(*args, **kwargs))
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [
@@ -346,18 +359,17 @@ def test_a_hook_on_a_fused_module_is_called():
         ("dpt", "neck.fusion_stage.layers.2.residual_layer1.activation2"),
         ("dpt", "neck.reassemble_stage.readout_projects.1"),
         ("dpt", "neck.reassemble_stage.layers.1"),
+        ("dpt", "neck.fusion_stage.layers.2.residual_layer1"),
     ],
 )
-def test_a_hook_put_in_later_anywhere_is_called(name, place):
-    """Blind spot: a module between those whose parameters are read, hooked after the model was accelerated, and never called."""
+@pytest.mark.parametrize("put_in", [hooked_in, given_a_forward])
+def test_what_is_put_in_later_anywhere_is_called(put_in, name, place):
+    """Blind spot: a module between those whose parameters are read, hooked or given a forward after the model was accelerated, and never
+    called."""
     quick, untouched = pair(name)
     before = tensors(untouched(**CASES[name].inputs()))["predicted_depth"]
     for model in (quick, untouched):
-        model.get_submodule(place).register_forward_hook(
-            lambda module, args, output: (
-                tuple(part if part is None else part * 1.5 for part in output) if isinstance(output, tuple) else output * 1.5
-            )
-        )
+        put_in(model.get_submodule(place))
     with torch.inference_mode():
         theirs = untouched(**CASES[name].inputs())
         same(quick(**CASES[name].inputs()), theirs)
