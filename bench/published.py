@@ -123,7 +123,8 @@ def compared(name: str) -> dict[str, Any]:
     """A model of random weights, before and after; in place, for two do not fit."""
     make, side = MODELS[name]
     torch.manual_seed(0)
-    model = make().eval()
+    with torch.inference_mode(False):
+        model = make().eval()
     for key, parameter in model.named_parameters():
         parameter += 0.02 * parameter.std(correction=0).nan_to_num() * torch.randn_like(parameter)
         if "head" in key and key.endswith("bias"):

@@ -64,9 +64,9 @@ def _wants_gradient(tensors: Sequence[Tensor]) -> bool:
 def adjoin(tensors: Sequence[Any]) -> None:
     """Move parameters into one piece of memory, one behind the other: the same parameters with the same values.
 
-    Left as they are: parameters whose memory something else has too, and those that have a gradient.
+    Left as they are: parameters whose memory something else has too, those that have a gradient, and those made in inference mode.
     """
-    if any(type(tensor) is not nn.Parameter or tensor.grad is not None or tensor.is_meta for tensor in tensors):
+    if any(type(tensor) is not nn.Parameter or tensor.is_inference() or tensor.grad is not None or tensor.is_meta for tensor in tensors):
         return
     if len({(tensor.dtype, tensor.device, tensor.shape[1:]) for tensor in tensors}) > 1 or len(set(map(id, tensors))) < len(tensors):
         return

@@ -212,6 +212,16 @@ def test_saved_copied_and_pickled(tmp_path):
         same(loaded(**inputs), untouched(**inputs))
 
 
+@pytest.mark.parametrize("name", those("dpt-hybrid", "zoedepth", "chmv2"))
+def test_made_in_inference_mode(name):
+    """Blind spot: parameters without a version, which can be neither moved nor looked at for a change."""
+    with torch.inference_mode():
+        untouched = CASES[name].model()
+        quick = dpt.accelerate(copy.deepcopy(untouched))
+        for _ in range(2):
+            same(quick(**CASES[name].inputs()), untouched(**CASES[name].inputs()))
+
+
 def test_taken_off_again():
     """Blind spot: a class that stays behind, so that a model cannot be as it was."""
     quick, untouched = pair("zoedepth")
