@@ -61,7 +61,6 @@ setup(
             "transformers",
             "accelerate",
             "peft",
-            "torchao",
             "torchmetrics",
             "albumentations",
             "tensorboard",

@@ -6,9 +6,9 @@ from bench.cases import models, transformers
 from bench.harness.runner import Case
 
 ROWS = (
-    models.ModelRow("dpt-large-midas", 384, (1, 4), 5.0),
-    models.ModelRow("depth-anything-v2-small", 518, (1, 4), 5.1),
-    models.ModelRow("depth-anything-v2-base", 518, (1, 4), 5.2),
+    models.ModelRow("dpt-large-midas", 384, (1,), 5.0),
+    models.ModelRow("depth-anything-v2-small", 518, (1,), 5.1),
+    models.ModelRow("depth-anything-v2-base", 518, (1,), 5.2),
     models.ModelRow("depth-anything-v2-large", 518, (1,), 5.3),
     models.ModelRow("chmv2", 416, (1,), 5.4),
 )

@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # Rounds: at least, at most, and the seconds that are spent on a case between the two.
 ROUNDS = {
     ("cpu", "models"): measure.Rounds(5, 30, 10.0),
-    ("cpu", "transformers"): measure.Rounds(5, 30, 10.0),
+    ("cpu", "transformers"): measure.Rounds(9, 30, 40.0),
     ("cpu", "steps"): measure.Rounds(5, 30, 10.0),
     ("cpu", "training"): measure.Rounds(5, 15, 10.0),
     ("cpu", "pictures"): measure.Rounds(5, 15, 10.0),

@@ -17,11 +17,11 @@ def test_the_page_is_of_the_file():
 
 
 def test_every_class_was_compared_and_gave_what_it_gave():
-    """Blind spot: a class that was left out, or whose fast form differs at its published size by more than rounding."""
+    """Blind spot: a class that was left out, or whose fast form is farther from float64 than upstream's at its published size."""
     assert [model["published as"] for model in RECORD["models"]] == list(published.MODELS)
     assert {model["class"] for model in RECORD["models"]} == {type(case.model()).__name__ for case in CASES.values()}
     for model in RECORD["models"]:
-        assert model["difference"] < 5e-5 and model["fused"] > 4, model["published as"]
+        assert model["difference"] < 2 * model["untouched"] and model["fused"] > 4 and model["spread"] > 0.01, model["published as"]
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -33,8 +33,9 @@ def test_a_comparison_that_can_fail(monkeypatch, broken):
         accelerate = dpt.accelerate
 
         def breaking(model):
-            accelerate(model).neck.convs[0].weight.mul_(1.01)
+            accelerate(model).backbone.encoder.layer[0].mlp.fc1.weight.mul_(1.01)
+            return model
 
         monkeypatch.setattr(dpt, "accelerate", breaking)
     found = published.compared("small")
-    assert found["fused"] == case.fused and (found["difference"] > 1e-4) == broken
+    assert found["fused"] == case.fused and (found["difference"] > 2 * found["untouched"]) == broken
