@@ -186,6 +186,12 @@ def page(record: dict[str, Any]) -> str:
         numbers = [f"{model['parameters'] / 1e6:.0f} M", str(model["fused"]), str(len(model["plain"]))]
         numbers += [f"{model[what]:.1e}" for what in ("difference", "untouched")]
         lines.append(f"| {model['published as']} | `{model['class']}` | {model['side']} | {' | '.join(numbers)} |")
+    farther = [model["published as"] for model in record["models"] if model["difference"] > 2 * model["untouched"]]
+    if farther:
+        lines += [
+            "",
+            f"More than twice as far: {', '.join(farther)}; on a CPU its convolutions are Winograd's, which round more than direct ones.",
+        ]
     reasons = dict.fromkeys(reason for model in record["models"] for reason in model["plain"].values())
     return (
         "\n".join(
