@@ -8,14 +8,12 @@ kernels round no oftener. Stages are found in the tree of modules.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
-import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from dpt.nets.functional import LastConv2d, LastLinear
 
 from . import ROOT
 from .cases.models import randomise
+from .reporting import recorded
 from .reporting.precision import page
 
 RECORD, PAGE = ROOT / "docs" / "precision.json", ROOT / "docs" / "precision.md"
@@ -218,23 +217,17 @@ def audit(name: str, trained: bool) -> dict[str, Any]:
     return record
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0, or with --check 1 where the page does not show what the file holds."""
-    parser = argparse.ArgumentParser(prog="python -m bench.precision", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    if parser.parse_args(arguments).check:
-        shown = page(json.loads(RECORD.read_text(encoding="utf-8"))) == PAGE.read_text(encoding="utf-8")
-        print("" if shown else f"{PAGE.name} does not show what {RECORD.name} holds", end="" if shown else "\n")
-        return 0 if shown else 1
+def measured(names: Sequence[str]) -> dict[str, Any]:
     models = []
-    for name, trained in AUDITED.items():
+    for name in names:
         print(name, flush=True)
-        models.append(audit(name, trained))
+        models.append(audit(name, AUDITED[name]))
     pictures = [path.name for path in PICTURES]
-    record = {"torch": torch.__version__, "machine": platform.machine(), "pictures": pictures, "models": models}
-    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(record), encoding="utf-8")
-    return 0
+    return {"torch": torch.__version__, "machine": platform.machine(), "pictures": pictures, "models": models}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return recorded.run(sys.modules[__name__], page, measured, AUDITED, arguments)
 
 
 if __name__ == "__main__":

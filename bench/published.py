@@ -4,11 +4,9 @@ writes docs/transformers.json and docs/transformers.md; `--check` only compares 
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 import dpt
 
 from . import ROOT
+from .reporting import recorded
 
 RECORD, PAGE = ROOT / "docs" / "transformers.json", ROOT / "docs" / "transformers.md"
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -171,6 +170,17 @@ def largest_difference(found: dict[str, torch.Tensor], exact: dict[str, torch.Te
     return max(float((found[key] - value).abs().max() / value.abs().max()) for key, value in exact.items())
 
 
+def measured(names: Sequence[str]) -> dict[str, Any]:
+    import transformers
+
+    found = []
+    for name in names:
+        found.append(compared(name))
+        print(found[-1], flush=True)
+        gc.collect()
+    return {"transformers": transformers.__version__, "torch": torch.__version__, "models": found}
+
+
 def page(record: dict[str, Any]) -> str:
     lines = [
         "# transformers' models at their published sizes",
@@ -202,28 +212,7 @@ def page(record: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.published", description="transformers' models at their published sizes.")
-    parser.add_argument("--check", action="store_true", help="compare the page with the file, and run nothing")
-    parser.add_argument("models", nargs="*", help=f"instead of {', '.join(MODELS)}; nothing is written then")
-    args = parser.parse_args(arguments)
-    if args.check:
-        return int(page(json.loads(RECORD.read_text(encoding="utf-8"))) != PAGE.read_text(encoding="utf-8"))
-    unknown = [name for name in args.models if name not in MODELS]
-    if unknown:
-        print(f"no model {unknown[0]!r}: {', '.join(MODELS)}", file=sys.stderr)
-        return 2
-    import transformers
-
-    found = []
-    for name in args.models or MODELS:
-        found.append(compared(name))
-        print(found[-1], flush=True)
-        gc.collect()
-    record = {"transformers": transformers.__version__, "torch": torch.__version__, "models": found}
-    if not args.models:
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(record), encoding="utf-8")
-    return 0
+    return recorded.run(sys.modules[__name__], page, measured, MODELS, arguments)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,13 @@ All figures are shares of the plain model's whole time.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
-import json
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +28,7 @@ from dpt.kernels.cpu import choices, winograd
 from . import ROOT
 from .cases.models import randomise, shared_copy
 from .harness import environment, measure
+from .reporting import recorded
 
 RECORD, PAGE = ROOT / "docs" / "cpu.json", ROOT / "docs" / "cpu.md"
 MEASURED = {  # the side of the picture
@@ -198,30 +197,18 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.stages", description="A forward's time on a CPU, stage by stage.")
-    parser.add_argument("--check", action="store_true", help="compare the page with the file, and measure nothing")
-    parser.add_argument("models", nargs="*", help=f"instead of {', '.join(MEASURED)}; nothing is written then")
-    args = parser.parse_args(arguments)
-    if args.check:
-        return int(page(json.loads(RECORD.read_text(encoding="utf-8"))) != PAGE.read_text(encoding="utf-8"))
-    unknown = [name for name in args.models if name not in MEASURED]
-    if unknown:
-        print(f"no model {unknown[0]!r}: {', '.join(MEASURED)}", file=sys.stderr)
-        return 2
+def recorded_stages(names: Sequence[str]) -> dict[str, Any]:
     facts = environment.device_facts(torch.device("cpu"))
-    record = {
+    return {
         "device": facts["name"],
         "threads": torch.get_num_threads(),
         "capability": choices.capability(),
-        "models": [measured(name, MEASURED[name]) for name in args.models or MEASURED],
+        "models": [measured(name, MEASURED[name]) for name in names],
     }
-    if args.models:
-        print(page(record))
-    else:
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(record), encoding="utf-8")
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return recorded.run(sys.modules[__name__], page, recorded_stages, MEASURED, arguments)
 
 
 if __name__ == "__main__":

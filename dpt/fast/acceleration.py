@@ -59,7 +59,8 @@ def accelerate(model: ModelT, strict: bool = False) -> ModelT:
     `save_file` wants `.contiguous()` of them.
 
     Of a model of transformers the modules inside take fast forms, by `fast.transformers.table`; the model's own class, outputs, hooks and
-    `save_pretrained` stay. Queries, keys and values move into one piece of memory, still three parameters each. What a fast form cannot
+    `save_pretrained` stay, and it gets hooks by which only those hidden states are kept that are read or asked for.
+    Queries, keys and values move into one piece of memory, still three parameters each. What a fast form cannot
     give in a call (attentions, a mask, dropout) upstream's own forward gives, and so where a child has become another (LoRA, a quantised
     weight) or is hooked.
 

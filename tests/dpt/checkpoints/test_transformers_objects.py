@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from small import TRANSFORMERS_FIELDS, config, randomise, small
 
 import dpt
+from bench.published import ROUTER
 from dpt import checkpoints, exchange
 from dpt.checkpoints import CheckpointError
 from dpt.config import IMAGENET_MEAN, DPTConfig
@@ -33,12 +34,6 @@ def on_dinov2() -> torch.nn.Module:
 
 
 BINS = [{"name": name, "n_bins": 16, "min_depth": 1e-3, "max_depth": metres} for name, metres in (("nyu", 10.0), ("kitti", 80.0))]
-ROUTER = {
-    "num_patch_transformer_layers": 4,
-    "patch_transformer_hidden_size": 128,
-    "patch_transformer_intermediate_size": 1024,
-    "patch_transformer_num_attention_heads": 4,
-}
 MAKE = {name: case.make for name, case in CASES.items() if name.startswith(("dpt", "depth", "prompt", "zoe", "chm", "tips"))} | {
     "dpt-dinov2": on_dinov2,
     "dpt-beit": lambda: on_beit("DPTForDepthEstimation"),
