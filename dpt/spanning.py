@@ -10,12 +10,15 @@ from torch import Tensor
 def spanning(tensors: Sequence[Tensor]) -> Tensor | None:
     """Tensors that lie one behind the other in one piece of memory as one tensor, along their first dimension; None if they do not."""
     first = tensors[0]
-    place, storage = first.data_ptr(), first.untyped_storage()._cdata
-    for tensor in tensors:
-        if tensor.data_ptr() != place or tensor.untyped_storage()._cdata != storage or not tensor.is_contiguous():
+    if not first.is_contiguous():
+        return None
+    start, dtype, stride, (rows, *rest) = first.data_ptr(), first.dtype, first.stride(), first.shape
+    step = first.element_size() * (stride[0] if rest else 1)  # bytes a row
+    for tensor in tensors[1:]:
+        if tensor.data_ptr() != start + rows * step or tensor.dtype != dtype or tensor.stride() != stride or [*tensor.shape[1:]] != rest:
             return None
-        if tensor.dtype != first.dtype or tensor.shape[1:] != first.shape[1:]:
-            return None
-        place += tensor.numel() * tensor.element_size()
-    rows = sum(tensor.shape[0] for tensor in tensors)
-    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
+        rows += tensor.shape[0]
+    storage = first.untyped_storage()
+    if start + rows * step > storage.data_ptr() + storage.nbytes():  # another piece of memory, which happens to lie behind
+        return None
+    return first.detach().as_strided((rows, *rest), stride)

@@ -7,16 +7,17 @@ not give (attentions, a mask, dropout) is upstream's own.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
 from ...nets.encoders.resnetv2 import by_variance
-from ..modules import _block, _weights
+from ..modules import _block, _weights, has_hooks
 from . import reading
 
 ROLES: dict[str, tuple[str, ...]] = {  # the names that a part of a layer has in the classes and versions of transformers
@@ -194,12 +195,36 @@ class Layer:
         layer: Any = self
         table = None if rotation is None else _rotation(hidden_states, rotation)
         bias = _bias(layer, hidden_states, resolution, interpolate)
-        x = _whole(layer, found, hidden_states, table, None if bias is None else bias.to(hidden_states.dtype))
+        x = _whole(layer, *found, hidden_states, table, None if bias is None else bias.to(hidden_states.dtype))
         return (x,) if "output_attentions" in self.POSITIONAL else x  # an older layer's result, which is asked for attentions one by one
 
 
-def _parts(layer: Any) -> dict[str, Any] | None:
-    """The children by role; None where this call, or what became of a child, is not for the kernels."""
+class Seen(NamedTuple):
+    """A layer's children as they were found fit: by role; and where each of all is found again, with its type and its attributes."""
+
+    parts: dict[str, Any]
+    links: list[tuple[dict[str, Any], str, nn.Module, type[nn.Module], dict[str, Any], type | None]]
+
+
+_SEEN: weakref.WeakKeyDictionary[nn.Module, Seen] = weakref.WeakKeyDictionary()
+
+
+def _is_as_seen(seen: Seen) -> bool:
+    """Whether nobody has exchanged, hooked, or given a forward or another weight to any of the children. In each call: a loop, no calls."""
+    for children, name, module, kind, own, weight in seen.links:
+        if children.get(name) is not module or type(module) is not kind or "forward" in own:
+            return False
+        if own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+            return False
+        if own["_forward_hooks"] and has_hooks(module):
+            return False
+        if weight is not None and type(own["_parameters"].get("weight")) is not weight:
+            return False
+    return True
+
+
+def _look(layer: Any) -> Seen | None:
+    """The children by role; None where what became of one is not for the kernels."""
     where = places(layer)
     found = {role: reading.child(layer, path) for role, path in where.paths.items()}
     for role, module in found.items():
@@ -208,27 +233,45 @@ def _parts(layer: Any) -> dict[str, Any] | None:
         kind = nn.Linear if role in LINEAR else nn.LayerNorm if role in ("norm1", "norm2") else type(module)
         if not reading.as_it_was(module, kind):
             return None
-    if not all(reading.is_unchanged(reading.child(layer, path)) for path in where.passed_over):
-        return None
+    links = []
+    for path in where.passed_over:
+        owner, module = reading.child(layer, path[:-1]), reading.child(layer, path)
+        if not reading.is_unchanged(module):
+            return None
+        weight = module._parameters.get("weight")
+        links.append((owner._modules, path[-1], module, type(module), vars(module), None if weight is None else type(weight)))
+    return Seen(found, links)
+
+
+def _parts(layer: Any) -> tuple[dict[str, Any], str | None] | None:
+    """The children by role, and the attention that was set; None where this call, or what became of a child, is not for the kernels."""
+    seen = None if torch.compiler.is_compiling() else _SEEN.get(layer)
+    if seen is None or not _is_as_seen(seen):
+        seen = _look(layer)
+        if seen is None:
+            return None
+        if not torch.compiler.is_compiling():
+            _SEEN[layer] = seen
+    found = seen.parts
     if reading.collects("attentions"):
         return None
     if layer.training and any(isinstance(m, nn.Dropout) and m.p > 0 or getattr(m, "drop_prob", 0) for m in layer.modules()):
         return None
     attention = found["attention"]
+    if layer.training:
+        dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout_prob", getattr(attention, "dropout", 0.0)))
+        if dropout.p if isinstance(dropout, nn.Module) else dropout:
+            return None
     chosen = attention.config._attn_implementation
-    if chosen not in OURS and _function(attention, chosen) is None:
-        return None
-    dropout = getattr(attention, "attention_dropout", getattr(attention, "dropout_prob", getattr(attention, "dropout", 0.0)))
-    return None if layer.training and (dropout.p if isinstance(dropout, nn.Module) else dropout) else found
+    return None if chosen not in OURS and _function(attention, chosen) is None else (found, chosen)
 
 
-def _whole(layer: Any, found: dict[str, Any], x: Tensor, rotation: Tensor | None, bias: Tensor | None) -> Tensor:
+def _whole(layer: Any, found: dict[str, Any], chosen: Any, x: Tensor, rotation: Tensor | None, bias: Tensor | None) -> Tensor:
     norm1, norm2, attention = found["norm1"], found["norm2"], found["attention"]
     qkv = reading.side_by_side(attention, (found["query"], found["key"], found["value"]))
     first = reading.side_by_side(found["gate"], (found["gate"], found["up"])) if "gate" in found else _weights(found["up"])
     mlp, projection = (*first, *_weights(found["down"])), _weights(found["projection"])
     scale1, scale2, kind = _scale(layer, 0), _scale(layer, 1), str(mlp_kind(layer))
-    chosen = attention.config._attn_implementation
     if chosen in OURS:
         whole = (heads(attention), _weights(norm1), norm1.eps, qkv, (*projection, scale1), _weights(norm2), norm2.eps, mlp, scale2, kind)
         fused: Tensor = _block(x, rotation, bias, *whole)
