@@ -86,10 +86,10 @@ def test_winograd_rounds_less_than_nnpack():
         return ((found.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()).item()
 
     ours, direct = error(winograd.conv3x3(x, weight)), error(F.conv2d(x, weight, padding=1))
-    assert ours < 4 * direct
+    assert ours < 2 * direct
     assert (winograd.conv3x3(x, weight).double() - exact).abs().max() < 1e-5 * exact.abs().max()
     if torch._nnpack_available():
-        assert ours < 0.6 * error(torch._nnpack_spatial_convolution(x.contiguous(), weight, None, 1, 1))
+        assert ours < 0.3 * error(torch._nnpack_spatial_convolution(x.contiguous(), weight, None, 1, 1))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -269,8 +269,8 @@ def test_every_models_map_is_as_exact_as_plain(name, everywhere):
     model = small.randomise(dpt.build(small.config(name)).eval())
     side = 4 * model.config.encoder.patch_size
     size = model.config.encoder.fixed_size or (side, side)
-    x = torch.randn(2, 3, *size)
-    more = (torch.rand(2, 8, 8) + 1,) if model.config.decoder.prompt else ()
+    x = torch.randn(8, 3, *size)
+    more = (torch.rand(8, 8, 8) + 1,) if model.config.decoder.prompt else ()
     quick = dpt.accelerate(copy.deepcopy(model))
     with torch.inference_mode():
         exact = copy.deepcopy(model).double()(x.double(), *(m.double() for m in more))
