@@ -30,22 +30,29 @@ import triton.language as tl
 
 from . import launch
 from .cpu import convolution
-from .parts.activations import gelu, gelu_slope
+from .layernorm_linear import check_activation
+from .parts.activations import activate, activation_slope
 from .parts.conv3x3 import add_bias
 from .parts.conv3x3 import input_precision as conv_precision
 from .parts.maps import channels_last, empty_channels_last
 
+ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}  # and PyTorch's name of how exact they are
 
-def readout_project_ref(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+
+def readout_project_ref(
+    tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "gelu"
+) -> torch.Tensor:
     """:func:`readout_project` in plain PyTorch, as the paper has it: every patch token with the class token appended."""
     patches = tokens[:, 1:]
-    return F.gelu(F.linear(torch.cat([patches, tokens[:, :1].expand_as(patches)], dim=-1), weight, bias))
+    pre = F.linear(torch.cat([patches, tokens[:, :1].expand_as(patches)], dim=-1), weight, bias)
+    return F.gelu(pre, approximate=ACTIVATIONS[activation])
 
 
-def _split_readout(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """What runs without kernels: the split in PyTorch. (The transposed convolution stays PyTorch's own, which is as fast on a CPU.)"""
+def _split_readout(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+    """What runs without kernels: the split in PyTorch."""
     features = tokens.shape[-1]
-    return F.gelu(F.linear(tokens[:, 1:], weight[:, :features]) + F.linear(tokens[:, :1], weight[:, features:], bias))
+    pre = F.linear(tokens[:, 1:], weight[:, :features]) + F.linear(tokens[:, :1], weight[:, features:], bias)
+    return F.gelu(pre, approximate=ACTIVATIONS[activation])
 
 
 def transposed_conv_ref(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -58,7 +65,7 @@ def _project_kernel(
     x_ptr,  # (images, positions, DEPTH), images x_rows rows apart: so the compiler sees what divides their distance
     weight,  # (STRIDE * STRIDE, COLUMNS, DEPTH), and how far its rows are apart
     bias,  # (images, COLUMNS), and how far its images are apart; or None
-    grad_ptr,  # (images, positions, COLUMNS): what GELU's slope is multiplied with, instead of storing GELU; or None
+    grad_ptr,  # (images, positions, COLUMNS): what the activation's slope is multiplied with, instead of storing it; or None
     out_ptr,  # (images, height * STRIDE, width * STRIDE, COLUMNS), images out_rows pixels apart; positions = height * width
     images,
     positions,
@@ -68,7 +75,7 @@ def _project_kernel(
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     STRIDE: tl.constexpr,
-    GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -94,13 +101,13 @@ def _project_kernel(
         weights = tl.load(weight_row[None, :] + depth[:, None], mask=column_exists[None, :] & (depth < DEPTH)[:, None], other=0.0)
         accumulator = tl.dot(x, weights, accumulator, input_precision=PRECISION)
     mask = row_exists[:, None] & column_exists[None, :]
-    _finish(accumulator, bias, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, out_rows, COLUMNS, STRIDE, GELU)
+    _finish(accumulator, bias, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, out_rows, COLUMNS, STRIDE, ACTIVATION)
 
 
 @triton.jit
 def _finish(
     accumulator, bias, grad_ptr, out_ptr, row, image, position, column, mask, tap, width, out_rows,
-    COLUMNS: tl.constexpr, STRIDE: tl.constexpr, GELU: tl.constexpr,
+    COLUMNS: tl.constexpr, STRIDE: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Everything after the product, and the store."""
     if bias is not None:
@@ -108,9 +115,9 @@ def _finish(
         accumulator += tl.load(bias_ptr + (image * bias_stride)[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
     if grad_ptr is not None:
         grad = tl.load(grad_ptr + row.to(tl.int64)[:, None] * COLUMNS + column[None, :], mask=mask, other=0.0)
-        accumulator = grad.to(tl.float32) * gelu_slope(accumulator)
-    elif GELU:
-        accumulator = gelu(accumulator)
+        accumulator = grad.to(tl.float32) * activation_slope(accumulator, ACTIVATION)
+    else:
+        accumulator = activate(accumulator, ACTIVATION)
     target = ((position // width) * STRIDE + tap // STRIDE).to(tl.int64) * (width * STRIDE) + position % width * STRIDE + tap % STRIDE
     out_ptr += image[:, None] * (out_rows.to(tl.int64) * COLUMNS) + target[:, None] * COLUMNS + column[None, :]
     tl.store(out_ptr, accumulator.to(out_ptr.dtype.element_ty), mask=mask)
@@ -127,7 +134,7 @@ def _readout_epilogue(
     product_rows,
     out_rows,
     COLUMNS: tl.constexpr,
-    GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -140,7 +147,7 @@ def _readout_epilogue(
     mask = (row < images * positions)[:, None] & (column < COLUMNS)[None, :]
     product_ptr += image[:, None] * (product_rows.to(tl.int64) * COLUMNS) + position.to(tl.int64)[:, None] * COLUMNS + column[None, :]
     product = tl.load(product_ptr, mask=mask, other=0.0).to(tl.float32)
-    _finish(product, bias, grad_ptr, out_ptr, row, image, position, column, mask, 0, positions, out_rows, COLUMNS, 1, GELU)
+    _finish(product, bias, grad_ptr, out_ptr, row, image, position, column, mask, 0, positions, out_rows, COLUMNS, 1, ACTIVATION)
 
 
 def _config(name: str, x: torch.Tensor, rows: int, columns: int, depth: int, precision: str) -> tuple[str, dict[str, Any]]:
@@ -150,7 +157,7 @@ def _config(name: str, x: torch.Tensor, rows: int, columns: int, depth: int, pre
     return config.pop("backend"), config
 
 
-def _launch(x, weight, bias, out, *, width, stride, precision, config, gelu=False, grad=None) -> None:
+def _launch(x, weight, bias, out, *, width, stride, precision, config, activation="none", grad=None) -> None:
     """x (B, positions, K), weight (s*s, N, K) or (N, K), bias (N,), (B, N) or None, out (B, positions * s*s, N): last dimensions dense."""
     (images, positions, depth), columns = x.shape, weight.shape[-2]
     blocks = triton.cdiv(images * positions, config["BLOCK_M"]) * triton.cdiv(columns, config["BLOCK_N"])
@@ -170,13 +177,13 @@ def _launch(x, weight, bias, out, *, width, stride, precision, config, gelu=Fals
         DEPTH=depth,
         COLUMNS=columns,
         STRIDE=stride,
-        GELU=gelu,
+        ACTIVATION=activation,
         PRECISION=precision,
         **config,
     )
 
 
-def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
+def _readout(tokens, weight, bias, precision, activation, grad=None) -> torch.Tensor:
     """(B, N, D); or, given its gradient, that of the pre-activation in the layout of the tokens, (B, 1+N, D), zero for the class token."""
     tokens = tokens.contiguous()
     images, positions, features = tokens.shape[0], tokens.shape[1] - 1, tokens.shape[-1]
@@ -191,36 +198,36 @@ def _readout(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
         out, grad = result[:, 1:], grad.contiguous()
     if backend == "triton":
         shape = {"width": positions, "stride": 1, "precision": precision}
-        _launch(tokens[:, 1:], weight, image_bias, out, gelu=grad is None, grad=grad, config=config, **shape)
+        _launch(tokens[:, 1:], weight, image_bias, out, activation=activation, grad=grad, config=config, **shape)
         return result
     product = F.linear(tokens, weight)[:, 1:]  # the class token's row too: without it, PyTorch would copy the tokens
     blocks = triton.cdiv(images * positions, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
     launch.launch(
         _readout_epilogue, (blocks,), product, (image_bias, image_bias.stride(0)), grad, out, images, positions,
-        product.stride(0) // features, out.stride(0) // features, COLUMNS=features, GELU=grad is None, **config,
+        product.stride(0) // features, out.stride(0) // features, COLUMNS=features, ACTIVATION=activation, **config,
     )  # fmt: skip
     return result
 
 
 @torch.library.custom_op("dpt::readout_project", mutates_args=())
-def _readout_op(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return _readout(tokens, weight, bias, launch.input_precision(tokens.dtype))
+def _readout_op(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+    return _readout(tokens, weight, bias, launch.input_precision(tokens.dtype), activation)
 
 
 @_readout_op.register_fake
-def _(tokens, weight, bias):
+def _(tokens, weight, bias, activation):
     batch, count, features = tokens.shape
     return tokens.new_empty((batch, count - 1, features))
 
 
 @torch.library.custom_op("dpt::readout_project_backward", mutates_args=())
 def _readout_backward(
-    grad: torch.Tensor, tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    grad: torch.Tensor, tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of tokens, weight and bias."""
     features = tokens.shape[-1]
     tokens, taken = tokens.contiguous(), weight.to(tokens.dtype)
-    grad_pre = _readout(tokens, taken, bias, launch.input_precision(tokens.dtype), grad)
+    grad_pre = _readout(tokens, taken, bias, launch.input_precision(tokens.dtype), activation, grad)
     grad_image = grad_pre.sum(1, dtype=torch.float32)  # (B, D): of W2 cls + b
     grad_vector = grad_image.to(tokens.dtype)
     rows = grad_pre.view(-1, features)
@@ -231,32 +238,34 @@ def _readout_backward(
 
 
 @_readout_backward.register_fake
-def _(grad, tokens, weight, bias):
+def _(grad, tokens, weight, bias, activation):
     dtype = tokens.dtype if bias is None else bias.dtype
     return tokens.new_empty(tokens.shape), weight.new_empty(weight.shape), tokens.new_empty(tokens.shape[-1], dtype=dtype)
 
 
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+def _save_readout(ctx, inputs, output) -> None:
+    *tensors, ctx.activation = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _differentiate_readout(ctx, grad):
     tokens, weight, bias = ctx.saved_tensors
-    grad_tokens, grad_weight, grad_bias = _readout_backward(grad, tokens, weight, bias)
-    return grad_tokens, grad_weight, None if bias is None else grad_bias
+    grad_tokens, grad_weight, grad_bias = _readout_backward(grad, tokens, weight, bias, ctx.activation)
+    return grad_tokens, grad_weight, None if bias is None else grad_bias, None
 
 
-_readout_op.register_autograd(_differentiate_readout, setup_context=_save)
+_readout_op.register_autograd(_differentiate_readout, setup_context=_save_readout)
 
 
 @launch.planned
-def readout_project(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """GELU (erf) of the projection of each patch token together with the class token: (B, N, D), contiguous, in the tokens' dtype.
+def readout_project(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "gelu") -> torch.Tensor:
+    """GELU of the projection of each patch token together with the class token: (B, N, D), contiguous, in the tokens' dtype.
 
     tokens: (B, 1+N, D), the class token first; float32, float16 or bfloat16; under autocast, autocast's dtype. Dense memory is read as it
     is, another layout is copied once. weight: (D, 2D), for [patch, class]; bias: (D,) or None; both in tokens' dtype. Differentiable.
+    activation: "gelu" (the exact one) or "gelu_tanh".
     float32 products are exact unless PyTorch's own switch for matmuls allows tf32.
-    Raises TypeError for a dtype, ValueError for a shape or device, naming it and the rule.
+    Raises TypeError for a dtype, ValueError for a shape, device or activation, naming it and the rule.
     """
     (tokens,) = launch.autocast(tokens)
     launch.check_input("tokens", tokens)
@@ -266,9 +275,10 @@ def readout_project(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     launch.check_operand("weight", weight, (features, 2 * features), tokens, weight=True)
     if bias is not None:
         launch.check_operand("bias", bias, (features,), tokens, weight=True)
+    check_activation(activation, features, *ACTIVATIONS)
     if not launch.runs_kernels(tokens, "reassemble"):
-        return _split_readout(tokens, weight, bias)
-    return _readout_op(tokens, weight, bias)
+        return _split_readout(tokens, weight, bias, activation)
+    return _readout_op(tokens, weight, bias, activation)
 
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:
@@ -308,6 +318,10 @@ def _(x, weight, bias):
     return empty_channels_last(x, weight.shape[1], x.shape[2] * stride, x.shape[3] * stride)
 
 
+def _save_transposed_conv(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
 def _differentiate_transposed_conv(ctx, grad):
     """PyTorch's own, so that their products follow its switch for convolutions, as the forward's do."""
     x, weight, bias = ctx.saved_tensors
@@ -319,7 +333,7 @@ def _differentiate_transposed_conv(ctx, grad):
     return grad_x, grad_weight, grad.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype) if wants_bias else None
 
 
-_transposed_conv_op.register_autograd(_differentiate_transposed_conv, setup_context=_save)
+_transposed_conv_op.register_autograd(_differentiate_transposed_conv, setup_context=_save_transposed_conv)
 
 
 @launch.planned

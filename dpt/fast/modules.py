@@ -23,6 +23,7 @@ from ..kernels.cpu import convolution
 from ..kernels.depth_head import ACTIVATIONS, depth_head
 from ..kernels.layernorm_mlp import layernorm_linear, layernorm_mlp, linear_residual
 from ..kernels.parts.pointwise import pointwise
+from ..kernels.reassemble import ACTIVATIONS as READOUTS
 from ..kernels.reassemble import readout_project, transposed_conv
 from ..kernels.residual_conv import residual_conv_unit, residual_conv_unit_training
 from ..kernels.upsample import conv1x1, upsample_bilinear
@@ -134,7 +135,7 @@ class FastBEiTBlock(BEiTBlock):
 def _reassembled(
     tokens: Tensor,
     grid: tuple[int, int],
-    readout: tuple[Tensor, Tensor | None] | None,
+    readout: tuple[Tensor, Tensor | None, str] | None,
     project: tuple[Tensor, Tensor | None],
     upsampling: tuple[Tensor, Tensor | None] | None,
 ) -> Tensor:
@@ -148,15 +149,15 @@ def _reassembled(
 class FastReassemble(Reassemble):
     """`Reassemble` on channels-last memory, which tokens are: the split readout, the projection and the upsampling as matrix products.
 
-    A norm of the tokens is PyTorch's, and so is a readout with another activation than the exact GELU.
+    A norm of the tokens is PyTorch's, and so is a readout with another activation than GELU.
     """
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         children: Any = self._modules
         readout, norm, project, resize = (children[name] for name in ("readout", "norm", "project", "resize"))
         parameters = None
-        if isinstance(readout, ReadoutProject) and readout.activation == "gelu":
-            parameters = _weights(readout._modules["linear"])
+        if isinstance(readout, ReadoutProject) and readout.activation in READOUTS:
+            parameters = (*_weights(readout._modules["linear"]), readout.activation)
         else:
             tokens = readout(tokens)
         if not isinstance(norm, nn.Identity):

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..kernels import launch
 from ..kernels.depth_head import HIDDEN_CHANNELS
+from ..kernels.reassemble import ACTIVATIONS as READOUTS
 from ..nets.decoder import Fusion, FusionBlock, ReadoutAdd, ReadoutIgnore, ReadoutProject, Reassemble, ResidualConvUnit
 from ..nets.encoders.beit import BEiTAttention, BEiTBlock
 from ..nets.encoders.swinv2 import SwinBlock
@@ -113,7 +114,7 @@ def taps_first(head: DepthHead) -> dict[str, tuple[int, ...]]:
 
 def readout_is_plain(module: nn.Module) -> str | None:
     activation = getattr(module.readout, "activation", "gelu")
-    return None if activation == "gelu" else f"its readout in PyTorch, since the kernel has no {activation!r}; the rest as elsewhere"
+    return None if activation in READOUTS else f"its readout in PyTorch, since the kernel has no {activation!r}; the rest as elsewhere"
 
 
 def drops_branches(block: Block) -> str | None:

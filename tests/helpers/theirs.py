@@ -130,10 +130,10 @@ CASES: dict[str, Case] = {
     "prompt-depth-anything": Case(lambda: depth_anything("PromptDepthAnything"), 70, 27, prompt=True),
     "zoedepth": Case(zoedepth, 64, 23),
     "chmv2": Case(chmv2, 64, 23, classes=("CHMv2Config",)),  # whose deepest level has one unit
-    "tipsv2-dense": Case(lambda: tipsv2("DensePrediction"), 56, 55, plain=3, classes=TIPSV2),  # the stages, for their readout's activation
-    "tipsv2-depth": Case(lambda: tipsv2("DepthEstimation"), 56, 21, plain=1, classes=TIPSV2),
-    "tipsv2-normals": Case(lambda: tipsv2("NormalEstimation"), 56, 21, plain=1, classes=TIPSV2),
-    "tipsv2-segmentation": Case(lambda: tipsv2("SemanticSegmentation"), 56, 21, plain=1, classes=TIPSV2),
+    "tipsv2-dense": Case(lambda: tipsv2("DensePrediction"), 56, 58, classes=TIPSV2),
+    "tipsv2-depth": Case(lambda: tipsv2("DepthEstimation"), 56, 22, classes=TIPSV2),
+    "tipsv2-normals": Case(lambda: tipsv2("NormalEstimation"), 56, 22, classes=TIPSV2),
+    "tipsv2-segmentation": Case(lambda: tipsv2("SemanticSegmentation"), 56, 22, classes=TIPSV2),
     "dinov2": Case(lambda: transformers.Dinov2Model(dinov2_config()), 70, 4),
     "dinov3": Case(lambda: transformers.DINOv3ViTModel(dinov3_config()), 80, 4),
     "dinov3-gated": Case(lambda: transformers.DINOv3ViTModel(dinov3_config(use_gated_mlp=True, hidden_act="silu", key_bias=False)), 80, 4),

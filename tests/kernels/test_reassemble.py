@@ -34,8 +34,9 @@ def conv_inputs(shape, channels, stride, dtype, device, bias=True):
     return [t if t is None else t.to(dtype) for t in inputs]
 
 
-def assert_readout_parity(inputs):
-    assert_op_parity(readout_project, readout_project_ref, inputs, READOUT_NAMES)
+def assert_readout_parity(inputs, activation="gelu"):
+    op, reference = (functools.partial(function, activation=activation) for function in (readout_project, readout_project_ref))
+    assert_op_parity(op, reference, inputs, READOUT_NAMES)
 
 
 def assert_conv_parity(inputs):
@@ -68,6 +69,15 @@ def test_readout_parity_cublas(batch, patches, features, bias, kernel, dtype, de
     """The other backend: PyTorch's product with the epilogue kernel after it, in either pass."""
     with launch.using(kernel, CUBLAS):
         assert_readout_parity(readout_inputs(batch, patches, features, dtype, device, bias))
+
+
+@pytest.mark.parametrize("kernel", ("", *READOUT_KERNELS))
+def test_readout_by_tanh(kernel, dtype, device):
+    """The other GELU in both passes of both backends; far out, where the slopes are 1 or 0, too."""
+    with launch.using(kernel, CUBLAS) if kernel else contextlib.nullcontext():
+        assert_readout_parity(readout_inputs(3, 17, 48, dtype, device), "gelu_tanh")
+        tokens, weight, _ = readout_inputs(1, 6, 32, dtype, device, bias=False)
+        assert_readout_parity([tokens * 20, weight.copy_(torch.eye(32, 64)), None], "gelu_tanh")
 
 
 CONV = [  # (B, C, H, W), O, s, bias: each stride; fewer and more channels out than in; odd maps, one pixel; tiles that two images share
@@ -295,7 +305,7 @@ def test_readout_offsets_beyond_int32(images, patches, far):
     _, weight, bias = readout_inputs(1, 1, features, torch.float16, tokens.device)
     columns = slice(-32, None)  # the narrowest block of any configuration
     for given in (None, grad):
-        out = reassemble._readout(tokens, weight, bias, "ieee", given)[-1, -rows:, columns]
+        out = reassemble._readout(tokens, weight, bias, "ieee", "gelu", given)[-1, -rows:, columns]
 
         def expected(dtype, given=given):
             few = torch.cat([tokens[-1:, :1], tokens[-1:, -rows:]], 1).to(dtype)
@@ -330,8 +340,9 @@ def test_opcheck(device):
         registered = torch.ops.dpt.readout_project if op is readout_project else torch.ops.dpt.transposed_conv
         if op is readout_project:
             grad = torch.randn(2, 5, 32, device=device)
-            torch.library.opcheck(torch.ops.dpt.readout_project_backward.default, (grad, *inputs))
-        torch.library.opcheck(registered.default, tuple(t if t is None else t.requires_grad_() for t in inputs))
+            torch.library.opcheck(torch.ops.dpt.readout_project_backward.default, (grad, *inputs, "gelu_tanh"))
+        leaves = tuple(t if t is None else t.requires_grad_() for t in inputs)
+        torch.library.opcheck(registered.default, (*leaves, "gelu") if op is readout_project else leaves)
 
 
 def test_compile_fullgraph(device):
@@ -366,6 +377,7 @@ TOKENS, WEIGHT = torch.zeros(2, 5, 8), torch.zeros(8, 16)
         ((TOKENS, WEIGHT, torch.zeros(16)), ValueError, r"bias has shape \(16,\): it must be \(8,\)"),
         ((TOKENS, WEIGHT, torch.zeros(8).half()), TypeError, "bias is torch.float16"),
         ((TOKENS, WEIGHT.to("meta")), ValueError, "weight is on meta and the input on cpu"),
+        ((TOKENS, WEIGHT, None, "relu"), ValueError, "activation='relu': it must be 'gelu' or 'gelu_tanh'"),
     ],
 )
 def test_readout_errors(arguments, error, says):

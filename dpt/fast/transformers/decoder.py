@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...kernels.conv_norm_relu import conv_norm_relu, conv_norm_relu_conv1x1
 from ...kernels.cpu import convolution
 from ...kernels.depth_head import depth_head
+from ...kernels.reassemble import ACTIVATIONS as READOUTS
 from ...kernels.reassemble import transposed_conv
 from ...kernels.residual_conv import residual_conv_unit
 from ...kernels.upsample import conv1x1, upsample_bilinear
@@ -131,7 +132,7 @@ class PairedReassembleStage(ReassembleStage):
 
 
 def _level(stage: Any, index: int) -> tuple[Any, Any, Any] | None:
-    """The readout's weight and bias or None, the projection and the resampling of a level; None where upstream has to compute it."""
+    """The readout's weight, bias and activation or None, the projection and the resampling of a level; None where upstream computes it."""
     layer = stage.layers[index]
     if not issubclass(type(layer), ReassembleLayer) or not reading.is_unchanged(layer):
         return None
@@ -146,10 +147,10 @@ def _level(stage: Any, index: int) -> tuple[Any, Any, Any] | None:
             not _are(linear)
             or not reading.is_unchanged(project)
             or not reading.is_unchanged(activation)
-            or activation_of(activation) != "gelu"
+            or activation_of(activation) not in READOUTS
         ):
             return None
-        readout = _weights(linear)
+        readout = (*_weights(linear), activation_of(activation))
     return readout, projection, resize
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from ...kernels.depth_head import HIDDEN_CHANNELS
+from ...kernels.reassemble import ACTIVATIONS as READOUTS
 from ..rules import BATCH_NORM, FAST, LINEAR, PLAIN, Check, Replacement, convolution, has, is_a, layer_norm, resampling
 from . import decoder, encoder
 
@@ -82,9 +83,9 @@ def level_problem(stage: Any, index: int) -> str | None:
         return None
     project = stage.readout_projects[index]
     layers = list(project.layers if hasattr(project, "layers") else project)
-    if len(layers) == 2 and encoder.activation(layers[1]) == "gelu":
+    if len(layers) == 2 and encoder.activation(layers[1]) in READOUTS:
         return LINEAR(layers[0])
-    return f"readout_projects.{index} has another activation than the exact GELU, which is the one the kernel has"
+    return f"readout_projects.{index} has another activation than GELU, exact or by tanh, which the kernel has"
 
 
 LAYER = _layer()

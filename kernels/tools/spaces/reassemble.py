@@ -15,7 +15,7 @@ from ..workload import BACKWARD, Inputs, Workload, by_autograd, combinations, ti
 
 # What is compiled: the readout's passes at 768 features, by kind of product; and (kind, C, s) of transposed convolutions. Left out, for
 # CI's time: ViT-S and -L, whose features are as aligned and only change how often a loop turns; the same for the convolutions' widths, of
-# which 48 leaves part of a block; and float16's plain passes, bfloat16's code with another MMA.
+# which 48 leaves part of a block; float16's plain passes, bfloat16's code with another MMA; and the GELU by tanh, which the MLP's have.
 COMPILED_READOUTS = {"bfloat16": (False, True), "float16": (True,), "float32": (False, True), "tf32": (False, True)}
 COMPILED_CONVS = (("bfloat16", 48, 4), ("bfloat16", 96, 2), ("bfloat16", 256, 4), ("float16", 96, 4), ("float32", 48, 4), ("tf32", 256, 4))
 
@@ -46,7 +46,7 @@ def _readout_cases(family: str, compiled: Mapping[str, Sequence[bool]], backend:
         )
         for backward in passes:
             variant = f"{backend}readout D=768{' backward' if backward else ''} {kind}"
-            arguments = (tokens, weight, bias, precision, grad if backward else None)
+            arguments = (tokens, weight, bias, precision, "gelu", grad if backward else None)
             yield from simple(launch.record(family, variant, _readout, *arguments, **shows), _readout_epilogue)
 
 
@@ -61,7 +61,8 @@ def _conv_cases(family: str) -> Iterator[launch.CompileCase]:
 
 def _readout_arguments(inputs: Inputs, batch: int, tokens: int, features: int) -> dict[str, Any]:
     weight, bias = inputs.normal(features, 2 * features, std=(2 * features) ** -0.5), inputs.normal(features)
-    return {"tokens": inputs.normal(batch, tokens, features), "weight": weight, "bias": bias, "precision": inputs.precision}
+    options = {"precision": inputs.precision, "activation": "gelu"}
+    return {"tokens": inputs.normal(batch, tokens, features), "weight": weight, "bias": bias, **options}
 
 
 def _readout_gradient_arguments(inputs: Inputs, batch: int, tokens: int, features: int) -> dict[str, Any]:
@@ -73,9 +74,9 @@ def _transposed_conv_arguments(inputs: Inputs, batch: int, channels: int, side: 
     return {"x": inputs.map(batch, channels, side, side), "weight": weight, "bias": bias, "precision": inputs.precision}
 
 
-def _readout_ref(tokens, weight, bias, precision, grad=None) -> torch.Tensor:
+def _readout_ref(tokens, weight, bias, precision, activation, grad=None) -> torch.Tensor:
     if grad is None:
-        return readout_project_ref(tokens, weight, bias)
+        return readout_project_ref(tokens, weight, bias, activation)
     patches, features = tokens[:, 1:], tokens.shape[-1]
     pre = F.linear(patches, weight[:, :features], bias) + F.linear(tokens[:, :1], weight[:, features:])
     return F.pad(by_autograd(F.gelu, [pre], grad)[0], (0, 0, 1, 0))
