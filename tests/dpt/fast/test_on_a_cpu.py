@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 
@@ -326,3 +328,18 @@ def test_a_machine_that_was_not_measured(monkeypatch):
     assert choices.winograd(1, 256, 128, 128, 256) and "for AVX2, since NEON was not" in choices.told()
     report = str(dpt.fast_report(dpt.accelerate(dpt.build(small.config()).eval())))
     assert "NEON" in report
+
+
+def test_constants_are_on_the_cpu():
+    """Blind spot: a module that is imported where somebody has set another device, and then keeps its tensors there."""
+    program = """
+import sys, torch
+with torch.device("meta"):
+    import dpt, dpt.fast.acceleration
+modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "dpt"]
+tensors = [value for module in modules for value in vars(module).values() if isinstance(value, torch.Tensor)]
+print(len(tensors), {str(tensor.device) for tensor in tensors})
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300).stdout
+    count, devices = said.split()
+    assert int(count) >= 6 and devices == "{'cpu'}"
