@@ -59,9 +59,7 @@ AT, G, BT = (
     torch.tensor([[float(entry) for entry in row] for row in matrix], dtype=torch.float64, device="cpu") for matrix in transforms()
 )
 INPUT, WEIGHT, OUTPUT = BT.float(), torch.kron(G, G).float(), torch.kron(AT, AT).float()  # (6, 6), (36, 9), (16, 36)
-WITH_BIAS = torch.cat(
-    (OUTPUT, OUTPUT.new_ones(TILE * TILE, 1)), 1
-)  # (16, 37): behind the places one more, the bias, of which each pixel has 1
+WITH_BIAS = torch.cat((OUTPUT, OUTPUT.new_ones(TILE * TILE, 1)), 1)  # (16, 37): behind the places the bias, 1 for each pixel
 
 
 def conv3x3(
