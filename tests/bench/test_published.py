@@ -8,8 +8,8 @@ from theirs import CASES
 import dpt
 from bench import published
 
-# Random bins whose attractors weigh by exp(-1000 d^2) amplify what Winograd's convolutions round more than direct ones (1.4 to 1.9 times).
-FARTHER = {"zoedepth-nyu-kitti": 3.0}
+# Its random binomials have a large temperature, which makes much of the 1.1 to 1.5 times that Winograd's convolutions round more.
+FARTHER = {"zoedepth-nyu-kitti": 2.5}
 RECORD = json.loads(published.RECORD.read_text(encoding="utf-8"))
 
 

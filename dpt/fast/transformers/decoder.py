@@ -105,8 +105,7 @@ class ReassembleStage:
             if level is not None:
                 tokens = self.tokens(tokens)
                 readout, projection, resize = level
-                count = tokens.shape[1] - 1 - skipped
-                grid = (patch_height, patch_width) if patch_height is not None else (math.isqrt(count),) * 2
+                grid = (patch_height, patch_width) if patch_height is not None else (math.isqrt(tokens.shape[1] - 1),) * 2
                 if skipped and readout is not None:
                     tokens = torch.cat((tokens[:, :1], tokens[:, 1 + skipped :]), dim=1)
                 elif readout is None:

@@ -39,9 +39,9 @@ def _layer() -> Form:
     reads: dict[str, Check] = {
         name: anything for name in ("attention", "attention.attention", "attention.output", "intermediate", "output", "mlp")
     }
-    checks = {"norm1": layer_norm, "norm2": layer_norm, "attention": anything, "activation": anything}
-    for role, names in encoder.ROLES.items():
-        reads |= dict.fromkeys(names, checks.get(role, LINEAR))
+    checks = {"norm1": layer_norm, "norm2": layer_norm, "attention": anything, **dict.fromkeys(encoder.LINEAR, LINEAR)}
+    for role, check in checks.items():
+        reads |= dict.fromkeys(encoder.ROLES[role], check)
     passed = ("drop_path", "dropout", "attention.output.dropout", "output.dropout", "attention.dropout", "attention.attention.dropout")
     scales = ("layer_scale1", "layer_scale2")
     reads |= dict.fromkeys((*passed, *scales, "intermediate.intermediate_act_fn.act"), anything)

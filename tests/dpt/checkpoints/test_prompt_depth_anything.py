@@ -203,23 +203,6 @@ def test_the_fast_model_is_the_plain_one():
             assert (quick(x, prompt) - plain(x, prompt)).abs().max() <= 2e-5 * plain(x, prompt).abs().max()
 
 
-def test_one_program_for_all_sizes():
-    """Blind spot: a graph that settles the picture's or the prompt's size."""
-    torch.compiler.reset()
-    model = small(NAMES[0])
-    batch, rows, columns, height, width = (
-        torch.export.Dim(name, min=least, max=64) for name, least in zip("brchw", (1, 3, 3, 2, 2), strict=True)
-    )
-    shapes = ({0: batch, 2: 14 * rows, 3: 14 * columns}, {0: batch, 1: height, 2: width})
-    with torch.no_grad():
-        program = torch.export.export(model, (torch.randn(2, 3, 70, 98), sensor(12, 16, 2)), dynamic_shapes=shapes).module()
-        compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
-        for count, size, prompt in ((1, (42, 56), (5, 7)), (3, (70, 98), (30, 20)), (2, (112, 42), (12, 16))):
-            given = torch.randn(count, 3, *size), sensor(*prompt, count)
-            for found in (program(*given), compiled(*given)):
-                torch.testing.assert_close(found, model(*given), rtol=1e-4, atol=1e-4)
-
-
 REFUSED = [
     ("config.json", "model_type", "depth_anything_3", "'prompt_depth_anything'"),
     ("config.json", "depth_estimation_type", "absolute", "one of relative, metric"),

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 import transformers
-from theirs import CASES, CLOSE, deepened, pair, same, those
+from theirs import CASES, deepened, near, pair, same, those
 from torch import nn
 
 import dpt
@@ -94,7 +94,7 @@ def test_who_asks_gets_all(name, how, deeper):
     if how == "argument":
         assert len(theirs.hidden_states) == 9
     for one, other in zip(ours.get("hidden_states") or (), theirs.get("hidden_states") or (), strict=True):
-        torch.testing.assert_close(one, other, **CLOSE)
+        near(one, other)
 
 
 @choosing
@@ -130,7 +130,7 @@ def test_a_call_of_the_backbone_itself(deeper):
         with torch.inference_mode():
             ours, theirs = (model.backbone(**inputs, output_hidden_states=True) for model in (quick, untouched))
         for one, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
-            torch.testing.assert_close(one, other, **CLOSE)
+            near(one, other)
         states(quick, "depth-anything")
 
 
