@@ -150,6 +150,7 @@ def test_rows_lie_apart_where_they_would_share_a_set_of_the_cache():
 @pytest.fixture
 def arena():
     """As in a process that has used none of its memory yet."""
+    gc.collect()  # models of other tests, whose end gives the memory back, have theirs now and not in the midst of this one
     memory.release()
     yield torch.empty(0, dtype=torch.uint8)
     memory.release()
