@@ -199,23 +199,20 @@ def agrees(program, model: DPT, sides: tuple[int, int], batch: int) -> bool:
         ("bilinear", True, (6, 4), True, torch.bfloat16),
         ("by count", False, STORED, False, torch.float32),
         ("by count", True, (6, 4), False, torch.float32),
-        ("hybrid", True, STORED, False, torch.float32),
         ("resnetv2", True, STORED, False, torch.float32),
         ("offset", False, STORED, False, torch.float32),
         ("own size", True, (6, 4), False, torch.float32),
-        ("sky", True, (6, 4), False, torch.float32),
         ("rotated", False, STORED, False, torch.float32),
         ("rotated", True, (5, 3), False, torch.float16),
-        ("three tasks", True, (5, 3), False, torch.float32),
         ("beit", False, STORED, False, torch.float32),
-        ("beit", True, (5, 3), False, torch.float32),
         ("bins", True, STORED, False, torch.float32),
         ("router", True, (6, 4), False, torch.float32),
         ("prompt", False, STORED, False, torch.float32),
     ],
 )
 def test_one_exported_program_for_all_sizes(kind, fast, example, strict, dtype):
-    """Blind spot: a choice by the example's size that becomes a rule of the program: the stored positional embedding, or a skip that is
+    """Tracing takes its time: a kind's fast form is traced without kernels either here or by torch.compile below, with them once more.
+    Blind spot: a choice by the example's size that becomes a rule of the program: the stored positional embedding, or a skip that is
     resized where patches come in odd numbers. From three patches a side: PyTorch settles maps of one pixel."""
     model = MODELS[kind]().to(dtype)
     if fast:
@@ -290,14 +287,10 @@ def test_by_count_in_a_program():
     ("kind", "fast"),
     [
         ("hybrid", True),
-        ("resnetv2", True),
         ("own size", False),
-        ("own size", True),
         ("sky", True),
-        ("rotated", True),
         ("three tasks", True),
         ("beit", True),
-        ("router", True),
         ("prompt", True),
     ],
 )
