@@ -10,8 +10,8 @@ copied anyhow: a ReLU in front of it or behind it, a map that is added to it, a 
 
 FLOPs for each pixel of the result: 4.5 C O for the products, and 45 C + 72 O for the transforms; the convolution has 18 C O.
 
-Rounding depends on where the polynomials are evaluated. Of all choices of 0, infinity and four points from 1/4 to 4 by either sign, those
-below round least: on noise, with and without a mean, 0.69 of what 0, 1, -1, 1/2, -2 and infinity round, half of what 0, 1, -1, 2, -2 and
+Rounding depends on where the polynomials are evaluated. Of 0, infinity and four points out of thirty, fifteen sizes from 1/4 to 4 with
+either sign, those below amplify least what the products round: on noise, with and without a mean, 0.69 of what 0, 1, -1, 1/2, -2 and
 infinity do, and less than NNPACK, whose tiles are 6x6 (tests/dpt/fast/test_on_a_cpu.py has the bounds).
 """
 
