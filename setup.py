@@ -53,6 +53,7 @@ setup(
         "ray": ["ray[data]"],
         "hf": ["transformers>=5.0"],
         "heic": ["pillow-heif"],
+        "points": ["trimesh"],
         "test": [
             "mypy",
             "tomli; python_version < '3.11'",
@@ -67,6 +68,8 @@ setup(
             "ray[data]",
             "pybullet",
             "pillow-heif",
+            "trimesh",
+            "pygltflib",
             "ruff",
         ],
         "bench": ["pytest", "pytest-benchmark", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino"],

@@ -201,6 +201,61 @@ def predict(parser: Parser) -> None:
     parser.add_argument("--max-pixels", type=_COUNT, metavar="N", help=what)
 
 
+_INTRINSICS = "four numbers, fx,fy,cx,cy, in pixels of the picture"
+
+
+def _intrinsics(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != 4 or not (all(map(math.isfinite, found)) and found[0] > 0 and found[1] > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be {_INTRINSICS}, the first two above 0")
+    return found
+
+
+def points(parser: Parser) -> None:
+    """A picture as coloured points, or as a mesh: each pixel put back to where a pinhole camera saw it.
+
+    OUT is a .ply, points as seen by the camera (x right, y down, z away), binary; or a .glb, a mesh as glTF has it (y up, z towards the
+    viewer), which needs trimesh: pip install '.[points]'. Of a model of metres the unit is a metre, and with --calibrate; of others the
+    median distance is 1, and how deep the scene is, is a guess. Between a near object and what is behind it a map has pixels of depths
+    that nothing has: where depth spans more than --threshold of itself within 3x3 pixels there is no point, and a hole in the mesh. The
+    camera is that of --intrinsics or --fov, else what the picture's EXIF data say, else one of 55 degrees.
+    """
+    one = "the camera is told once: by --fov or --intrinsics"
+    kinds = "OUT must end in .ply or .glb"
+    parser.rules = [
+        (lambda args: args.fov is not None and args.intrinsics is not None, one),
+        (lambda args: args.out.suffix.lower() not in (".ply", ".glb"), kinds),
+    ]
+    parser.add_argument("picture", type=Path, metavar="PICTURE", help="the picture's file")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the file to write, .ply or .glb; it is replaced")
+    what = "angle, in degrees, under which the picture's width is seen (default: by the picture's EXIF data, or 55)"
+    parser.add_argument("--fov", type=_number(float, "above 0 and below 180", lambda value: 0 < value < 180), metavar="DEGREES", help=what)
+    what = f"the camera: {_INTRINSICS} (default: square pixels, its axis through the middle)"
+    parser.add_argument("--intrinsics", type=_intrinsics, metavar="FX,FY,CX,CY", help=what)
+    what = "share of itself that depth may span within 3x3 pixels (default: %(default)s)"
+    parser.add_argument("--threshold", type=_POSITIVE, default=0.05, metavar="SHARE", help=what)
+    what = "also write the normals of the points as colours, x red, y green, z blue, -1..1 spread over 0..255: a .png (default: not)"
+    parser.add_argument("--normals", type=Path, metavar="PNG", help=what)
+    _calibrate(parser)
+    parser.add_argument("--model", type=_NAME, metavar="NAME", help=f"a model that dpt info lists (default: {CARRIED[0]})")
+    _weights(parser)
+    _licence(parser)
+    _device(parser)
+    _fast(parser)
+    _focal(parser)
+
+
+def _calibrate(parser: Parser) -> None:
+    what = (
+        "known distances, which bring depth that is known up to scale and shift to metres: a .csv of rows x,y,metres, two or more, or a "
+        "sparse depth map of the picture's size, 0 where nothing is known, a .npy in metres or a 16-bit PNG in millimetres (default: none)"
+    )
+    parser.add_argument("--calibrate", type=Path, metavar="FILE", help=what)
+
+
 def demo(parser: Parser) -> None:
     """Depth and labels of the pictures that come with the package: scenes of the test seeds, which no training has seen."""
     what = "folder for the results; made if missing (default: %(default)s)"

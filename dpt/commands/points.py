@@ -1,0 +1,81 @@
+"""`dpt points`: a picture as coloured points or as a mesh. What it takes and writes is told by its help, in `arguments`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from ..inference import calibration
+from ..inference.points import FOV, Intrinsics, as_distance, back_projected, faces, flying, normals, write_ply
+from ..inference.prediction import Result, predict_iter
+from ..system.disk import write_whole
+from ..system.endings import CommandError, printable
+from ..zoo import config_of
+from . import running
+from .arguments import CARRIED
+
+FOR_VIEWERS = np.array([1, -1, -1], np.float32)  # of a camera's axes glTF's: y up, z towards the viewer
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `dpt points`; returns the exit code. CommandError where nothing can be done."""
+    device = running.device_of(args.device)
+    name = args.model or (None if args.weights else CARRIED[0])
+    if name is not None and config_of(name).head.task != "depth":
+        raise CommandError(f"{name} has no depth: its task is {config_of(name).head.task}")
+    write = _mesh if args.out.suffix.lower() == ".glb" else _points
+    model = running.model_of(args, name, device)
+    head = model.config.head
+    if head.task != "depth":
+        raise CommandError(f"{model.config.name} has no depth: its task is {head.task}")
+    (result,) = predict_iter(model, [args.picture], focal=args.focal)
+    if result.error is not None or result.prediction is None or result.image is None or result.prediction.depth is None:
+        raise CommandError(str(result.error)) from result.error
+    depth = result.prediction.depth
+    if args.calibrate is None:
+        depth, unit = as_distance(depth, head), "metres" if head.metric else "median distance 1"
+    else:
+        found = calibration.calibrate(depth, head, *calibration.read_known(args.calibrate, depth.shape))
+        used = f"{found.used} of {found.given} known distances"
+        print(f"dpt points: {used} used; off by {found.residual:.3g} m in the median", file=sys.stderr)
+        depth, unit = found.metres(depth), "metres"
+    camera, told = _camera(args, result)
+    grid, kept = back_projected(depth, camera), ~flying(depth, args.threshold)
+    if not kept.any():
+        raise CommandError(f"--threshold {args.threshold:g} leaves no point of {printable(args.picture)}")
+    write_whole(args.out, functools.partial(write, grid, result.image, kept))
+    if args.normals is not None:
+        colours = ((normals(grid) + 1) * 127.5).round().astype(np.uint8)
+        write_whole(args.normals, functools.partial(Image.fromarray(colours).save, format="PNG"))
+    print(f"{printable(args.out)}: {kept.sum()} of {kept.size} pixels, {unit}; {told}")
+    return 0
+
+
+def _camera(args: argparse.Namespace, result: Result) -> tuple[Intrinsics, str]:
+    """The camera, and where it is known from."""
+    height, width = result.image.shape[:2]  # type: ignore[union-attr]
+    if args.intrinsics is not None:
+        return Intrinsics(*args.intrinsics), "the camera of --intrinsics"
+    if args.fov is not None:
+        return Intrinsics.of_fov((height, width), args.fov), f"{args.fov:g} degrees wide"
+    if result.focal is not None:
+        return Intrinsics(result.focal, result.focal, (width - 1) / 2, (height - 1) / 2), f"focal length {result.focal:.4g} pixels"
+    return Intrinsics.of_fov((height, width)), f"{FOV:g} degrees wide, a guess: --fov or --intrinsics tell"
+
+
+def _points(grid: np.ndarray, image: np.ndarray, kept: np.ndarray, file: BinaryIO) -> None:
+    write_ply(file, grid[kept], image[kept])
+
+
+def _mesh(grid: np.ndarray, image: np.ndarray, kept: np.ndarray, file: BinaryIO) -> None:
+    try:
+        import trimesh
+    except ImportError as error:
+        raise CommandError(f"a .glb needs trimesh: pip install '.[points]' ({error})") from error
+    how: dict[str, Any] = {"vertices": grid[kept] * FOR_VIEWERS, "faces": faces(kept), "vertex_colors": image[kept], "process": False}
+    file.write(trimesh.Trimesh(**how).export(file_type="glb"))
