@@ -1,16 +1,18 @@
-"""Clips in: a video's frames one after the other, upright, whatever became of some of them. By PyAV: pip install '.[video]'."""
+"""Clips in and out: a video's frames one after the other, upright, whatever became of some of them; and what was made of them as a video,
+by parts, with the sound that it had. By PyAV: pip install '.[video]'."""
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from ..system.disk import open_regular
 from .images import ImageError, reason
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
+PART = "nut"  # the form of a part's file, which keeps times as they are
+IN_MP4 = ("aac", "mp3", "ac3", "eac3", "alac", "flac", "opus")  # sound that an .mp4 may hold; with other sound the clip becomes an .mkv
+QUALITY = {"crf": "18", "preset": "veryfast", "bf": "0"}  # frames in the order they are shown, so that parts do not overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +49,7 @@ class Clip:
 
     Attributes:
         count: frames, where the file says so, else None. rate: frames a second, of the whole. time_base: seconds of a unit of `Frame.pts`.
-        sound: whether it has any.
+        sound: the name of its codec, None without any.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -56,7 +61,7 @@ class Clip:
             self.count: int | None = stream.frames or None
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
             self.time_base = Fraction(stream.time_base)
-            self.sound = bool(container.streams.audio)
+            self.sound: str | None = container.streams.audio[0].codec_context.name if container.streams.audio else None
 
     def _opened(self) -> Any:
         av = _av()
@@ -118,3 +123,72 @@ def _upright(frame: Any) -> np.ndarray:
     image: np.ndarray = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def write_part(file: BinaryIO, frames: Iterable[tuple[int, np.ndarray]], clip: Clip) -> int:
+    """A part of a clip as H.264: frames, each (pts, uint8 (H, W, 3)), at their times; how many there were, of which it holds a few.
+
+    An odd row or column is doubled, for H.264 has even sides.
+    """
+    count = 0
+    with _av().open(file, "w", format=PART) as container:
+        stream = container.add_stream("libx264", rate=clip.rate, options=QUALITY)
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", clip.time_base
+        for pts, image in frames:
+            rows, columns = (side % 2 for side in image.shape[:2])
+            image = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else image
+            if count == 0:
+                stream.height, stream.width = image.shape[:2]
+            frame = _av().VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts, frame.time_base = pts, clip.time_base
+            container.mux(stream.encode(frame))
+            count += 1
+        if count:
+            container.mux(stream.encode())
+    return count
+
+
+def suffix_of(clip: Clip) -> str:
+    """Of the file that a clip's maps become, by the sound that it has."""
+    return ".mp4" if clip.sound is None or clip.sound in IN_MP4 else ".mkv"
+
+
+def join(file: BinaryIO, parts: Sequence[Path], clip: Clip, comment: str = "") -> None:
+    """Parts one behind the other, with the clip's sound as it is, as one file of the form `suffix_of` names."""
+    av = _av()
+    form = {".mp4": "mp4", ".mkv": "matroska"}[suffix_of(clip)]
+    with contextlib.ExitStack() as opened:
+        container = opened.enter_context(av.open(file, "w", format=form))
+        container.metadata["comment"] = comment
+        sound = opened.enter_context(clip._opened()) if clip.sound else None
+        video = heard = None
+        packets: Iterator[Any] = iter(()) if sound is None else _sound(sound)
+        waiting = None
+        for part in parts:
+            with av.open(os.fspath(part)) as source:
+                if video is None:
+                    video = container.add_stream_from_template(source.streams.video[0])
+                    heard = None if sound is None else container.add_stream_from_template(sound.streams.audio[0])
+                for packet in source.demux(video=0):
+                    if packet.dts is None:
+                        continue
+                    now = packet.dts * packet.time_base
+                    while heard is not None and (waiting := waiting or next(packets, None)) is not None:
+                        if waiting.dts * waiting.time_base > now:
+                            break
+                        waiting.stream = heard
+                        container.mux(waiting)
+                        waiting = None
+                    packet.stream = video
+                    container.mux(packet)
+        for packet in packets if waiting is None else itertools.chain([waiting], packets):
+            packet.stream = heard
+            container.mux(packet)
+
+
+def _sound(container: Any) -> Iterator[Any]:
+    """The packets of a clip's sound, as long as they can be found."""
+    try:
+        yield from (packet for packet in container.demux(audio=0) if packet.dts is not None)
+    except _av().error.FFmpegError:
+        return

@@ -1,12 +1,13 @@
 """A video's frames: `dpt.inference.video`."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dpt.inference.images import ImageError
-from dpt.inference.video import Clip
+from dpt.inference.video import Clip, join, suffix_of, write_part
 
 av = pytest.importorskip("av")
 
@@ -50,13 +51,13 @@ def damage(path: Path, *numbers: int) -> None:
 def test_frames_in_order(tmp_path):
     """Blind spot: frames in the order they are decoded, for the order they are shown."""
     clip = Clip(make(tmp_path / "clip.mp4"))
-    assert (clip.count, clip.rate, clip.sound) == (30, 25, True)
+    assert (clip.count, clip.rate, clip.sound) == (30, 25, "aac")
     frames = list(clip)
     assert [frame.number for frame in frames] == list(range(30)) and all(frame.image.shape == (48, 64, 3) for frame in frames)
     assert all(abs(grey(frame.image) - 8 * frame.number % 256) < 6 for frame in frames)
     assert [float(frame.pts * clip.time_base) for frame in frames] == pytest.approx([n / 25 for n in range(30)])
     assert len(list(clip)) == 30  # a second time
-    assert not Clip(make(tmp_path / "mute.mkv", 3, sound=False)).sound
+    assert Clip(make(tmp_path / "mute.mkv", 3, sound=False)).sound is None
 
 
 def test_times_that_are_not_even(tmp_path):
@@ -99,3 +100,29 @@ def test_what_is_no_clip_is_named(tmp_path):
         Clip(tmp_path / "tone.mp4")
     with pytest.raises(OSError, match="nothing.mp4"):
         Clip(tmp_path / "nothing.mp4")
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_parts_become_a_clip_with_its_sound(tmp_path, sound):
+    """Blind spot: times that begin anew in each part; sound that ends with the pictures of one part, is coded again or out of step; a side
+    that is odd."""
+    clip = Clip(make(tmp_path / "clip.mp4", 50, sound, gaps=(20,)))
+    parts = [tmp_path / f"{number}.nut" for number in range(3)]
+    frames = iter(clip)
+    for part, count in zip(parts, (20, 20, 20), strict=True):
+        with part.open("wb") as file:
+            chosen = ((frame.pts, frame.image[:47, :63]) for frame in itertools.islice(frames, count))
+            written = write_part(file, chosen, clip)
+    assert written == 10 and suffix_of(clip) == ".mp4"
+    with (tmp_path / "whole.mp4").open("wb") as file:
+        join(file, parts, clip, comment="made of parts")
+    whole = Clip(tmp_path / "whole.mp4")
+    made, given = list(whole), list(clip)
+    assert [f.pts * whole.time_base for f in made] == [f.pts * clip.time_base for f in given] and made[0].image.shape == (48, 64, 3)
+    assert all(abs(grey(one.image) - grey(other.image)) < 6 for one, other in zip(made, given, strict=True))
+    assert whole.sound == clip.sound
+    with av.open(str(tmp_path / "whole.mp4")) as opened:
+        assert opened.metadata["comment"] == "made of parts"
+    if sound:
+        heard = [[bytes(p) for p in av.open(str(tmp_path / name)).demux(audio=0) if p.size] for name in ("clip.mp4", "whole.mp4")]
+        assert heard[0] == heard[1] and len(heard[0]) > 20
