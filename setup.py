@@ -54,6 +54,7 @@ setup(
         "hf": ["transformers>=5.0"],
         "heic": ["pillow-heif"],
         "points": ["trimesh"],
+        "video": ["av"],
         "test": [
             "mypy",
             "tomli; python_version < '3.11'",
@@ -70,6 +71,7 @@ setup(
             "pillow-heif",
             "trimesh",
             "pygltflib",
+            "av",
             "ruff",
         ],
         "bench": ["pytest", "pytest-benchmark", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino"],

@@ -156,6 +156,16 @@ def _max_depth(parser: Parser) -> None:
     parser.add_argument("--max-depth", type=_POSITIVE, metavar="METRES", help=what)
 
 
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be two numbers, LOW,HIGH, the first below the second")
+    return low, high
+
+
 def predict(parser: Parser) -> None:
     """Depth, label and normal maps of pictures, at each picture's own size.
 
@@ -167,6 +177,9 @@ def predict(parser: Parser) -> None:
       a_MODEL_color.jpg    the picture with the coloured depth or normals beside it
       a_MODEL_overlay.jpg  the picture tinted by class, with a legend of the classes present
     Of a model of several tasks each has its name behind MODEL: a_MODEL_depth.png, a_MODEL_normals.png and so on.
+    For a clip a.mp4 it gets a_MODEL.mp4, the clip beside its coloured maps, with its sound (.mkv where an .mp4 cannot hold that); relative
+    depth is brought to that of the frames before by scale and shift, and the range of colours is one for the whole clip. It needs PyAV:
+    pip install '.[video]'. A clip that was stopped goes on behind its last hundred frames when the same command is given again.
     Pictures of the same name get longer names instead of overwriting each other. A picture whose files are there, made from
     the same content by the same model with the same options, is skipped; with other options it is done again; files that were
     made from another picture, or by something else, are only replaced with --overwrite. Names too long for a file are cut, and
@@ -177,7 +190,7 @@ def predict(parser: Parser) -> None:
     """
     many = "--weights is of one model: give --model at most once with it"
     parser.rules = [(lambda args: args.weights is not None and len(args.model or ()) > 1, many)]
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, folder, or pattern such as 'photos/*.jpg'")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, clip, folder of pictures, or pattern such as 'photos/*.jpg'")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
     what = f"a model that dpt info lists; can be repeated (default: {' and '.join(CARRIED)})"
     parser.add_argument("--model", action="append", type=_NAME, metavar="NAME", help=what)
@@ -194,6 +207,12 @@ def predict(parser: Parser) -> None:
     )
     parser.add_argument("--prompt", type=Path, metavar="FILE", help=what)
     parser.add_argument("--pfm", action="store_true", help="write depth as .pfm too")
+    what = "of a clip: the frame beside its map, or the map alone (default: %(default)s)"
+    parser.add_argument("--view", choices=("beside", "map"), default="beside", help=what)
+    what = "of a clip: also its maps, one PNG a frame, as of pictures but of one range, or all in one .npz (default: neither)"
+    parser.add_argument("--frames", choices=("png", "npz"), help=what)
+    what = "of a clip: the depth, as the model gives it, that the colours begin and end with (default: by the clip's first second)"
+    parser.add_argument("--range", type=_range, metavar="LOW,HIGH", help=what)
     parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
     _batch_size(parser)
     parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")

@@ -78,4 +78,5 @@ def _mesh(grid: np.ndarray, image: np.ndarray, kept: np.ndarray, file: BinaryIO)
     except ImportError as error:
         raise CommandError(f"a .glb needs trimesh: pip install '.[points]' ({error})") from error
     how: dict[str, Any] = {"vertices": grid[kept] * FOR_VIEWERS, "faces": faces(kept), "vertex_colors": image[kept], "process": False}
-    file.write(trimesh.Trimesh(**how).export(file_type="glb"))
+    content: Any = trimesh.Trimesh(**how).export(file_type="glb")
+    file.write(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import zlib
@@ -26,7 +27,7 @@ from ..system.disk import open_regular, prepare, remove_leftovers
 from ..system.endings import FAILED, CommandError, explained, of_the_machine, out_of_memory, printable
 from ..system.processes import Place
 from ..zoo import config_of
-from . import picture_paths, running
+from . import clips, picture_paths, running
 from .arguments import CARRIED
 from .pipeline import Stopwatch, in_threads, keep_freed_memory
 
@@ -70,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, device: torch.device, own: Place) -> int:
     tally = _Tally()
-    pictures, missing, notes = of_first(lambda: picture_paths.find(args.inputs, args.recursive))
+    moving = [argument for argument in args.inputs if clips.is_clip(argument)]
+    pictures, missing, notes = of_first(lambda: picture_paths.find([one for one in args.inputs if one not in moving], args.recursive))
+    pictures += [picture_paths.Found(Path(argument), Path(Path(argument).name)) for argument in dict.fromkeys(moving)]
     if own.first:
         for note in notes:
             print(f"dpt predict: {printable(note)}", file=sys.stderr)
@@ -117,6 +120,9 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
         if path in tally.unreadable:
             continue
         stem = stem.with_name(outputs.result_name(stem.name, config.name, outputs.separate_tasks(config)))
+        if clips.is_clip(str(path)):
+            _predict_clip(model, path, stem, args, made_with, tally)
+            continue
         sets = [outputs.result_paths(outputs.stem_of(stem, head, config), head, args.pfm) for head in config.heads]
         obstacles = [None] if args.overwrite else [_obstacle(path, paths, made_with) for paths in sets]
         # what a file of somebody's is in the way of is told first; done is what is so for all tasks
@@ -152,6 +158,38 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
             else:
                 _fail(result, error, tally)
     tally.rates[config.name] = tally.done - done, time.perf_counter() - start, watch.seconds
+
+
+def _predict_clip(model: DPT, path: Path, stem: Path, args: argparse.Namespace, made_with: dict[str, Any], tally: _Tally) -> None:
+    """A clip's maps, or why there are none."""
+    chosen = {"view": args.view, "frames": args.frames, "range": args.range}
+    record = {"source": _identity(path), **made_with, **json.loads(json.dumps(chosen))}
+    if not args.overwrite:
+        obstacle = clips.obstacle(path, stem, record)
+        if obstacle is not None:
+            tally.skipped += obstacle == DONE
+            if obstacle != DONE:
+                tally.fail(path, obstacle)
+            return
+
+    def tell(problem: str) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(f"dpt predict: {printable(f'{path}: {problem}')}", file=sys.stderr)
+
+    start = time.perf_counter()
+    try:
+        target, frames, watch = clips.predict(model, path, stem, args, record, tell)
+    except (ImageError, OSError) as error:
+        if of_the_machine(error, reading=isinstance(error, ImageError)):
+            raise CommandError(explained(error), FAILED) from error
+        tally.unreadable.add(path)
+        tally.fail(path, str(error))
+        return
+    tally.done += 1
+    seconds = time.perf_counter() - start
+    if frames:
+        speed = f"{frames / seconds:.3g} frames a second end to end, {frames / max(watch.seconds, 1e-9):.3g} of the network alone"
+        print(f"{printable(target)}: {_count(frames, 'frame')}, {speed}")
 
 
 def _fail(result: Result, error: Exception | None, tally: _Tally) -> None:

@@ -134,7 +134,8 @@ def _inliers(predicted: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     best = int(medians.argmin())
     residuals = np.abs(scales[best] * predicted + shifts[best] - wanted)
     deviation = DEVIATION * (1 + 5 / (count - 2)) * medians[best]  # of few pixels the line goes through two
-    return residuals <= WITHIN * deviation + ROUNDED * np.abs(wanted)
+    right: np.ndarray = residuals <= WITHIN * deviation + ROUNDED * np.abs(wanted)
+    return right
 
 
 def read_known(path: str | os.PathLike[str], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -168,9 +169,9 @@ def read_known(path: str | os.PathLike[str], size: tuple[int, int]) -> tuple[np.
         if not any(cells) or (number == 1 and [cell.lower() for cell in cells] == ["x", "y", "metres"]):
             continue
         try:
-            x, y, metres = map(float, cells)
+            one, other, metres = map(float, cells)
         except ValueError:
             raise ImageError(f"{path}: row {number} is {','.join(cells)!r}: a row is x,y,metres, three numbers") from None
-        found.append((x, y, metres))
-    x, y, metres = np.array(found, np.float64).reshape(-1, 3).T
-    return x, y, metres
+        found.append((one, other, metres))
+    columns = np.array(found, np.float64).reshape(-1, 3)
+    return columns[:, 0], columns[:, 1], columns[:, 2]

@@ -26,23 +26,26 @@ _UNKNOWN = (128, 128, 128)  # colour of depths that are not finite
 OPACITY = 0.55  # of the labels' colours over the picture
 
 
-def depth_to_uint16(depth: Tensor, relative: bool, scale: float = 1000.0) -> Tensor:
+Ends = tuple[float, float] | None  # the lowest and highest value of a spread; None for those of the map
+
+
+def depth_to_uint16(depth: Tensor, relative: bool, scale: float = 1000.0, ends: Ends = None) -> Tensor:
     """(H, W) for a 16-bit PNG: relative depth, inverse or not, spread over 0..65535, or metres times `scale` clipped to that range.
 
     What is not finite becomes 0, and so does a constant relative depth, which has no range to spread.
     """
     result = torch.empty(depth.shape, dtype=torch.uint16, device=depth.device)
-    for rows, values in _spread(depth) if relative else _strips(depth):
+    for rows, values in _spread(depth, ends) if relative else _strips(depth):
         values = (values * (65535 if relative else scale)).nan_to_num_(nan=0, posinf=0, neginf=0)
         result[rows] = _rounded(values.clamp_(0, 65535)).to(torch.int32)  # which more devices make of floats than uint16
     return result
 
 
-def colored(depth: Tensor, inverse: bool) -> Tensor:
+def colored(depth: Tensor, inverse: bool, ends: Ends = None) -> Tensor:
     """uint8 RGB (H, W, 3), near bright and far dark by matplotlib's inferno; grey where depth is not finite."""
     colours = constant(_colours(), depth.device, torch.uint8)
     result = torch.empty((*depth.shape, 3), dtype=torch.uint8, device=depth.device)
-    for rows, values in _spread(depth):
+    for rows, values in _spread(depth, ends):
         near = values if inverse else 1 - values
         index = _rounded((near * 255).nan_to_num_(nan=256, posinf=256, neginf=256)).to(torch.int32)
         _look_up(colours, index, result[rows])
@@ -78,14 +81,21 @@ def _look_up(table: Tensor, index: Tensor, colours: Tensor) -> None:
         torch.index_select(table, 0, index[part], out=colours[part])
 
 
-def _spread(depth: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """`_strips` with the finite depths moved to 0..1, all 0 if they are equal; the others are still not finite."""
+def _spread(depth: Tensor, ends: Ends) -> Iterator[tuple[slice, Tensor]]:
+    """`_strips` with the finite depths moved to 0..1, all 0 if they are equal, and cut to it where ends are given; the others are still not
+    finite."""
     inf = math.inf
-    low = torch.stack([depth[rows].nan_to_num(inf, inf, inf).amin() for rows in _rows(depth)]).amin().double()
-    high = torch.stack([depth[rows].nan_to_num(-inf, -inf, -inf).amax() for rows in _rows(depth)]).amax().double()
-    extent = torch.where(high > low, high - low, 1.0)
+    if ends is None:
+        low = torch.stack([depth[rows].nan_to_num(inf, inf, inf).amin() for rows in _rows(depth)]).amin().double()
+        high = torch.stack([depth[rows].nan_to_num(-inf, -inf, -inf).amax() for rows in _rows(depth)]).amax().double()
+        extent = torch.where(high > low, high - low, 1.0)
+        for rows, values in _strips(depth):
+            yield rows, values.sub_(low).div_(extent)
+        return
     for rows, values in _strips(depth):
-        yield rows, values.sub_(low).div_(extent)
+        finite = values.isfinite()
+        spread = ((values - ends[0]) / ((ends[1] - ends[0]) or 1.0)).clamp_(0, 1)
+        yield rows, torch.where(finite, spread, values)
 
 
 def _rounded(values: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def flying(depth: np.ndarray, threshold: float = EDGE) -> np.ndarray:
     for one in around[1:]:
         least, most = np.fmin(least, one), np.fmax(most, one)
     with np.errstate(invalid="ignore"):
-        return wrong | (most > (1 + threshold) * least)
+        found: np.ndarray = wrong | (most > (1 + threshold) * least)
+    return found
 
 
 def back_projected(depth: np.ndarray, camera: Intrinsics) -> np.ndarray:
@@ -101,7 +102,8 @@ def normals(points: np.ndarray) -> np.ndarray:
     down = np.gradient(points, axis=0) if points.shape[0] > 1 else np.zeros_like(points)
     found = np.cross(down, across)  # of a wall before the camera (0, 0, -1)
     length = np.linalg.norm(found, axis=-1, keepdims=True)
-    return np.divide(found, length, out=np.zeros_like(found), where=length > 0).astype(np.float32)
+    unit: np.ndarray = np.divide(found, length, out=np.zeros_like(found), where=length > 0)
+    return unit.astype(np.float32)
 
 
 def write_ply(file: BinaryIO, points: np.ndarray, colours: np.ndarray) -> None:

@@ -35,16 +35,19 @@ class Fit:
 
 
 class Steady:
-    """A clip's maps, one after the other; holds two maps and a frame, however long the clip is."""
+    """A clip's maps, one after the other; holds a map and a frame, however long the clip is.
 
-    def __init__(self, head: HeadConfig):
+    Attributes:
+        held: the running mean and the last frame, None before the first; what a run that goes on where another stopped begins with.
+    """
+
+    def __init__(self, head: HeadConfig, held: tuple[np.ndarray, np.ndarray] | None = None):
         """ValueError for another head than of depth."""
         if head.task != "depth":
             raise ValueError(f"a map of {head.task} is not aligned: only depth is")
         self.aligns = not head.metric
         self.fit = Fit(1.0, 0.0, 1.0, cut=True)
-        self._mean: np.ndarray | None = None
-        self._frame: np.ndarray | None = None
+        self.held = held
 
     def __call__(self, depth: np.ndarray, image: np.ndarray) -> np.ndarray:
         """The map (H, W), float32, brought to those before; `image`: its frame, uint8 (H, W, 3), of one size throughout.
@@ -53,21 +56,21 @@ class Steady:
         """
         if not self.aligns:
             return depth
-        if self._mean is None or self._frame is None:
-            self._mean, self._frame = depth.astype(np.float32), image
-            return self._mean
-        if depth.shape != self._mean.shape or image.shape[:2] != depth.shape:
-            raise ValueError(f"a frame of {depth.shape[1]}x{depth.shape[0]} behind one of {self._mean.shape[1]}x{self._mean.shape[0]}")
+        if self.held is None:
+            self.held = depth.astype(np.float32), image
+            return self.held[0]
+        mean, frame = self.held
+        if depth.shape != mean.shape or image.shape[:2] != depth.shape:
+            raise ValueError(f"a frame of {depth.shape[1]}x{depth.shape[0]} behind one of {mean.shape[1]}x{mean.shape[0]}")
         step = max(1, round((depth.size / LOOKED_AT) ** 0.5))
         some = np.s_[step // 2 :: step, step // 2 :: step]
-        still = np.abs(image[some].astype(np.int16) - self._frame[some]).mean(-1) <= CHANGED
+        still = np.abs(image[some].astype(np.int16) - frame[some]).mean(-1) <= CHANGED
         if still.mean() < SHARE:
             still = np.ones_like(still)
-        pair = depth[some][still], self._mean[some][still]
-        self.fit = aligned(*pair) if _alike(image[some], self._frame[some]) >= ALIKE else Fit(*_spread(*pair), 0.0, cut=True)
+        pair = depth[some][still], mean[some][still]
+        self.fit = aligned(*pair) if _alike(image[some], frame[some]) >= ALIKE else Fit(*_spread(*pair), 0.0, cut=True)
         found = (self.fit.scale * depth + self.fit.shift).astype(np.float32)
-        self._mean = found if self.fit.cut else KEPT * self._mean + (1 - KEPT) * found
-        self._frame = image
+        self.held = found if self.fit.cut else KEPT * mean + (1 - KEPT) * found, image
         return found
 
 

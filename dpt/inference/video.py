@@ -192,3 +192,10 @@ def _sound(container: Any) -> Iterator[Any]:
         yield from (packet for packet in container.demux(audio=0) if packet.dts is not None)
     except _av().error.FFmpegError:
         return
+
+
+def comment_of(path: Path) -> str:
+    """What `join` was given for a file; empty where there is none. ImageError for what is no clip."""
+    with Clip(path)._opened() as container:
+        found = {key.lower(): value for key, value in container.metadata.items()}
+        return str(found.get("comment", ""))

@@ -41,6 +41,15 @@ class _Output(io.BufferedIOBase):
     def writable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0 if self.over else self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return 0 if self.over else self._file.tell()
+
     def write(self, data: Any) -> int:
         if self.over:
             return memoryview(data).nbytes
