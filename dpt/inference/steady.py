@@ -3,7 +3,9 @@
 Relative depth has a scale and a shift of its own in every frame. Both are fitted by least squares to a running mean of the maps before,
 on what did not move: pixels are weighed by Tukey's biweight of their residuals (Beaton, Tukey 1974), and those whose colour has changed are
 left out, unless too few have not, as where the camera moves. Behind a cut, where the colours of the whole are others or too little fits, a
-frame begins a new mean, of the spread of the last one. Metres have no scale and shift to be fitted and stay as they are.
+frame begins a new mean, of the spread of the last one. Then a pixel that hardly differs from
+the mean follows it by a part of the difference, so that noise goes too, and one that differs by more at once, so that what moves leaves no
+trace. Metres have no scale and shift to be fitted and stay as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ DEVIATION = 1.4826
 CHANGED = 24  # of 255: the mean change of a pixel's three colours beyond which it is said to have moved
 SHARE = 0.3  # of the pixels that have to fit, and to be unchanged for the others to be left out
 ALIKE = 0.5  # of two frames' histograms of 4x4x4 colours that has to be the same
-KEPT = 0.85  # of the running mean, in each frame
+FOLLOWED = 0.3  # of what a pixel differs from the mean by, where that is little; all of it from so many deviations on:
+NOISE = 4.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,11 @@ class Steady:
         pair = depth[some][still], mean[some][still]
         self.fit = aligned(*pair) if _alike(image[some], frame[some]) >= ALIKE else Fit(*_spread(*pair), 0.0, cut=True)
         found = (self.fit.scale * depth + self.fit.shift).astype(np.float32)
-        self.held = found if self.fit.cut else KEPT * mean + (1 - KEPT) * found, image
+        if not self.fit.cut:
+            apart = np.abs(found - mean)
+            share = (apart / (NOISE * DEVIATION * float(np.median(apart[some])) + np.finfo(np.float32).tiny)).clip(FOLLOWED, 1)
+            found = mean + share * (found - mean)
+        self.held = found, image
         return found
 
 
