@@ -158,12 +158,12 @@ def _max_depth(parser: Parser) -> None:
 
 def _range(text: str) -> tuple[float, float]:
     try:
-        low, high = (float(part) for part in text.split(","))
+        near, far = (float(part) for part in text.split(","))
     except ValueError:
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: it must be two numbers, LOW,HIGH, the first below the second")
-    return low, high
+        near = far = math.nan
+    if not (math.isfinite(near) and math.isfinite(far) and near != far):
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be two numbers, NEAR,FAR, that are not the same")
+    return min(near, far), max(near, far)
 
 
 def predict(parser: Parser) -> None:
@@ -206,13 +206,15 @@ def predict(parser: Parser) -> None:
         "a sensor's depth of the one picture, for models that need it: .npy, in metres, or a PNG of 16 bits, in millimetres (default: none)"
     )
     parser.add_argument("--prompt", type=Path, metavar="FILE", help=what)
+    _calibrate(parser)
+    what = "depth that the colours begin and end with, and the PNG where it is not in metres, the same for all: metres, or as the model "
+    what += "gives it, --range=NEAR,FAR where one is below 0 (default: each picture's own; of a clip by its first second)"
+    parser.add_argument("--range", type=_range, metavar="NEAR,FAR", help=what)
     parser.add_argument("--pfm", action="store_true", help="write depth as .pfm too")
     what = "of a clip: the frame beside its map, or the map alone (default: %(default)s)"
     parser.add_argument("--view", choices=("beside", "map"), default="beside", help=what)
     what = "of a clip: also its maps, one PNG a frame, as of pictures but of one range, or all in one .npz (default: neither)"
     parser.add_argument("--frames", choices=("png", "npz"), help=what)
-    what = "of a clip: the depth, as the model gives it, that the colours begin and end with (default: by the clip's first second)"
-    parser.add_argument("--range", type=_range, metavar="LOW,HIGH", help=what)
     parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
     _batch_size(parser)
     parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
@@ -248,8 +250,7 @@ def points(parser: Parser) -> None:
         (lambda args: args.fov is not None and args.intrinsics is not None, one),
         (lambda args: args.out.suffix.lower() not in (".ply", ".glb"), kinds),
     ]
-    parser.add_argument("picture", type=Path, metavar="PICTURE", help="the picture's file")
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the file to write, .ply or .glb; it is replaced")
+    _picture(parser, "the file to write, .ply or .glb; it is replaced")
     what = "angle, in degrees, under which the picture's width is seen (default: by the picture's EXIF data, or 55)"
     parser.add_argument("--fov", type=_number(float, "above 0 and below 180", lambda value: 0 < value < 180), metavar="DEGREES", help=what)
     what = f"the camera: {_INTRINSICS} (default: square pixels, its axis through the middle)"
@@ -258,6 +259,35 @@ def points(parser: Parser) -> None:
     parser.add_argument("--threshold", type=_POSITIVE, default=0.05, metavar="SHARE", help=what)
     what = "also write the normals of the points as colours, x red, y green, z blue, -1..1 spread over 0..255: a .png (default: not)"
     parser.add_argument("--normals", type=Path, metavar="PNG", help=what)
+    _single(parser)
+
+
+def stereo(parser: Parser) -> None:
+    """Both eyes' views of a picture, by its depth.
+
+    OUT is a .png: the left eye's picture and the right eye's beside it, or both in one for red and cyan glasses. What nobody saw, beside
+    the edges of what is near, gets the colours of what is farther there.
+    """
+    parser.rules = [
+        (lambda args: args.out.suffix.lower() != ".png", "OUT must end in .png"),
+        (lambda args: args.anaglyph and args.crossed, "--crossed is of two pictures, and --anaglyph of one"),
+    ]
+    _picture(parser, "the file to write, .png; it is replaced")
+    parser.add_argument("--anaglyph", action="store_true", help="one picture for glasses, the left eye's red and the right one's cyan")
+    parser.add_argument("--crossed", action="store_true", help="the right eye's picture first, for looking with crossed eyes")
+    what = "how far the nearest and the farthest are apart between the eyes, of the picture's width (default: %(default)s)"
+    between = _number(float, "above 0 and below 0.5", lambda value: 0 < value < 0.5)
+    parser.add_argument("--disparity", type=between, default=0.03, metavar="SHARE", help=what)
+    _single(parser)
+
+
+def _picture(parser: Parser, out: str) -> None:
+    parser.add_argument("picture", type=Path, metavar="PICTURE", help="the picture's file")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help=out)
+
+
+def _single(parser: Parser) -> None:
+    """How one picture's depth is predicted: `single.depth_of`."""
     _calibrate(parser)
     parser.add_argument("--model", type=_NAME, metavar="NAME", help=f"a model that dpt info lists (default: {CARRIED[0]})")
     _weights(parser)

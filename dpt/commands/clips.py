@@ -216,10 +216,8 @@ class _Maps:
         ]
 
     def _view(self, image: np.ndarray, found: np.ndarray) -> np.ndarray:
-        if self.head.task == "depth":
-            colours = drawing.colored(torch.from_numpy(found), self.head.inverse, self.ends).numpy()
-        else:
-            colours = drawing.DRAW["colours"][self.head.task](torch.from_numpy(found), torch.from_numpy(image), self.head).numpy()
+        draw = drawing.DRAW["colours"][self.head.task]
+        colours = draw(torch.from_numpy(found), torch.from_numpy(image), self.head, self.ends).numpy()
         return colours if self.args.view == "map" else np.concatenate((image, colours), axis=1)
 
     def keep(self, number: int, found: np.ndarray, archive: zipfile.ZipFile | None, stem: Path) -> None:

@@ -4,51 +4,30 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image
 
-from ..inference import calibration
 from ..inference.points import FOV, Intrinsics, as_distance, back_projected, faces, flying, normals, write_ply
-from ..inference.prediction import Result, predict_iter
+from ..inference.prediction import Result
 from ..system.disk import write_whole
 from ..system.endings import CommandError, printable
-from ..zoo import config_of
-from . import running
-from .arguments import CARRIED
+from .single import depth_of
 
 FOR_VIEWERS = np.array([1, -1, -1], np.float32)  # of a camera's axes glTF's: y up, z towards the viewer
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `dpt points`; returns the exit code. CommandError where nothing can be done."""
-    device = running.device_of(args.device)
-    name = args.model or (None if args.weights else CARRIED[0])
-    if name is not None and config_of(name).head.task != "depth":
-        raise CommandError(f"{name} has no depth: its task is {config_of(name).head.task}")
     write = _mesh if args.out.suffix.lower() == ".glb" else _points
-    model = running.model_of(args, name, device)
-    head = model.config.head
-    if head.task != "depth":
-        raise CommandError(f"{model.config.name} has no depth: its task is {head.task}")
-    (result,) = predict_iter(model, [args.picture], focal=args.focal)
-    if result.error is not None or result.prediction is None or result.image is None or result.prediction.depth is None:
-        raise CommandError(str(result.error)) from result.error
-    depth = result.prediction.depth
-    if args.calibrate is None:
-        depth, unit = as_distance(depth, head), "metres" if head.metric else "median distance 1"
-    else:
-        found = calibration.calibrate(depth, head, *calibration.read_known(args.calibrate, depth.shape))
-        used = f"{found.used} of {found.given} known distances"
-        print(f"dpt points: {used} used; off by {found.residual:.3g} m in the median", file=sys.stderr)
-        depth, unit = found.metres(depth), "metres"
+    result, depth, head = depth_of(args, "points")
+    depth, unit = as_distance(depth, head), "metres" if head.metric else "median distance 1"
     camera, told = _camera(args, result)
     grid, kept = back_projected(depth, camera), ~flying(depth, args.threshold)
     if not kept.any():
         raise CommandError(f"--threshold {args.threshold:g} leaves no point of {printable(args.picture)}")
-    write_whole(args.out, functools.partial(write, grid, result.image, kept))
+    write_whole(args.out, functools.partial(write, grid, cast(np.ndarray, result.image), kept))
     if args.normals is not None:
         colours = ((normals(grid) + 1) * 127.5).round().astype(np.uint8)
         write_whole(args.normals, functools.partial(Image.fromarray(colours).save, format="PNG"))

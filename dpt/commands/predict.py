@@ -9,11 +9,12 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -30,6 +31,7 @@ from ..zoo import config_of
 from . import clips, picture_paths, running
 from .arguments import CARRIED
 from .pipeline import Stopwatch, in_threads, keep_freed_memory
+from .single import calibrated
 
 DONE = "done"
 WRITERS = 8  # threads, at most, that write results
@@ -81,8 +83,9 @@ def _run(args: argparse.Namespace, device: torch.device, own: Place) -> int:
             tally.fail(Path(argument), "no such file, folder or match, or a folder without pictures")
     if not pictures:
         raise CommandError("no pictures found")
-    if args.prompt is not None and len(pictures) > 1:
-        raise CommandError(f"--prompt is of one picture, and {len(pictures)} are given")
+    for option in ("prompt", "calibrate"):
+        if getattr(args, option) is not None and (len(pictures) > 1 or moving):
+            raise CommandError(f"--{option} is of one picture, and {'a clip is' if moving else f'{len(pictures)} are'} given")
     _check_writable(args.out)
     stems = {picture.path: args.out / name for picture, name in zip(pictures, picture_paths.unique_names(pictures), strict=True)}
     for folder in {stem.parent for stem in stems.values()}:
@@ -93,6 +96,9 @@ def _run(args: argparse.Namespace, device: torch.device, own: Place) -> int:
         print(f"dpt predict: {caution}", file=sys.stderr)
     keep_freed_memory()
     share = dict(own.share(list(stems.items())))
+    tasks = {head.task for name in names if name is not None for head in config_of(name).heads}
+    if args.calibrate is not None and tasks and "depth" not in tasks:
+        raise CommandError(f"--calibrate is of depth, which {' and '.join(names)} has not")
     for name in names:
         _predict_all(running.model_of(args, name, device, getattr(torch, args.dtype)), share, args, tally, own)
     total = _Tally.of_all(gathered(tally))
@@ -111,10 +117,12 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
     config = model.config
     weights = _weights_identity(args.weights)
     made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **running.choices(args)}
-    if args.prompt is None:
-        del made_with["prompt"]  # which records of before have not
-    else:
-        made_with["prompt"] = _identity(args.prompt)
+    made_with.pop("prompt", None)
+    for option in ("prompt", "calibrate"):
+        if (path := getattr(args, option)) is not None:
+            made_with[option] = _identity(path)
+    if args.range is not None:
+        made_with["range"] = list(args.range)
     jobs: dict[Path, Path] = {}
     for path, stem in stems.items():
         if path in tally.unreadable:
@@ -141,12 +149,15 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
             record = {"source": _identity(result.source), **made_with}
             for head in config.heads:
                 stem = outputs.stem_of(jobs[result.source], head, config)
-                drawn = result.drawn.get(head.task)
-                outputs.write(stem, result.image, result.prediction, head, pfm=args.pfm, record=record, drawn=drawn)
+                prediction, drawn, how = result.prediction, result.drawn.get(head.task), head
+                if args.calibrate is not None and head.task == "depth":
+                    depth, how = calibrated(cast(np.ndarray, prediction.depth), head, args.calibrate, "predict")
+                    prediction, drawn = replace(prediction, depth=depth), None
+                outputs.write(stem, result.image, prediction, how, pfm=args.pfm, record=record, drawn=drawn, ends=args.range)
 
     done, start, watch = tally.done, time.perf_counter(), Stopwatch(next(model.parameters()).device)
     how: dict[str, Any] = {"batch_size": args.batch_size, "max_pixels": args.max_pixels or MAX_PIXELS, "graph": args.graph}
-    results = predict_iter(model, jobs, Beside(drawn=True, clock=watch), **how, **running.choices(args))
+    results = predict_iter(model, jobs, Beside(drawn=True, ends=args.range, clock=watch), **how, **running.choices(args))
     written = in_threads(write, results, min(WRITERS, torch.get_num_threads()))
     share = "" if own.world == 1 else f", a share of {own.world}"  # one bar for all: theirs would overwrite each other
     bar = tqdm(desc=printable(config.name) + share, total=len(jobs), unit="picture", disable=len(jobs) < 2 or not own.first)

@@ -11,7 +11,7 @@ import csv
 import io
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ class Calibration:
         scale, shift: of the map, to inverse metres where `inverse`, else to metres.
         given, used: known pixels, and those of them that the fit holds for right.
         residual: metres, the median distance of all that were given from what the fit says of them.
+        farthest: metres, of those that were given.
     """
 
     scale: float
@@ -44,6 +45,11 @@ class Calibration:
     given: int
     used: int
     residual: float
+    farthest: float
+
+    def head(self, head: HeadConfig) -> HeadConfig:
+        """The head that maps in metres are of: in files of 16 bits in millimetres, or in 256ths of a metre where those do not reach."""
+        return replace(head, inverse=False, relative=False, depth_scale=1000.0 if self.farthest * 1000 <= 65535 else 256.0)
 
     def metres(self, depth: np.ndarray) -> np.ndarray:
         """Metres, float32, of a map (H, W) like the one that was fitted; at most `FARTHEST`, and not below 0."""
@@ -84,7 +90,7 @@ def calibrate(depth: np.ndarray, head: HeadConfig, x: np.ndarray, y: np.ndarray,
     if not scale > 0:
         raise ValueError("the known distances contradict the map: what is farther is nearer in it")
     residual = float(np.median(np.abs(_metres(scale * predicted + shift, head.inverse) - metres)))
-    return Calibration(float(scale), float(shift), head.inverse, len(metres), int(right.sum()), residual)
+    return Calibration(float(scale), float(shift), head.inverse, len(metres), int(right.sum()), residual, float(metres.max()))
 
 
 def _metres(values: np.ndarray, inverse: bool) -> np.ndarray:

@@ -125,18 +125,18 @@ def tinted(image: Tensor, labels: Tensor, palette: Sequence[tuple[int, int, int]
     return result
 
 
-# What is drawn of a map, by task, from (map, picture, head): the pixels of its PNG where they are not the map's own or its colours, and its
-# colours for people, uint8 (H, W, 3).
-DRAW: dict[str, dict[str, Callable[[Tensor, Tensor, HeadConfig], Tensor]]] = {
-    "pixels": {"depth": lambda depth, image, head: depth_to_uint16(depth, not head.metric, head.depth_scale)},
+# What is drawn of a map, by task, from (map, picture, head, ends of depth): the pixels of its PNG where they are not the map's own or its
+# colours, and its colours for people, uint8 (H, W, 3).
+DRAW: dict[str, dict[str, Callable[[Tensor, Tensor, HeadConfig, Ends], Tensor]]] = {
+    "pixels": {"depth": lambda depth, image, head, ends: depth_to_uint16(depth, not head.metric, head.depth_scale, ends)},
     "colours": {
-        "depth": lambda depth, image, head: colored(depth, head.inverse),
-        "segmentation": lambda labels, image, head: tinted(image, labels, head.palette),
-        "normals": lambda normals, image, head: normals_to_uint8(normals),
+        "depth": lambda depth, image, head, ends: colored(depth, head.inverse, ends),
+        "segmentation": lambda labels, image, head, ends: tinted(image, labels, head.palette),
+        "normals": lambda normals, image, head, ends: normals_to_uint8(normals),
     },
 }
 
 
-def drawn(found: Tensor, image: Tensor, head: HeadConfig) -> dict[str, Tensor]:
+def drawn(found: Tensor, image: Tensor, head: HeadConfig, ends: Ends = None) -> dict[str, Tensor]:
     """All of `DRAW` of a map, by the head's task depth or labels (H, W) or normals (H, W, 3), and its picture, uint8 (H, W, 3)."""
-    return {what: of[head.task](found, image, head) for what, of in DRAW.items() if head.task in of}
+    return {what: of[head.task](found, image, head, ends) for what, of in DRAW.items() if head.task in of}

@@ -83,6 +83,7 @@ def write(
     pfm: bool = False,
     record: dict[str, Any] | None = None,
     drawn: Drawn | None = None,
+    ends: drawing.Ends = None,
 ) -> list[Path]:
     """Write `result_paths(stem, head, pfm)` and return them; folders are made.
 
@@ -95,6 +96,7 @@ def write(
         image: the picture, uint8 (H, W, 3).
         record: what `read_record` will return, with "files" added: size and CRC-32 of what carries no record. JSON values.
         drawn: of `Result.drawn` what is of this head; what is missing is drawn here.
+        ends: the lowest and highest depth of the colours, and of the PNG where it is not in metres; by default those of the map.
 
     Raises:
         OSError: what could not be written and why.
@@ -106,14 +108,14 @@ def write(
     sums = {suffix: [len(content), zlib.crc32(content)] for suffix, content in maps.items()}
     comment = RECORD[:-1] + json.dumps({**(record or {}), "files": sums}, sort_keys=True).encode("ascii")
     drawn = drawn or {}
-    colours = functools.partial(_drawn, "colours", found, image, head, drawn)
-    png = Image.fromarray(_pixels(found, image, head, drawn))
+    colours = functools.partial(_drawn, "colours", found, image, head, drawn, ends)
+    png = Image.fromarray(_pixels(found, image, head, drawn, ends))
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("comment", comment.decode("ascii"))
     if head.task == "depth":
-        chunks.add_text("depth", meaning(head))
+        chunks.add_text("depth", meaning(head, ends))
     writers: dict[str, Callable[[BinaryIO], object]] = {
-        "_color.jpg": lambda file: _save_view(beside(image, colours(), _metres(found, head)), comment, file),
+        "_color.jpg": lambda file: _save_view(beside(image, colours(), _metres(found, head, ends)), comment, file),
         "_overlay.jpg": lambda file: _save_view(with_legend(Image.fromarray(colours()), legend(found, head)), comment, file),
         ".png": lambda file: png.save(file, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL),
         **{suffix: functools.partial(_write_bytes, content) for suffix, content in maps.items()},
@@ -237,16 +239,16 @@ def pfm_bytes(depth: np.ndarray) -> bytes:
 MAPS = {".npy": npy_bytes, ".pfm": pfm_bytes}  # the files of depth and normals themselves, which carry no record
 
 
-def _pixels(found: np.ndarray, image: np.ndarray, head: HeadConfig, drawn: Drawn) -> np.ndarray:
+def _pixels(found: np.ndarray, image: np.ndarray, head: HeadConfig, drawn: Drawn, ends: drawing.Ends) -> np.ndarray:
     """Of the PNG: depth of 16 bits, labels of 8 or 16, normals as colours."""
     if head.task == "segmentation":
         return found.astype(np.uint8 if found.dtype == np.uint8 else np.uint16)
-    return _drawn("colours" if head.task == "normals" else "pixels", found, image, head, drawn)
+    return _drawn("colours" if head.task == "normals" else "pixels", found, image, head, drawn, ends)
 
 
-def _drawn(what: str, found: np.ndarray, image: np.ndarray, head: HeadConfig, drawn: Drawn) -> np.ndarray:
+def _drawn(what: str, found: np.ndarray, image: np.ndarray, head: HeadConfig, drawn: Drawn, ends: drawing.Ends) -> np.ndarray:
     """What a GPU drew, or what is drawn now."""
-    return drawn[what] if what in drawn else drawing.DRAW[what][head.task](_tensor(found), _tensor(image), head).numpy()
+    return drawn[what] if what in drawn else drawing.DRAW[what][head.task](_tensor(found), _tensor(image), head, ends).numpy()
 
 
 def _tensor(values: np.ndarray) -> Tensor:
@@ -258,17 +260,20 @@ def colored(depth: np.ndarray, inverse: bool) -> np.ndarray:
     return drawing.colored(_tensor(depth), inverse).numpy()
 
 
-def meaning(head: HeadConfig) -> str:
+def meaning(head: HeadConfig, ends: drawing.Ends = None) -> str:
     """What the numbers of depth in a PNG of 16 bits are."""
     if head.metric:
         return f"metres times {head.depth_scale:g}"
+    if ends is not None:
+        return f"{'inverse' if head.inverse else 'relative'} depth: {ends[0]:.9g} and less 0, {ends[1]:.9g} and more 65535"
     return "inverse depth: the farthest 0, the nearest 65535" if head.inverse else "relative depth: the nearest 0, the farthest 65535"
 
 
-def _metres(depth: np.ndarray, head: HeadConfig) -> tuple[str, str] | None:
+def _metres(depth: np.ndarray, head: HeadConfig, ends: drawing.Ends) -> tuple[str, str] | None:
     """How near and how far a map of metres goes, for its colours' scale; None of other maps, and where nothing is finite."""
     finite = depth[np.isfinite(depth)] if head.metric else np.empty(0)
-    return (f"{finite.min():.3g} m", f"{finite.max():.3g} m") if finite.size else None
+    near, far = ends or ((finite.min(), finite.max()) if finite.size else (0.0, 0.0))
+    return (f"{near:.3g} m", f"{far:.3g} m") if finite.size else None
 
 
 def beside(image: np.ndarray, colours: np.ndarray, ends: tuple[str, str] | None = None) -> Image.Image:

@@ -28,7 +28,7 @@ from ..config import DPTConfig, HeadConfig, InputConfig
 from ..evaluation.alignment import align
 from ..system.endings import out_of_memory
 from ..system.forks import held_over_forks, in_forked
-from .drawing import drawn
+from .drawing import Ends, drawn
 from .finite import Watch, error_of
 from .graphs import Graphed, ungraphed
 from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
@@ -98,11 +98,12 @@ class Result:
 class Beside:
     """What a program may want beside predictions.
 
-    `drawn`: maps are drawn for files (`Result.drawn`) where the device does so while the host goes on. `clock`: entered around each run of
-    the network, on its stream.
+    `drawn`: maps are drawn for files (`Result.drawn`) where the device does so while the host goes on, depth between `ends` where they are
+    given. `clock`: entered around each run of the network, on its stream.
     """
 
     drawn: bool = False
+    ends: Ends = None
     clock: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
@@ -354,7 +355,8 @@ def _found(model: Network, loaded: list[Result], count: int, options: Options, b
         for index, fields in enumerate(READERS_OF[head.task](model, head, loaded, views, options)):
             found |= {(index, None, name): value for name, value in fields.items()}
             if beside.drawn and is_staged(device):
-                found |= {(index, head.task, what): made for what, made in drawn(next(iter(fields.values())), images[index], head).items()}
+                made = drawn(next(iter(fields.values())), images[index], head, beside.ends)
+                found |= {(index, head.task, what): value for what, value in made.items()}
     return {**found, NOT_FINITE: watch.not_finite()}
 
 

@@ -65,7 +65,8 @@ def anaglyph(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     mixed = sum(_linear(image) @ matrix.T for image, matrix in zip((left, right), ANAGLYPH, strict=True))
     mixed = np.clip(mixed, 0, 1)
     coded = np.where(mixed <= 0.0031308, 12.92 * mixed, 1.055 * mixed ** (1 / 2.4) - 0.055)
-    return (coded * 255).round().astype(np.uint8)
+    found: np.ndarray = (coded * 255).round().astype(np.uint8)
+    return found
 
 
 def _linear(image: np.ndarray) -> np.ndarray:
