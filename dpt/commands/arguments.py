@@ -189,9 +189,16 @@ def predict(parser: Parser) -> None:
     there are any; they end together, and a run in which one died is gone on with like any other.
     """
     many = "--weights is of one model: give --model at most once with it"
-    parser.rules = [(lambda args: args.weights is not None and len(args.model or ()) > 1, many)]
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, clip, folder of pictures, or pattern such as 'photos/*.jpg'")
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="folder for the results; made if missing")
+    parser.rules = [
+        (lambda args: args.weights is not None and len(args.model or ()) > 1, many),
+        (lambda args: args.camera is None and not args.inputs, "it needs INPUT, pictures or clips, or --camera N"),
+        (lambda args: args.camera is None and args.out is None, "it needs -o DIR, a folder for the results"),
+        (lambda args: args.camera is not None and (args.inputs or args.out), "--camera shows what it sees: no INPUT, and no -o"),
+    ]
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="picture, clip, folder of pictures, or pattern such as 'photos/*.jpg'")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for the results; made if missing")
+    what = "in place of INPUT and -o: show what this camera sees, beside its maps, in a window, until that is closed (0 is the first)"
+    parser.add_argument("--camera", type=_COUNT_OR_NONE, metavar="N", help=what)
     what = f"a model that dpt info lists; can be repeated (default: {' and '.join(CARRIED)})"
     parser.add_argument("--model", action="append", type=_NAME, metavar="NAME", help=what)
     _weights(parser)

@@ -10,7 +10,7 @@ import json
 import shutil
 import zipfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -162,9 +162,7 @@ class _Maps:
             if len(first) == LOOKED_AT:
                 break
         if first:
-            low, high = np.quantile(np.stack([found.ravel()[:: max(1, found.size // 4096)] for *_, found in first]), QUANTILES)
-            room = WIDER * (high - low)
-            self.ends = float(low - room), float(high + room)
+            self.ends = range_of([found for *_, found in first])
         while first:
             number, pts, image, found = first.pop(0)
             yield number, pts, self._view(image, found), found
@@ -179,7 +177,7 @@ class _Maps:
         with contextlib.closing(results):
             for result in results:
                 frame, image = self._pending.popleft()
-                found = self._map(result)
+                found = map_of(result, self.head)
                 if found is None:
                     self.tell(f"frame {frame.number}, at {self._seconds(frame):.2f} s: {result.error}; it has the map of the one before")
                     found = last
@@ -208,17 +206,8 @@ class _Maps:
                 self._pending.append((frame, image))
                 yield image
 
-    def _map(self, result: Result) -> np.ndarray | None:
-        if result.prediction is None:
-            return None
-        return {"depth": result.prediction.depth, "segmentation": result.prediction.labels, "normals": result.prediction.normals}[
-            self.head.task
-        ]
-
     def _view(self, image: np.ndarray, found: np.ndarray) -> np.ndarray:
-        draw = drawing.DRAW["colours"][self.head.task]
-        colours = draw(torch.from_numpy(found), torch.from_numpy(image), self.head, self.ends).numpy()
-        return colours if self.args.view == "map" else np.concatenate((image, colours), axis=1)
+        return view_of(image, found, self.head, self.ends, self.args.view)
 
     def keep(self, number: int, found: np.ndarray, archive: zipfile.ZipFile | None, stem: Path) -> None:
         """Count a frame as done, and keep its map where that was asked for."""
@@ -234,6 +223,25 @@ class _Maps:
             folder = stem.with_name(f"{stem.name}_frames")
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / f"{number:06}.png", functools.partial(Image.fromarray(values.numpy()).save, format="PNG"), durable=False)
+
+
+def map_of(result: Result, head: HeadConfig) -> np.ndarray | None:
+    """The map of a head's task; None where there is an error."""
+    found = result.prediction
+    return None if found is None else {"depth": found.depth, "segmentation": found.labels, "normals": found.normals}[head.task]
+
+
+def range_of(maps: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The lowest and highest depth of the colours, by some of the pixels of maps (H, W)."""
+    low, high = np.quantile(np.stack([found.ravel()[:: max(1, found.size // 4096)] for found in maps]), QUANTILES)
+    room = WIDER * (high - low)
+    return float(low - room), float(high + room)
+
+
+def view_of(image: np.ndarray, found: np.ndarray, head: HeadConfig, ends: drawing.Ends, view: str) -> np.ndarray:
+    """What is shown of a frame, uint8 (H, W, 3), and its map: "map", its colours, or "beside", the frame and those."""
+    colours = drawing.DRAW["colours"][head.task](torch.from_numpy(found), torch.from_numpy(image), head, ends).numpy()
+    return colours if view == "map" else np.concatenate((image, colours), axis=1)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from ..system.disk import open_regular, prepare, remove_leftovers
 from ..system.endings import FAILED, CommandError, explained, of_the_machine, out_of_memory, printable
 from ..system.processes import Place
 from ..zoo import config_of
-from . import clips, picture_paths, running
+from . import clips, live, picture_paths, running
 from .arguments import CARRIED
 from .pipeline import Stopwatch, in_threads, keep_freed_memory
 from .single import calibrated
@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     Each of several processes does its share. All end together: torchrun ends the others as soon as one returns another code than 0.
     """
+    if args.camera is not None:
+        return live.run(args)
     device = running.device_of(args.device)
     with joined(torch.device("cpu"), SLOWEST) as own:
         return _run(args, device, own)

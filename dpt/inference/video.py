@@ -36,7 +36,7 @@ class Frame:
     error: str | None = None
 
 
-def _av() -> Any:
+def pyav() -> Any:
     try:
         import av
     except ImportError as error:
@@ -64,7 +64,7 @@ class Clip:
             self.sound: str | None = container.streams.audio[0].codec_context.name if container.streams.audio else None
 
     def _opened(self) -> Any:
-        av = _av()
+        av = pyav()
         try:
             container = av.open(os.fspath(self.path))
         except av.error.FFmpegError as error:
@@ -89,12 +89,12 @@ class Clip:
                         number, shown = number + 1, pts
                 if frame is not None:
                     corrupt = "its data are damaged" if frame.is_corrupt else None
-                    yield Frame(number, frame.pts, None if corrupt else _upright(frame), corrupt)
+                    yield Frame(number, frame.pts, None if corrupt else upright(frame), corrupt)
                     number, shown = number + 1, frame.pts
 
     def _decoded(self, container: Any, waiting: list[int], errors: dict[int, str]) -> Iterator[Any]:
         """Frames as they come; in `waiting` and `errors` the times of packets, and what is wrong with some of them."""
-        broken, last = _av().error.FFmpegError, -1
+        broken, last = pyav().error.FFmpegError, -1
         packets = container.demux(video=0)
         while True:
             try:
@@ -118,7 +118,7 @@ class Clip:
                 yield frame
 
 
-def _upright(frame: Any) -> np.ndarray:
+def upright(frame: Any) -> np.ndarray:
     """uint8 (H, W, 3), turned as the file says it is to be shown."""
     image: np.ndarray = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
@@ -131,7 +131,7 @@ def write_part(file: BinaryIO, frames: Iterable[tuple[int, np.ndarray]], clip: C
     An odd row or column is doubled, for H.264 has even sides.
     """
     count = 0
-    with _av().open(file, "w", format=PART) as container:
+    with pyav().open(file, "w", format=PART) as container:
         stream = container.add_stream("libx264", rate=clip.rate, options=QUALITY)
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", clip.time_base
         for pts, image in frames:
@@ -139,7 +139,7 @@ def write_part(file: BinaryIO, frames: Iterable[tuple[int, np.ndarray]], clip: C
             image = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else image
             if count == 0:
                 stream.height, stream.width = image.shape[:2]
-            frame = _av().VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = pts, clip.time_base
             container.mux(stream.encode(frame))
             count += 1
@@ -155,7 +155,7 @@ def suffix_of(clip: Clip) -> str:
 
 def join(file: BinaryIO, parts: Sequence[Path], clip: Clip, comment: str = "") -> None:
     """Parts one behind the other, with the clip's sound as it is, as one file of the form `suffix_of` names."""
-    av = _av()
+    av = pyav()
     form = {".mp4": "mp4", ".mkv": "matroska"}[suffix_of(clip)]
     with contextlib.ExitStack() as opened:
         container = opened.enter_context(av.open(file, "w", format=form))
@@ -190,7 +190,7 @@ def _sound(container: Any) -> Iterator[Any]:
     """The packets of a clip's sound, as long as they can be found."""
     try:
         yield from (packet for packet in container.demux(audio=0) if packet.dts is not None)
-    except _av().error.FFmpegError:
+    except pyav().error.FFmpegError:
         return
 
 

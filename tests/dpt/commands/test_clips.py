@@ -54,17 +54,17 @@ def test_a_clip_that_was_stopped_goes_on(after, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(clips, "LOOKED_AT", 7)
     path = videos.make(tmp_path / "clip.mp4")
     said(capsys, path, "-o", tmp_path / "whole", "--frames", "npz")
-    found = clips._Maps._map
+    keep = clips._Maps.keep
 
-    def stopping(self, result):
-        if self.done >= after:
+    def stopping(self, number, *rest):
+        if number >= after:
             raise KeyboardInterrupt
-        return found(self, result)
+        return keep(self, number, *rest)
 
-    monkeypatch.setattr(clips._Maps, "_map", stopping)
+    monkeypatch.setattr(clips._Maps, "keep", stopping)
     assert said(capsys, path, "-o", tmp_path / "out", "--frames", "npz")[0] == 130
     assert not (tmp_path / "out" / "clip_dpt-tiny-depth.mp4").exists()
-    monkeypatch.setattr(clips._Maps, "_map", found)
+    monkeypatch.setattr(clips._Maps, "keep", keep)
     code, told, _ = said(capsys, path, "-o", tmp_path / "out", "--frames", "npz")
     assert code == 0 and f"{30 - after // 10 * 10} frames" in told
     with np.load(tmp_path / "whole" / "clip_dpt-tiny-depth.npz") as whole, np.load(tmp_path / "out" / "clip_dpt-tiny-depth.npz") as out:

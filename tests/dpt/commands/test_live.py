@@ -1,0 +1,131 @@
+"""`dpt predict --camera`, on pictures that FFmpeg makes up in a camera's place, and in a window that only counts."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import dpt
+from dpt.commands import live
+from dpt.commands.arguments import Parser, predict
+from dpt.commands.main import main
+from dpt.inference import camera
+from dpt.inference.images import ImageError
+from dpt.inference.steady import Steady
+
+pytest.importorskip("av")
+MADE_UP = {sys.platform: ("lavfi", "testsrc=size=96x64:rate=50:duration={},realtime")}
+
+
+class Counting:
+    """A window that is closed after so many pictures."""
+
+    def __init__(self, until: int = 3):
+        self.until, self.pictures, self.titles, self.closed = until, [], [], False
+
+    @property
+    def open(self) -> bool:
+        return len(self.pictures) < self.until
+
+    def show(self, image: np.ndarray, title: str) -> None:
+        self.pictures.append(image)
+        self.titles.append(title)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def arguments(*given: str):
+    parser = Parser("dpt predict")
+    predict(parser)
+    return parser.parse_args(["--camera", "9", *given])
+
+
+def test_shown_until_the_window_is_closed(monkeypatch, capsys):
+    """Blind spot: a camera that goes on behind the window; maps of other pictures than those beside them."""
+    window = Counting()
+    monkeypatch.setattr(camera, "DEVICES", MADE_UP)
+    monkeypatch.setattr(live, "Window", lambda: window)
+    assert main(["predict", "--camera", "20", "--model", "dpt-tiny-scenes"]) == 0
+    model = dpt.build("dpt-tiny-scenes", weights="pretrained")
+    assert len(window.pictures) == 3 and window.closed and "a second" in window.titles[0]
+    for shown in window.pictures:
+        frame = np.ascontiguousarray(shown[:, :96])
+        wanted = live.view_of(frame, model.predict(frame).labels, model.config.head, None, "map")
+        assert np.array_equal(shown[:, 96:], wanted)
+    assert "dpt-tiny-scenes on testsrc" in capsys.readouterr().out
+
+
+def test_depth_is_steady_and_its_range_follows():
+    """Blind spot: colours that jump from frame to frame as each map's own range does; a range that is asked for and not kept."""
+    model, pictures = dpt.build("dpt-tiny-depth", weights="pretrained"), [np.full((64, 96, 3), 90, np.uint8)] * 2
+    pictures = [picture + np.arange(96, dtype=np.uint8)[None, :, None] for picture in pictures]
+    pictures[1] = pictures[1][:, ::-1].copy()
+    ranges = {}
+    for options in ([], ["--range", "0.2,0.7"]):
+        window = Counting(2)
+        live.show(model, pictures, window, arguments("--view", "map", *options))
+        ranges[len(options)] = window.pictures
+    steady, ends = Steady(model.config.head), None
+    for number, picture in enumerate(pictures):
+        found = steady(model.predict(picture).depth, picture)
+        own = live.range_of([found])
+        ends = own if ends is None else tuple(0.9 * a + 0.1 * b for a, b in zip(ends, own, strict=True))
+        shown = live.view_of(picture, found, model.config.head, ends, "map").astype(int)
+        assert np.abs(ranges[0][number] - shown).max() <= 8
+        assert np.array_equal(ranges[2][number], live.view_of(picture, found, model.config.head, (0.2, 0.7), "map"))
+
+
+def test_what_came_while_nobody_asked_is_left_out(monkeypatch):
+    """Blind spot: a window that lags behind by all that could not be predicted in time."""
+    monkeypatch.setattr(camera, "DEVICES", MADE_UP)
+    with camera.Camera(20) as opened:
+        pictures = iter(opened)
+        first = next(pictures)
+        time.sleep(0.3)
+        newest = opened._newest.pts
+        second = next(pictures)
+    assert newest > 3 and not np.array_equal(first, second)
+
+
+def test_a_camera_that_ends_is_told(monkeypatch):
+    monkeypatch.setattr(camera, "DEVICES", MADE_UP)
+    with camera.Camera(0.05) as opened, pytest.raises(ImageError, match="gives no more pictures"):
+        list(opened)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of cameras are of Linux")
+def test_no_camera(monkeypatch, capsys):
+    monkeypatch.setattr(live, "Window", Counting)
+    assert main(["predict", "--camera", "97"]) == 2
+    assert "/dev/video97: no camera that can be read" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["predict", "--camera", "97"]) == 2
+    assert "--camera 97: cameras are read on darwin and linux, not on win32" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="displays are of X11")
+def test_no_window(monkeypatch, capsys):
+    pytest.importorskip("tkinter")
+    monkeypatch.setenv("DISPLAY", ":197")
+    assert main(["predict", "--camera", "0"]) == 2
+    assert "--camera needs a window: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["photo.jpg"], "--camera shows what it sees"),
+        (["-o", "out"], "--camera shows what it sees"),
+        (["--camera", "x"], "'x': it must be a whole number from 0"),
+    ],
+)
+def test_what_does_not_go_together(given, said, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--camera", "0", *given])
+    assert said in capsys.readouterr().err
+    for without, wanted in ((["-o", "out"], "it needs INPUT"), (["photo.jpg"], "it needs -o DIR")):
+        with pytest.raises(SystemExit):
+            main(["predict", *without])
+        assert wanted in capsys.readouterr().err
