@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import os
 import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,20 @@ def render(seed: int, size: int = 256) -> Scene:
         if _is_worth_keeping(scene):
             return replace(scene, labels=CLASS_OF[scene.labels])
     raise RuntimeError(f"seed {seed}: none of {_MAX_ATTEMPTS} attempts gave a scene worth keeping")
+
+
+def moving(seed: int, frames: int, step: float, size: int = 256) -> Iterator[Scene]:
+    """The scene of a seed, whatever it is worth, seen by a camera that goes sideways by `step` metres a frame and turns a little towards
+    what it looked at; the light stays. Raises as `render`."""
+    _check_size(size)
+    rng = np.random.default_rng([seed, 0])
+    world, camera = _furnished(rng, RANDOM_OBJECTS[split_of(seed)])
+    state, right = rng.bit_generator.state, camera.rotation()[0]
+    for number in range(frames):
+        rng.bit_generator.state = state
+        moved = right * step * number
+        scene = _shoot(world, replace(camera, eye=camera.eye + moved, target=camera.target + moved / 2), size)
+        yield replace(scene, labels=CLASS_OF[scene.labels])
 
 
 def _check_size(size: int) -> None:
@@ -201,11 +216,15 @@ def _shoot(world: World, camera: Camera, size: int) -> Scene:
 
 
 def _draw(rng: np.random.Generator, random_objects: range, size: int) -> Scene:
+    return _shoot(*_furnished(rng, random_objects), size)
+
+
+def _furnished(rng: np.random.Generator, random_objects: range) -> tuple[World, Camera]:
     world = World(rng, shared_client.fresh(), random_objects)
     camera = place_camera(rng)
     furnish(world, camera)
     build_room(world, camera)
-    return _shoot(world, camera, size)
+    return world, camera
 
 
 def write_dataset(directory: str | Path, split: str, count: int, size: int = 256, workers: int = 1) -> None:

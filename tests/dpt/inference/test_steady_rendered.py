@@ -1,8 +1,5 @@
 """Depth of rendered clips with a moving camera: how much of what stands still flickers, and whether it is as near to the truth."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -15,24 +12,10 @@ from dpt.scenes import rendering
 pytest.importorskip("pybullet")
 
 
-def clip(seed: int, frames: int, step: float, size: int = 160) -> Iterator[rendering.Scene]:
-    """A scene of a seed, seen by a camera that goes sideways by so many metres a frame; the light stays."""
-    rng = np.random.default_rng([seed, 0])
-    world = rendering.World(rng, rendering.shared_client.fresh(), rendering.RANDOM_OBJECTS[rendering.split_of(seed)])
-    camera = rendering.place_camera(rng)
-    rendering.furnish(world, camera)
-    rendering.build_room(world, camera)
-    state, right = rng.bit_generator.state, camera.rotation()[0]
-    for number in range(frames):
-        rng.bit_generator.state = state
-        moved = right * step * number
-        yield rendering._shoot(world, replace(camera, eye=camera.eye + moved, target=camera.target + moved / 2), size)
-
-
 @pytest.mark.parametrize(("seed", "step"), [(0, 0.03), (1, 0.01), (2, 0.03)])
 def test_what_stands_still_changes_half_as_much(seed, step):
     """Blind spot: a clip that is quiet because it is blurred or late. Frame by frame each map is spread over the colours by itself."""
-    scenes = list(clip(rendering.split_seeds("test", 3)[seed], 16, step))
+    scenes = list(rendering.moving(rendering.split_seeds("test", 3)[seed], 16, step, 160))
     model = dpt.build("dpt-tiny-depth", weights="pretrained")
     maps = [model.predict(scene.image).depth for scene in scenes]
     steady = Steady(model.config.head)
