@@ -137,9 +137,15 @@ def _views(parser: Parser) -> None:
     what = "average with the mirrored picture (default: only with --tta)"
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, help=what)
     parser.add_argument("--slide", action="store_true", help="overlapping windows; --window and --stride imply it")
+    _tiles(parser)
     what = "side of the windows (default: the shorter side of the model's input)"
     parser.add_argument("--window", type=_COUNT, metavar="PIXELS", help=what)
     parser.add_argument("--stride", type=_COUNT, metavar="PIXELS", help="distance between windows (default: two thirds of a window)")
+
+
+def _tiles(parser: Parser) -> None:
+    what = "refine depth by overlapping tiles of the picture at its own size: finer edges, slower; --window and --stride are then theirs"
+    parser.add_argument("--tiles", action="store_true", help=what)
 
 
 def _reading(parser: Parser) -> None:
@@ -302,6 +308,7 @@ def _single(parser: Parser) -> None:
     _device(parser)
     _fast(parser)
     _focal(parser)
+    _tiles(parser)
 
 
 def _calibrate(parser: Parser) -> None:

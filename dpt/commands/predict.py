@@ -119,7 +119,7 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
     config = model.config
     weights = _weights_identity(args.weights)
     made_with = {"model": config.name, "weights": weights, "version": __version__, "dtype": args.dtype, **running.choices(args)}
-    made_with.pop("prompt", None)
+    made_with = {name: value for name, value in made_with.items() if name not in ("prompt", "tiles") or value}  # as older records
     for option in ("prompt", "calibrate"):
         if (path := getattr(args, option)) is not None:
             made_with[option] = _identity(path)

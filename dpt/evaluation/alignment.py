@@ -16,6 +16,11 @@ def align(prediction: Tensor, target: Tensor) -> Tensor:
     return scale.clamp_min(0) * (prediction - centre) + level
 
 
+def scale_to(prediction: Tensor, target: Tensor) -> Tensor:
+    """The scale alone of `align`, (..., 1, 1)."""
+    return _fit(prediction, target, None)[0].clamp_min(0)
+
+
 def align_least_squares(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift, each (B,), that minimise sum(mask * (scale * prediction + shift - target)^2) a picture.
 

@@ -36,7 +36,7 @@ from .prompts import Prompt, load_prompt
 from .reading import Place, Window
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
 from .transfer import Fetched, is_staged, to_device
-from .windows import Maps, Network, infer
+from .windows import Maps, Network, infer, refine
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -114,6 +114,7 @@ class Choices(TypedDict, total=False):
     scales: Sequence[float] | None
     flip: bool | None
     slide: bool
+    tiles: bool
     window: int | tuple[int, int] | None
     stride: int | tuple[int, int] | None
     probability: bool
@@ -140,6 +141,7 @@ class Options:
     probability: bool
     focal: float | None
     prompts: tuple[Prompt, ...] = ()
+    tiles: bool = False  # the window and the stride are those of tiles, and the whole is seen without
 
     @classmethod
     def of(
@@ -150,6 +152,7 @@ class Options:
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         slide: bool = False,
+        tiles: bool = False,
         window: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
         probability: bool = False,
@@ -170,25 +173,37 @@ class Options:
         if focal is not None and config.head.focal is None:
             raise ValueError(f"focal={focal}: {config.name} takes no focal length")
         fixed = config.encoder.fixed_size
-        if fixed and (chosen != (1.0,) or slide or window is not None or stride is not None):
+        if tiles and "depth" not in tasks:
+            raise ValueError(f"tiles refine depth; {config.name} predicts {' and '.join(tasks)}")
+        if tiles and (slide or chosen != (1.0,)):
+            raise ValueError("tiles refine what the network sees of the whole, at one scale: no scales, tta or slide beside them")
+        if fixed and (chosen != (1.0,) or slide or tiles or window is not None or stride is not None):
             size = "x".join(map(str, fixed))
             raise ValueError(f"{config.name} sees {size} pixels alone: no other scales, and no windows (the mirrored picture, by flip)")
         if config.decoder.prompt and prompt is None:
             raise ValueError(f"{config.name} needs a prompt, a sensor's depth: {PROMPT_OPTION}")
         if prompt is not None and not config.decoder.prompt:
             raise ValueError(f"{config.name} takes no prompt")
-        if prompt is not None and (slide or window is not None or stride is not None):
+        if prompt is not None and (slide or tiles or window is not None or stride is not None):
             raise ValueError("a prompt is of the whole picture: it cannot be seen in windows")
-        if not slide and window is None and stride is None:
+        if not slide and not tiles and window is None and stride is None:
             prompts = () if prompt is None else tuple(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str) else (prompt,)
             return cls(chosen, flips, None, None, probability, focal, prompts)
         sides = _pair(min(config.input.size) if window is None else window, "window")
-        steps = _pair(tuple(max(side * 2 // 3, 1) for side in sides) if stride is None else stride, "stride")
+        usual = 1 / 2 if tiles else 2 / 3
+        steps = _pair(tuple(max(int(side * usual), 1) for side in sides) if stride is None else stride, "stride")
         if any(side % config.input.multiple for side in sides):
             raise ValueError(f"the window's sides are multiples of {config.input.multiple}, not {sides}")
         if any(step > side for step, side in zip(steps, sides, strict=True)):
             raise ValueError(f"a stride of {steps} leaves gaps between windows of {sides}")
-        return cls(chosen, flips, sides, steps, probability, focal)
+        return cls(chosen, flips, sides, steps, probability, focal, tiles=tiles)
+
+    def ratios(self, height: int, width: int, config: InputConfig) -> tuple[float, ...]:
+        """The scales at which a picture is shown to the network; behind them, with tiles, that at which it has its own pixels."""
+        if not self.tiles:
+            return self.scales
+        seen = network_size(height, width, config)
+        return *self.scales, max(height / seen[0], width / seen[1], 1.0)
 
 
 def _pair(value: int | tuple[int, ...], name: str) -> tuple[int, int]:
@@ -229,6 +244,9 @@ def predict(model: Network, images: Any, *, batch_size: int = 1, **options: Any)
             `window` and `stride`, in pixels of the network's input, an integer or (height, width). A window is by default
             the network's size and a stride two thirds of it (512 and 341 for dpt-base-ade20k); the last window of a
             row or column is shifted inside the picture.
+        tiles: refine depth by overlapping tiles of the picture at its own size, each aligned to the map of the whole: finer edges, for as
+            many times the work as there are tiles. `window` and `stride` are then theirs, a stride by default half a tile. A picture that
+            is not larger than what the network sees gets the map of the whole; tasks beside depth stay the whole's.
         probability: keep the winning class's probability as well.
         focal: the focal length of all the pictures, in their own pixels, for models whose metres depend on it (`config.head.focal`). By
             default each picture's EXIF data tell it; one without it is a `NoFocalLength`, an ImageError.
@@ -306,7 +324,7 @@ def _read(config: DPTConfig, options: Options, max_pixels: int, pair: tuple[Pict
         if config.head.focal is not None and result.focal is None:
             raise NoFocalLength(f"{config.name} needs the focal length, and the picture does not tell it: {FOCAL_OPTION}")
         height, width = image.shape[:2]
-        sizes = tuple(network_size(height, width, config.input, scale) for scale in options.scales)
+        sizes = tuple(network_size(height, width, config.input, ratio) for ratio in options.ratios(height, width, config.input))
         if not options.prompts:
             return result, sizes
         if prompt is None:
@@ -541,15 +559,30 @@ def _passes(
     if options.prompts:
         metres = torch.from_numpy(np.stack([cast(np.ndarray, result.prompt) for result in loaded]))
         prompt = _filled(to_device(metres, parameter.device), count)
+
+    def at(scale: float | None) -> Tensor:
+        """The pictures at a scale; at None as finely as tiles see them."""
+        ratios = [options.ratios(image.shape[0], image.shape[1], model.config.input)[-1] if scale is None else scale for image in images]
+        how = model.config.input, parameter.device, parameter.dtype
+        return _filled(torch.cat([resize_and_normalise(image, *how, ratio) for image, ratio in zip(images, ratios, strict=True)]), count)
+
     for scale in sorted(options.scales, key=lambda scale: abs(math.log(scale))):
-        seen = [resize_and_normalise(image, model.config.input, parameter.device, parameter.dtype, scale) for image in images]
-        x = _filled(torch.cat(seen), count)
+        x, fine = at(scale), at(None) if options.tiles else None
         for flip in options.flips:
             shown = (x, prompt) if not flip else (x.flip(-1), None if prompt is None else prompt.flip(-1))
             with clock:
-                maps = infer(model, shown[0], options.window, options.stride, shown[1])
+                maps = infer(model, shown[0], *((None, None) if options.tiles else (options.window, options.stride)), shown[1])
+                if fine is not None and fine.shape != x.shape:
+                    maps["depth"] = _refined(model, maps["depth"], x.shape, fine.flip(-1) if flip else fine, options)
             maps = {task: y[: len(images)] for task, y in maps.items()}
             yield {task: _unflipped(task, y) for task, y in maps.items()} if flip else maps
+
+
+def _refined(model: Network, whole: Tensor, seen: Sequence[int], fine: Tensor, options: Options) -> Tensor:
+    """Depth of the whole, which was seen as (B, 3, h, w), refined by tiles of a finer picture."""
+    if model.config.head.focal is not None:  # its metres are of a focal length in pixels, of which a finer picture has more
+        whole = whole * ((seen[2] / fine.shape[2] + seen[3] / fine.shape[3]) / 2)
+    return refine(model, fine, whole, *cast("tuple[tuple[int, int], tuple[int, int]]", (options.window, options.stride)))
 
 
 def _filled(batch: Tensor, count: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A network run on a whole map or in overlapping windows, which are merged.
 
 Logits are averaged where windows overlap, as mmsegmentation does, and so are normals. Depth, relative or in metres, is aligned to the map
-of the whole, and the windows fade into each other.
+of the whole, and the windows fade into each other. Tiles are windows of a picture that is finer than the network sees the whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import DPTConfig
-from ..evaluation.alignment import align
+from ..evaluation.alignment import align, scale_to
 from .resizing import padded, without_padding
 
 
@@ -33,6 +33,7 @@ class Network(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
+COARSE = 16  # parts of a tile's side: what is as large as one is the whole's to say
 Maps = dict[str, Tensor]  # by task, (B, K, h, w); depth with K = 1
 
 
@@ -60,6 +61,40 @@ def infer(model: Network, x: Tensor, window: tuple[int, int] | None, stride: tup
                 total[place] += weight * maps
                 weights[task][place] += weight
     return {task: total / weights[task] for task, total in totals.items()}
+
+
+def refine(model: Network, x: Tensor, whole: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """The depth of the whole, with what tiles of a finer picture add to it.
+
+    Of a tile, which does not see what is around it, the edges are believed and not how deep its parts lie: what is coarser than a
+    sixteenth of it is the whole's, and by that the tile's own scale is found. So tiles agree where they overlap, and fade into each other.
+
+    Args:
+        x: the normalised picture (B, 3, h, w), not padded, finer than the network sees it.
+        whole: depth (B, 1, h', w') of the same picture as the network sees it.
+        window, stride: the tiles' sides and steps, in pixels of `x`.
+
+    Returns:
+        Depth (B, 1, h, w), float32.
+    """
+    whole = F.interpolate(whole.float(), size=x.shape[2:], mode="bicubic", align_corners=False)
+    total, weights = torch.zeros_like(whole), x.new_zeros(x.shape[2:], dtype=torch.float32)
+    for top in _starts(x.shape[2], window[0], stride[0]):
+        for left in _starts(x.shape[3], window[1], stride[1]):
+            place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            target = whole[place]
+            tile = _of_size(_forward(model, x[place])["depth"], target.shape[2:])
+            tile = scale_to(_cells(tile), _cells(target)) * tile
+            coarse = F.interpolate(_cells(tile - target), size=target.shape[2:], mode="bicubic", align_corners=False)
+            weight = _fade(target.shape[2:], target.device) ** 2  # whose end is none in its slope either
+            total[place] += weight * (tile - coarse)
+            weights[place] += weight
+    return total / weights
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """Maps (B, K, h, w) as means of at most `COARSE` parts of a side."""
+    return F.adaptive_avg_pool2d(maps, (min(COARSE, maps.shape[2]), min(COARSE, maps.shape[3])))
 
 
 def _fade(size: Sequence[int], device: torch.device) -> Tensor:
