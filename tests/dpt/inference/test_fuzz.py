@@ -21,7 +21,7 @@ from PIL import Image
 
 from dpt.data.targets import DEPTH_READERS, LABEL_READERS, TargetError, read_depth, read_labels
 from dpt.inference.images import FORMATS, MAX_PIXELS, ImageError, load_image
-from dpt.inference.outputs import pfm_bytes
+from dpt.inference.maps import pfm_bytes
 
 try:
     import pillow_heif
