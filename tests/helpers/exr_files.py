@@ -38,7 +38,9 @@ def written(
             _attribute("screenWindowWidth", "float", struct.pack("<f", 1)),
         )
     )
-    rows = [b"".join(channels[name][row].astype(channels[name].dtype.newbyteorder("<")).tobytes() for name in names) for row in range(height)]
+    rows = [
+        b"".join(channels[name][row].astype(channels[name].dtype.newbyteorder("<")).tobytes() for name in names) for row in range(height)
+    ]
     blocks = [struct.pack("<ii", data[1] + row, len(content)) + content for row, content in enumerate(rows)]
     start = len(MAGIC) + len(header) + 1 + 8 * height
     places = [start + sum(map(len, blocks[:row])) for row in range(height)]
