@@ -225,7 +225,7 @@ def predict(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
     _batch_size(parser)
     parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
-    what = "refuse pictures of more; a pixel takes some 20 bytes while it is decoded (default: 178956970, Pillow's limit)"
+    what = "refuse pictures of more; a pixel takes some 20 bytes while it is decoded, a deeper one 50 (default: 178956970, Pillow's limit)"
     parser.add_argument("--max-pixels", type=_COUNT, metavar="N", help=what)
 
 

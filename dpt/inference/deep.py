@@ -93,7 +93,9 @@ def sixteen_bits(how: Decodings, images: list[Image.Image], loaded: Callable[[Im
         parts.append(np.array(loaded(image)))
     if len(parts) == 1:
         return parts[0].view(">u2").astype(np.uint16)[..., [0, 0, 0, 1]]
-    values: np.ndarray = parts[0].astype(np.uint16) * np.uint16(256) + parts[1]
+    values: np.ndarray = parts[0].astype(np.uint16)
+    values <<= 8
+    values |= parts[1]
     if isinstance(transparent, tuple):  # the one colour of a PNG that is not shown
         values[(values == np.array(transparent)).all(axis=-1)] = 65535
     return values
@@ -141,7 +143,8 @@ def read_exr(file: IO[bytes], limit: Limit) -> np.ndarray:
     parts = OpenEXR.File(file, separate_channels=True, num_threads=0).parts
     if len(parts) != len(headers):  # it leaves out those whose pixels it cannot read
         raise ValueError("its pixels are damaged")
-    found = np.stack([parts[number].channels[name].pixels.astype(np.float32) for name in names], axis=-1)
+    found = np.stack([parts[number].channels[name].pixels for name in names], axis=-1, dtype=np.float32, casting="unsafe")
+    del parts
     if np.isnan(found).any():
         raise ValueError("it holds values that are no numbers (NaN)")
     shown = np.zeros((bottom - top, right - left, len(names)), np.float32)
@@ -184,10 +187,11 @@ def _paste(source: np.ndarray, place: tuple[int, int], target: np.ndarray, origi
 
 def srgb(light: np.ndarray) -> np.ndarray:
     """Light, of which 1 is white, by sRGB's curve (IEC 61966-2-1): float32 in 0..1."""
-    light = light.clip(0, 1).astype(np.float32)
-    power = np.float32(1.055) * light ** np.float32(1 / 2.4) - np.float32(0.055)
-    curve: np.ndarray = np.where(light <= 0.0031308, light * np.float32(12.92), power)
-    return curve.clip(0, 1)
+    curve = np.empty(light.shape, np.float32)
+    for row, levels in zip(light, curve, strict=True):  # which need no memory on the way
+        row = row.clip(0, 1)
+        levels[:] = np.where(row <= 0.0031308, row * 12.92, 1.055 * row ** (1 / 2.4) - 0.055).clip(0, 1)
+    return curve
 
 
 def read_tiff(file: IO[bytes], limit: Limit) -> tuple[np.ndarray, bool]:

@@ -42,6 +42,7 @@ HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 WARNED_PIXELS = 1024**3 // 12  # Pillow warns of larger pictures
 MAX_PIXELS = 2 * WARNED_PIXELS  # and refuses those: 179 megapixels
 LIFTED = "--max-pixels (or max_pixels=) lifts it"
+STRIP_VALUES = 1 << 20  # that are worked on at once, of more than 8 bits
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the values of a PNG of 2 and of 4 bits by
 TURNS: dict[object, Image.Transpose] = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -353,15 +354,26 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
-    if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if array.dtype.kind != "f":
+    if array.dtype != np.uint16 and array.dtype.kind != "f":
         raise ImageError(f"values are uint8, uint16, bool or floats in 0..1, not {array.dtype}")
-    return np.rint(array.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)
+    values = np.empty(array.shape, np.uint8)
+    for rows in _strips(array):
+        if array.dtype == np.uint16:
+            values[rows] = (array[rows].astype(np.uint32) + 128) // 257
+        else:
+            values[rows] = np.rint(array[rows].clip(0, 1).astype(np.float32) * 255)
+    return values
 
 
 def _is_of_8_bits(array: np.ndarray, values: np.ndarray) -> bool:
     """Whether uint16 or floats say no more than the uint8 `values` that were made of them: such a picture is one of 8 bits."""
     if array.dtype == np.uint16:
-        return np.array_equal(values * np.uint16(257), array)
-    return np.array_equal(values.astype(array.dtype) / array.dtype.type(255), array)
+        return all(np.array_equal(values[rows] * np.uint16(257), array[rows]) for rows in _strips(array))
+    white = array.dtype.type(255)
+    return all(np.array_equal(values[rows].astype(array.dtype) / white, array[rows]) for rows in _strips(array))
+
+
+def _strips(array: np.ndarray) -> Iterator[slice]:
+    """Rows of (H, ...), so few that what is made of them on the way takes no memory to speak of."""
+    count = max(STRIP_VALUES // array[0].size, 1)
+    return (slice(start, start + count) for start in range(0, len(array), count))

@@ -112,6 +112,7 @@ def write(
     names = {path: path.name[len(stem.name) :] for path in paths}
     contents = {suffix: maps.WRITERS[suffix](found, head) for suffix in names.values() if suffix in maps.WRITERS}
     sums = {suffix: [len(content), zlib.crc32(content)] for suffix, content in contents.items()}
+    sums |= _still_true(read_record(paths[-1]), record, sums)
     comment = RECORD[:-1] + json.dumps({**(record or {}), "files": sums}, sort_keys=True).encode("ascii")
     drawn = drawn or {}
     colours = functools.partial(_drawn, "colours", found, image, head, drawn)
@@ -130,6 +131,13 @@ def write(
     for path in paths:
         write_whole(path, writers[names[path]], durable=False)
     return paths
+
+
+def _still_true(former: dict[str, Any] | None, record: dict[str, Any] | None, sums: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Of further files that an earlier run wrote and this one does not, what the record says, where it was of the same map."""
+    if former is None or former != {**(record or {}), "files": (files := former.get("files", {}))} or ".npy" not in sums:
+        return {}
+    return {suffix: of for suffix, of in files.items() if suffix not in sums} if files.get(".npy") == sums[".npy"] else {}
 
 
 def _write_bytes(content: bytes, file: BinaryIO) -> None:

@@ -78,6 +78,19 @@ def test_further_files_are_a_list(tmp_path):
         outputs.result_paths(tmp_path / "a", head, ["tif"])
 
 
+def test_what_an_earlier_run_wrote_stays_known(tmp_path):
+    """Blind spot: an .exr, and then a .tiff beside it, and then the .exr taken for somebody else's; or for done, of another map."""
+    head, source, picture = HEADS["metres"], {"source": ["a.jpg", 1, 2]}, np.zeros((37, 50, 3), np.uint8)
+    both = outputs.result_paths(tmp_path / "a", head, ["exr", "tiff"])
+    for kind in ("exr", "tiff"):
+        outputs.write(tmp_path / "a", picture, Prediction(depth=DEPTH), head, further=[kind], record=source)
+    assert outputs.is_done(both, source) and outputs.of_others(both) is None
+    for changed, record in ((DEPTH + 1, source), (DEPTH, source | {"flip": True})):
+        outputs.write(tmp_path / "a", picture, Prediction(depth=DEPTH), head, further=["exr", "tiff"], record=source)
+        outputs.write(tmp_path / "a", picture, Prediction(depth=changed), head, further=["tiff"], record=record)
+        assert not outputs.is_done(both, record) and outputs.of_others(both) == both[2]
+
+
 def test_the_options_are_the_files():
     """Blind spot: a kind of file without an option, or an option that writes nothing."""
     assert list(arguments.FURTHER) == list(maps.FURTHER)
