@@ -87,7 +87,6 @@ def sixteen_bits(how: Decodings, images: list[Image.Image], loaded: Callable[[Im
     transparent = images[0].info.get("transparency")
     parts = []
     for image, modes in zip(images, how.modes, strict=True):
-        image.info.pop("transparency", None)  # it is of 16 bits
         told: Any = image
         told.tile = [tile._replace(args=_with_mode(tile.args, mode)) for tile, mode in zip(told.tile, modes, strict=True)]
         parts.append(np.array(loaded(image)))

@@ -188,8 +188,8 @@ def test_8_bits_in_16_and_in_floats_are_8():
     assert load(wide).deep is not None and load(eight / 255 + 1e-6).deep is not None and load(tensor.double() / 255 * 0.99).deep is not None
 
 
-LIGHT = np.float32([[-1, 0, 0.001, 0.0031308, 0.18, 0.5, 1, 7, np.inf]])
-CURVE = [0, 0, 0.01292, 0.0404499, 0.4613561, 0.7353570, 1, 1, 1]  # IEC 61966-2-1, by hand
+LIGHT = np.float32([[-1, 0, 0.001, 0.0031308, 0.01, 0.18, 0.5, 1, 7, np.inf]])
+CURVE = [0, 0, 0.01292, 0.0404499, 0.0998529, 0.4613561, 0.7353570, 1, 1, 1]  # IEC 61966-2-1, by hand
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4"])
@@ -219,6 +219,7 @@ def test_channels_of_exr():
     rgb, combined = planes("RGB"), planes("RGB", "View Layer.Combined.")
     depth = {"Z": np.full((HEIGHT, WIDTH), 5, np.float32), "View Layer.Normal.X": rgb["R"]}
     np.testing.assert_array_equal(load(io.BytesIO(exr_files.written(rgb | depth))).deep, deep.srgb(stacked(rgb, "RGB")))
+    np.testing.assert_array_equal(load(io.BytesIO(exr_files.written(planes("RGB", "a.") | rgb))).deep, deep.srgb(stacked(rgb, "RGB")))
     found = load(io.BytesIO(exr_files.written(combined | depth))).deep
     np.testing.assert_array_equal(found, deep.srgb(stacked(combined, "RGB", "View Layer.Combined.")))
     np.testing.assert_array_equal(load(io.BytesIO(exr_files.written(planes("Y")))).deep[..., :1], deep.srgb(stacked(planes("Y"), "Y")))
@@ -269,6 +270,23 @@ def test_compressions_of_exr(name):
     found = load(io.BytesIO(by_openexr(rgb, compression=getattr(openexr, f"{name}_COMPRESSION")))).deep
     lossy = {"PXR24": 1e-4, "DWAA": 0.1}.get(name, 0)
     np.testing.assert_allclose(found, deep.srgb(stacked(rgb, "RGB")), rtol=0, atol=lossy)
+
+
+def test_a_part_that_is_damaged():
+    """Blind spot: OpenEXR leaves out a part that it cannot read, and the next one's colours are taken for it."""
+    file, (first, second) = io.BytesIO(), (noise(3, "f4"), noise(4, "f4"))
+    kind = {"compression": openexr.NO_COMPRESSION, "type": openexr.scanlineimage}
+    parts = [
+        openexr.Part({**kind, "name": name}, {letter: np.ascontiguousarray(of[..., index]) for index, letter in enumerate("RGB")})
+        for name, of in (("first", first), ("second", second))
+    ]
+    openexr.File(parts).write(file)
+    content = bytearray(file.getvalue())
+    np.testing.assert_array_equal(load(io.BytesIO(content)).deep, deep.srgb(first))
+    place = content.index(first[0, :, 2].tobytes())  # the first row's: its length stands before it
+    content[place - 4 : place] = b"\xff" * 4
+    with pytest.raises(ImageError, match="its pixels are damaged"):
+        load(io.BytesIO(content))
 
 
 def test_limits_come_before_decoding(monkeypatch):
