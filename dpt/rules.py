@@ -78,5 +78,7 @@ class Checked:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Which known name a mistyped one may mean, to stand behind it; empty where none is near."""
-    close = difflib.get_close_matches(name, known, n=1)
+    known = list(known)
+    longer = [one for one in known if name.strip("-") and one.startswith(name)]  # before what is short and much the same
+    close = difflib.get_close_matches(name, longer or known, n=1, cutoff=0.0 if longer else 0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

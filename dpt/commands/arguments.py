@@ -21,6 +21,11 @@ from ..zoo import CONFIGS, LAYOUTS, config_of
 
 CARRIED = tuple(name for name, config in CONFIGS.items() if config.carried)
 DTYPES = ("float32", "float16", "bfloat16")  # names in `torch`
+FURTHER = {  # files of `dpt predict` on request, as in `inference.maps`
+    "pfm": "depth as .pfm",
+    "exr": "depth and normals as .exr, which needs OpenEXR,",
+    "tiff": "depth as .tiff of 32-bit floats",
+}
 SCENES = {"val": 300, "test": 500, "train": 9000}  # rendered for each split
 
 
@@ -179,7 +184,10 @@ def predict(parser: Parser) -> None:
       a_MODEL.png          16-bit depth: inverse or relative depth spread over 0..65535, or millimetres (for more
                            than 65 m 256ths of a metre, as KITTI has it); or 8-bit class indices; or
                            normals as colours, x red, y green, z blue, -1..1 spread over 0..255
-      a_MODEL.npy, .pfm    depth or normals as float32, .pfm of depth on request
+      a_MODEL.npy          depth or normals as float32, as the model gives them: metres, inverse or relative depth, unit vectors
+      a_MODEL.pfm, .tiff   the same of depth, on request: Portable Float Map, TIFF of 32-bit floats
+      a_MODEL.exr          the same, on request: depth is the channel Z, normals are N.X, N.Y and N.Z; the attribute "depth" says
+                           what it is. It needs OpenEXR: pip install '.[exr]'
       a_MODEL_color.jpg    the picture with the coloured depth or normals beside it
       a_MODEL_overlay.jpg  the picture tinted by class, with a legend of the classes present
     Of a model of several tasks each has its name behind MODEL: a_MODEL_depth.png, a_MODEL_normals.png and so on.
@@ -223,7 +231,8 @@ def predict(parser: Parser) -> None:
     what = "depth that the colours begin and end with, and the PNG where it is not in metres, the same for all: metres, or as the model "
     what += "gives it, --range=NEAR,FAR where one is below 0 (default: each picture's own; of a clip by its first second)"
     parser.add_argument("--range", type=_range, metavar="NEAR,FAR", help=what)
-    parser.add_argument("--pfm", action="store_true", help="write depth as .pfm too")
+    for name, what in FURTHER.items():
+        parser.add_argument(f"--{name}", dest="further", action="append_const", const=name, default=[], help=f"write {what} too")
     what = "of a clip: the frame beside its map, or the map alone (default: %(default)s)"
     parser.add_argument("--view", choices=("beside", "map"), default="beside", help=what)
     what = "of a clip: also its maps, one PNG a frame, as of pictures but of one range, or all in one .npz (default: neither)"
@@ -231,7 +240,7 @@ def predict(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="do again what is done, and replace files of other origin")
     _batch_size(parser)
     parser.add_argument("--recursive", action="store_true", help="folders with their subfolders")
-    what = "refuse pictures of more; a pixel takes some 20 bytes while it is decoded (default: 178956970, Pillow's limit)"
+    what = "refuse pictures of more; a pixel takes some 20 bytes while it is decoded, a deeper one 50 (default: 178956970, Pillow's limit)"
     parser.add_argument("--max-pixels", type=_COUNT, metavar="N", help=what)
 
 

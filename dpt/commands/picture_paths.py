@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..inference.images import EXTENSIONS, VIDEOS
+from ..inference.maps import WRITERS
 from ..inference.outputs import RECORD, read_record
 from ..system.disk import open_regular
 
@@ -149,7 +150,7 @@ def _listing(folder: str) -> list[tuple[str, str | None]]:
         kinds = {entry.name: _kind(entry) for entry in entries if not entry.name.startswith(".")}
     for name in kinds:
         stem, extension = os.path.splitext(name)
-        if extension in (".npy", ".pfm") and kinds.get(f"{stem}.png") == "result":
+        if extension in WRITERS and kinds.get(f"{stem}.png") == "result":
             kinds[name] = "result"
     return sorted(kinds.items())
 
@@ -170,7 +171,10 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
 
 def _is_result(path: str) -> bool:
     """Whether `dpt predict` wrote a file; few others are read beyond their first bytes."""
-    if not path.endswith((".png", ".jpg")):
+    stem, extension = os.path.splitext(path)
+    if extension in WRITERS:  # beside its PNG, which tells
+        return _is_result(f"{stem}.png")
+    if extension not in (".png", ".jpg"):
         return False
     try:
         with open_regular(path) as file:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .. import __version__, checkpoints
 from ..distributed import gathered, joined, of_first
-from ..inference import outputs
+from ..inference import maps, outputs
 from ..inference.images import MAX_PIXELS, ImageError, NoFocalLength
 from ..inference.prediction import Beside, Result, predict_iter
 from ..model import DPT
@@ -75,6 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, device: torch.device, own: Place) -> int:
     tally = _Tally()
+    try:
+        maps.check(args.further)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     moving = [argument for argument in args.inputs if clips.is_clip(argument)]
     pictures, missing, notes = of_first(lambda: picture_paths.find([one for one in args.inputs if one not in moving], args.recursive))
     pictures += [picture_paths.Found(Path(argument), Path(Path(argument).name)) for argument in dict.fromkeys(moving)]
@@ -133,7 +137,7 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
         if clips.is_clip(str(path)):
             _predict_clip(model, path, stem, args, made_with, tally)
             continue
-        sets = [outputs.result_paths(outputs.stem_of(stem, head, config), head, args.pfm) for head in config.heads]
+        sets = [outputs.result_paths(outputs.stem_of(stem, head, config), head, args.further) for head in config.heads]
         obstacles = [None] if args.overwrite else [_obstacle(path, paths, made_with) for paths in sets]
         # what a file of somebody's is in the way of is told first; done is what is so for all tasks
         obstacle = next((found for found in obstacles if found not in (None, DONE)), None if None in obstacles else DONE)
@@ -155,7 +159,8 @@ def _predict_all(model: DPT, stems: dict[Path, Path], args: argparse.Namespace, 
                 if args.calibrate is not None and head.task == "depth":
                     depth, how = calibrated(cast(np.ndarray, prediction.depth), head, args.calibrate, "predict")
                     prediction, drawn = replace(prediction, depth=depth), None
-                outputs.write(stem, result.image, prediction, how, pfm=args.pfm, record=record, drawn=drawn, ends=args.range)
+                kept: dict[str, Any] = {"further": args.further, "record": record, "drawn": drawn, "ends": args.range}
+                outputs.write(stem, result.image, prediction, how, **kept)
 
     done, start, watch = tally.done, time.perf_counter(), Stopwatch(next(model.parameters()).device)
     how: dict[str, Any] = {"batch_size": args.batch_size, "max_pixels": args.max_pixels or MAX_PIXELS, "graph": args.graph}

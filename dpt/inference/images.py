@@ -1,4 +1,4 @@
-"""Pictures in: decoding of files, arrays and tensors to uint8 RGB."""
+"""Pictures in: decoding of files, arrays and tensors to RGB, of 8 bits, and of more where there are more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..system.disk import open_regular
 from ..system.forks import held_over_forks
+from . import deep
 
 FORMATS = {  # Pillow's name of each format that is opened -> the extensions of its files. Nothing that runs another program
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),  # MPO too, several JPEGs in one file, of which the first is taken
@@ -32,6 +34,7 @@ FORMATS = {  # Pillow's name of each format that is opened -> the extensions of 
     "JPEG2000": (".jp2",),
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif", ".hif"),  # by pillow-heif, where it is installed
+    "EXR": (".exr",),  # by OpenEXR, where it is installed
 }
 EXTENSIONS = {extension for extensions in FORMATS.values() for extension in extensions}
 VIDEOS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".m2ts", ".3gp", ".ogv"}
@@ -39,6 +42,7 @@ HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 WARNED_PIXELS = 1024**3 // 12  # Pillow warns of larger pictures
 MAX_PIXELS = 2 * WARNED_PIXELS  # and refuses those: 179 megapixels
 LIFTED = "--max-pixels (or max_pixels=) lifts it"
+STRIP_VALUES = 1 << 20  # that are worked on at once, of more than 8 bits
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the values of a PNG of 2 and of 4 bits by
 TURNS: dict[object, Image.Transpose] = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,13 +71,28 @@ class NoFocalLength(ImageError):
     """A picture that some models can use, but not those whose metres depend on its focal length."""
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A picture, RGB (H, W, 3), upright and opaque.
+
+    Attributes:
+        image: uint8.
+        deep: uint16 (0..65535) or float32 (0..1), where the picture has more than 8 bits; None where `image` is all of it.
+        focal: the focal length it was taken with, in its pixels, where its EXIF data tell it.
+    """
+
+    image: np.ndarray
+    deep: np.ndarray | None = None
+    focal: float | None = None
+
+
 def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A picture as uint8 RGB (H, W, 3): `load_with_focal` without the focal length."""
-    return load_with_focal(source, max_pixels)[0]
+    """A picture as uint8 RGB (H, W, 3): the `image` of `load`."""
+    return load(source, max_pixels).image
 
 
-def load_with_focal(source: Picture, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, float | None]:
-    """A picture as uint8 RGB (H, W, 3), and the focal length it was taken with, in its pixels, where its EXIF data tell it.
+def load(source: Picture, max_pixels: int = MAX_PIXELS) -> Loaded:
+    """A picture, as people see it and with all its bits.
 
     Args:
         source: a path, a file object open for reading bytes, a PIL image, an array (H, W) or (H, W, 1|3|4), or a
@@ -81,13 +100,14 @@ def load_with_focal(source: Picture, max_pixels: int = MAX_PIXELS) -> tuple[np.n
             uint16 (0..65535), bool, or floats in 0..1. A path is of a regular file: devices and pipes are not opened.
         max_pixels: a file's picture with more pixels is refused before it is decoded.
 
-    EXIF orientation is applied. Transparency is composited on white, since the colours under it are arbitrary. 16 bits become 8 by
-    rounding v / 257, those of a colour PNG by their upper byte, which is all that Pillow reads. Of an animation the first frame is
-    taken. ICC profiles are not applied.
+    EXIF orientation is applied. Transparency is composited on white, since the colours under it are arbitrary. PNG, TIFF and PGM keep 16
+    bits, and TIFF its floats, which are in 0..1 like an array's; EXR is brought from light to sRGB's curve, 0..1, what is brighter being
+    cut (`deep.read_exr`). `image` has them rounded to 8 bits. A PIL image has what Pillow has made of it: 8 bits a colour, or deep grey.
+    Of an animation the first frame is taken. ICC profiles are not applied.
 
     Raises:
-        ImageError: unreadable, truncated, empty, or too large a file; a wrong shape or range; memory ran out. TypeError: another
-            type. Nothing else, whatever the file holds.
+        ImageError: unreadable, truncated, empty, or too large a file; a wrong shape or range; a package is missing; memory ran out.
+            TypeError: another type. Nothing else, whatever the file holds.
     """
     name = name_of(source)
     try:
@@ -96,12 +116,12 @@ def load_with_focal(source: Picture, max_pixels: int = MAX_PIXELS) -> tuple[np.n
         if isinstance(source, Tensor):
             array = source.detach().cpu()
             array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
-            return _from_array((array.movedim(0, -1) if array.ndim == 3 else array).numpy()), None
+            return _from_array((array.movedim(0, -1) if array.ndim == 3 else array).numpy())
         if isinstance(source, np.ndarray):
-            return _from_array(source), None
+            return _from_array(source)
         opened = open_regular(source) if isinstance(source, str | os.PathLike) else nullcontext(source)
-        with opened as file, open_picture(file, max_pixels) as image:
-            return _decode(image)
+        with opened as file:
+            return _from_file(_seekable(file), max_pixels)
     except Exception as error:  # decoders raise what their bytes lead them to: SyntaxError, struct.error, IndexError ...
         why, cause = reason(error), error.with_traceback(None) if isinstance(error, OSError) else None
     # Out here, and of a cause without its traceback, so that the error does not keep the decoder's frames, and with them the pixels, alive.
@@ -141,10 +161,7 @@ def open_picture(file: IO[bytes], max_pixels: int = MAX_PIXELS, formats: Iterabl
     Raises:
         ImageError: empty, no picture, or of more than `max_pixels`. Exception: whatever the decoder makes of the bytes.
     """
-    try:
-        file.seek(0)
-    except (AttributeError, io.UnsupportedOperation):
-        file = io.BytesIO(file.read())
+    file = _seekable(file)
     start, failure = file.read(16), None
     if not start:
         raise ImageError("the file is empty")
@@ -159,10 +176,26 @@ def open_picture(file: IO[bytes], max_pixels: int = MAX_PIXELS, formats: Iterabl
                 failure = failure or error
     else:
         raise failure or ImageError(_not_a_picture(start, str(getattr(file, "name", "")), formats))
-    if image.width * image.height > max_pixels:
-        size = f"{image.width}x{image.height} pixels, {image.width * image.height / 1e6:.1f} million"
-        raise ImageError(f"{size}: more than the limit of {max_pixels / 1e6:.1f} million. {LIFTED}")
+    _check_size(max_pixels, image.width, image.height)
     return image
+
+
+def _check_size(max_pixels: int, width: int, height: int, channels: int = 4) -> None:
+    """ImageError where there are more than so many pixels, or than so many of four channels have values."""
+    pixels, limit = width * height, f"more than the limit of {max_pixels / 1e6:.1f} million. {LIFTED}"
+    if pixels > max_pixels:
+        raise ImageError(f"{width}x{height} pixels, {pixels / 1e6:.1f} million: {limit}")
+    if pixels * channels > 4 * max_pixels:
+        raise ImageError(f"{width}x{height} pixels of {channels} channels, as {pixels * channels / 4e6:.1f} million of four: {limit}")
+
+
+def _seekable(file: IO[bytes]) -> IO[bytes]:
+    """The file object, at its beginning, or its content where it cannot go there."""
+    try:
+        file.seek(0)
+    except (AttributeError, io.UnsupportedOperation):
+        return io.BytesIO(file.read())
+    return file
 
 
 def _not_a_picture(start: bytes, name: str, formats: Iterable[str]) -> str:
@@ -204,20 +237,49 @@ def _pillow_limit(pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _decode(image: Image.Image) -> tuple[np.ndarray, float | None]:
-    if 0 in image.size:
-        raise ImageError(f"zero-sized, {image.width}x{image.height} pixels")
-    with _pillow_limit(image.width * image.height):
-        _scale_transparent_colour(image)
-        image.load()
-    focal = _focal_length(image)
-    image = _oriented(image)
+def _from_file(file: IO[bytes], max_pixels: int) -> Loaded:
+    """Of a seekable file."""
+    start, limit = file.read(16), partial(_check_size, max_pixels)
+    if deep.is_exr(start):
+        return _from_array(deep.read_exr(file, limit))
+    try:
+        image = open_picture(file, max_pixels)
+    except SyntaxError:  # Pillow's, of what it does not read
+        if not deep.is_tiff(start):
+            raise
+        return _from_array(*deep.read_tiff(file, limit))
+    how = deep.decodings(image)
+    if how is None:
+        with image:
+            return _decode(image)
+    _check_not_empty(image)
+    images = [image, *(open_picture(file, max_pixels) for _ in how.modes[1:])]
+    pixels = deep.sixteen_bits(how, images, _loaded)
+    return replace(_from_array(pixels, how.premultiplied), focal=_focal_length(image))
+
+
+def _decode(image: Image.Image) -> Loaded:
+    _check_not_empty(image)
+    image, focal = _loaded(image), _focal_length(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_array(_deep_grey(image)), focal
+        return replace(_from_array(_deep_grey(image)), focal=focal)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB")), focal
+    return Loaded(np.array(image.convert("RGB")), focal=focal)
+
+
+def _check_not_empty(image: Image.Image) -> None:
+    if 0 in image.size:
+        raise ImageError(f"zero-sized, {image.width}x{image.height} pixels")
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Decoded and turned upright."""
+    with _pillow_limit(image.width * image.height):
+        _scale_transparent_colour(image)
+        image.load()
+    return _oriented(image)
 
 
 def _focal_length(image: Image.Image) -> float | None:
@@ -260,17 +322,30 @@ def _deep_grey(image: Image.Image) -> np.ndarray:
     return values.astype(values.dtype.newbyteorder("="))
 
 
-def _from_array(array: np.ndarray) -> np.ndarray:
+def _from_array(array: np.ndarray, premultiplied: bool = False) -> Loaded:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise ImageError(f"1, 3 or 4 channels are wanted, not the shape {array.shape}")
     if array.size == 0:
         raise ImageError(f"zero-sized, {array.shape[1]}x{array.shape[0]} pixels")
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true of NaN
+            raise ImageError(f"floats are wanted in 0..1, not {low:g}..{high:g}")
     values = _to_uint8(array)
-    if values.shape[2] == 4:
-        alpha = values[..., 3:].astype(np.float32) / 255
-        return np.rint(values[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    if array.dtype in (np.uint8, bool) or _is_of_8_bits(array, values):
+        if values.shape[2] == 4:
+            alpha = values[..., 3:].astype(np.float32) / 255
+            values = np.rint(values[..., :3] * (1 if premultiplied else alpha) + 255 * (1 - alpha)).clip(0, 255).astype(np.uint8)
+        return Loaded(_three(values))
+    array = array.clip(0, 1).astype(np.float32) if array.dtype.kind == "f" else array
+    array = deep.on_white(array, premultiplied) if array.shape[2] == 4 else array
+    return Loaded(_three(_to_uint8(array)), _three(array))
+
+
+def _three(values: np.ndarray) -> np.ndarray:
+    """(H, W, 1 or 3) -> (H, W, 3), in memory of its own."""
     return np.array(np.broadcast_to(values, (*values.shape[:2], 3)))
 
 
@@ -279,11 +354,26 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
-    if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if array.dtype.kind != "f":
+    if array.dtype != np.uint16 and array.dtype.kind != "f":
         raise ImageError(f"values are uint8, uint16, bool or floats in 0..1, not {array.dtype}")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also true of NaN
-        raise ImageError(f"floats are wanted in 0..1, not {low:g}..{high:g}")
-    return np.rint(array.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)
+    values = np.empty(array.shape, np.uint8)
+    for rows in _strips(array):
+        if array.dtype == np.uint16:
+            values[rows] = (array[rows].astype(np.uint32) + 128) // 257
+        else:
+            values[rows] = np.rint(array[rows].clip(0, 1).astype(np.float32) * 255)
+    return values
+
+
+def _is_of_8_bits(array: np.ndarray, values: np.ndarray) -> bool:
+    """Whether uint16 or floats say no more than the uint8 `values` that were made of them: such a picture is one of 8 bits."""
+    if array.dtype == np.uint16:
+        return all(np.array_equal(values[rows] * np.uint16(257), array[rows]) for rows in _strips(array))
+    white = array.dtype.type(255)
+    return all(np.array_equal(values[rows].astype(array.dtype) / white, array[rows]) for rows in _strips(array))
+
+
+def _strips(array: np.ndarray) -> Iterator[slice]:
+    """Rows of (H, ...), so few that what is made of them on the way takes no memory to speak of."""
+    count = max(STRIP_VALUES // array[0].size, 1)
+    return (slice(start, start + count) for start in range(0, len(array), count))

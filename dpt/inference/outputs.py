@@ -1,4 +1,4 @@
-"""Predictions as files: maps for programs (PNG, .npy, .pfm) and pictures for people (JPEG).
+"""Predictions as files: maps for programs (PNG, .npy; .pfm, .exr, .tiff on request) and pictures for people (JPEG).
 
 Every file appears whole or not at all. The JPEG, which is written first, and the PNG, the last, carry as their comment a
 record of what they were made from, and the size and checksum of the others: so a file is known to be ours, also if the run
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from ..config import DPTConfig, HeadConfig
 from ..system.disk import open_regular, write_whole
-from . import drawing
+from . import drawing, maps
 from .prediction import Prediction
 
 RECORD = b"dpt {"  # what the comment with the record begins with: its JSON from the brace on
@@ -33,9 +32,9 @@ RECORD_SIZE = 1 << 16  # bytes, the most that a JPEG's comment holds
 MAX_PARTS = 100  # of a PNG or JPEG that are looked through for the comment, which is the second or third
 NAME_BYTES = 255  # the longest name of a file on common file systems
 SUFFIXES = {  # by task, in the order they are written
-    "depth": ("_color.jpg", ".npy", ".pfm", ".png"),
+    "depth": ("_color.jpg", ".npy", ".pfm", ".exr", ".tiff", ".png"),
     "segmentation": ("_overlay.jpg", ".png"),
-    "normals": ("_color.jpg", ".npy", ".png"),
+    "normals": ("_color.jpg", ".npy", ".exr", ".png"),
 }
 PNG_LEVEL = 3  # of zlib: 16-bit depth in half of the time of 6, Pillow's own, and a fifth larger
 MAX_VIEW_SIDE = 16384  # of the pictures for people; JPEG ends at 65535
@@ -68,10 +67,19 @@ def _cut(name: str, size: int) -> str:
     return os.fsencode(name)[:size].decode("utf-8", "ignore")
 
 
-def result_paths(stem: Path, head: HeadConfig, pfm: bool = False) -> list[Path]:
-    """The files of one picture, in the order they are written: depth `_color.jpg`, `.npy`, `.pfm` on request, `.png`;
-    segmentation `_overlay.jpg`, `.png`; normals `_color.jpg`, `.npy`, `.png`."""
-    return [stem.with_name(stem.name + suffix) for suffix in SUFFIXES[head.task] if pfm or suffix != ".pfm"]
+def result_paths(stem: Path, head: HeadConfig, further: Collection[str] = ()) -> list[Path]:
+    """The files of one picture, in the order they are written, of which those of `maps.FURTHER` on request, by their names: depth
+    `_color.jpg`, `.npy`, `.pfm`, `.exr`, `.tiff`, `.png`; segmentation `_overlay.jpg`, `.png`; normals `_color.jpg`, `.npy`, `.exr`,
+    `.png`.
+
+    Raises:
+        ValueError: another name.
+    """
+    for name in further:
+        if name not in maps.FURTHER:
+            raise ValueError(f"further files are {', '.join(maps.FURTHER)}, not {name!r}")
+    left_out = {f".{name}" for name in maps.FURTHER} - {f".{name}" for name in further}
+    return [stem.with_name(stem.name + suffix) for suffix in SUFFIXES[head.task] if suffix not in left_out]
 
 
 def write(
@@ -80,12 +88,12 @@ def write(
     prediction: Prediction,
     head: HeadConfig,
     *,
-    pfm: bool = False,
+    further: Collection[str] = (),
     record: dict[str, Any] | None = None,
     drawn: Drawn | None = None,
     ends: drawing.Ends = None,
 ) -> list[Path]:
-    """Write `result_paths(stem, head, pfm)` and return them; folders are made.
+    """Write `result_paths(stem, head, further)` and return them; folders are made.
 
     The PNG is 16-bit inverse or relative depth scaled to 0..65535, or metres times `head.depth_scale` up to 65535, which its text "depth"
     tells; or label indices of 8 bits (16 beyond 256 classes), or normals as colours, -1..1 over 0..255, x red, y green and z blue. The
@@ -99,13 +107,14 @@ def write(
         ends: the lowest and highest depth of the colours, and of the PNG where it is not in metres; by default those of the map.
 
     Raises:
-        OSError: what could not be written and why.
+        OSError: what could not be written and why. ValueError: a name of `further`, or its package is missing.
     """
     found: Any = {"depth": prediction.depth, "segmentation": prediction.labels, "normals": prediction.normals}[head.task]
-    paths = result_paths(stem, head, pfm)
+    paths = result_paths(stem, head, further)
     names = {path: path.name[len(stem.name) :] for path in paths}
-    maps = {suffix: MAPS[suffix](found) for suffix in names.values() if suffix in MAPS}
-    sums = {suffix: [len(content), zlib.crc32(content)] for suffix, content in maps.items()}
+    contents = {suffix: maps.WRITERS[suffix](found, head) for suffix in names.values() if suffix in maps.WRITERS}
+    sums = {suffix: [len(content), zlib.crc32(content)] for suffix, content in contents.items()}
+    sums |= _still_true(read_record(paths[-1]), record, sums)
     comment = RECORD[:-1] + json.dumps({**(record or {}), "files": sums}, sort_keys=True).encode("ascii")
     drawn = drawn or {}
     colours = functools.partial(_drawn, "colours", found, image, head, drawn, ends)
@@ -118,12 +127,19 @@ def write(
         "_color.jpg": lambda file: _save_view(beside(image, colours(), _metres(found, head, ends)), comment, file),
         "_overlay.jpg": lambda file: _save_view(with_legend(Image.fromarray(colours()), legend(found, head)), comment, file),
         ".png": lambda file: png.save(file, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL),
-        **{suffix: functools.partial(_write_bytes, content) for suffix, content in maps.items()},
+        **{suffix: functools.partial(_write_bytes, content) for suffix, content in contents.items()},
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     for path in paths:
         write_whole(path, writers[names[path]], durable=False)
     return paths
+
+
+def _still_true(former: dict[str, Any] | None, record: dict[str, Any] | None, sums: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Of further files that an earlier run wrote and this one does not, what the record says, where it was of the same map."""
+    if former is None or former != {**(record or {}), "files": (files := former.get("files", {}))} or ".npy" not in sums:
+        return {}
+    return {suffix: of for suffix, of in files.items() if suffix not in sums} if files.get(".npy") == sums[".npy"] else {}
 
 
 def _write_bytes(content: bytes, file: BinaryIO) -> None:
@@ -221,22 +237,6 @@ def _jpeg_comment(file: BinaryIO) -> bytes:
             return file.read(length)
         file.seek(length, os.SEEK_CUR)
     return b""
-
-
-def npy_bytes(values: np.ndarray) -> bytes:
-    """What `numpy.save` writes."""
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
-
-def pfm_bytes(depth: np.ndarray) -> bytes:
-    """A grey Portable Float Map: float32, rows from the bottom up, little-endian by its negative scale."""
-    height, width = depth.shape
-    return f"Pf\n{width} {height}\n-1.0\n".encode("ascii") + depth[::-1].astype("<f4").tobytes()
-
-
-MAPS = {".npy": npy_bytes, ".pfm": pfm_bytes}  # the files of depth and normals themselves, which carry no record
 
 
 def _pixels(found: np.ndarray, image: np.ndarray, head: HeadConfig, drawn: Drawn, ends: drawing.Ends) -> np.ndarray:

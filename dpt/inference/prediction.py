@@ -31,7 +31,7 @@ from ..system.forks import held_over_forks, in_forked
 from .drawing import Ends, drawn
 from .finite import Watch, error_of
 from .graphs import Graphed, ungraphed
-from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load_with_focal, name_of
+from .images import MAX_PIXELS, ImageError, NoFocalLength, Picture, Pictures, load, name_of
 from .prompts import Prompt, load_prompt
 from .reading import Place, Window
 from .resizing import labels_from_logits, network_size, postprocess, resize_and_normalise, resized_strips
@@ -82,7 +82,8 @@ class Result:
     """One picture of `predict_iter`: either `prediction` and the decoded `image`, uint8 (H, W, 3), or an `error`.
 
     `focal`: in pixels of the picture, what was given or its file tells. `prompt`: the metres (h, w) that were given for it. `drawn`: by
-    task, where a GPU was asked to draw, `dpt.inference.drawing.drawn` of its map.
+    task, where a GPU was asked to draw, `dpt.inference.drawing.drawn` of its map. `deep`: of a picture of more than 8 bits what the network
+    saw, uint16 or float32 in 0..1, (H, W, 3), of which `image` is the 8 bits.
     """
 
     source: Any
@@ -92,6 +93,7 @@ class Result:
     focal: float | None = None
     prompt: np.ndarray | None = None
     drawn: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    deep: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -316,14 +318,14 @@ def _read(config: DPTConfig, options: Options, max_pixels: int, pair: tuple[Pict
     """A picture, decoded, and what decides its form in the network, by which it is batched: None where there is an error."""
     source, prompt = pair
     try:
-        image, told = load_with_focal(source, max_pixels)
+        loaded = load(source, max_pixels)
     except (ImageError, TypeError) as error:
         return Result(source, error=error), None
-    result = Result(source, image, focal=told if options.focal is None else options.focal)
+    result = Result(source, loaded.image, focal=loaded.focal if options.focal is None else options.focal, deep=loaded.deep)
     try:
         if config.head.focal is not None and result.focal is None:
             raise NoFocalLength(f"{config.name} needs the focal length, and the picture does not tell it: {FOCAL_OPTION}")
-        height, width = image.shape[:2]
+        height, width = loaded.image.shape[:2]
         sizes = tuple(network_size(height, width, config.input, ratio) for ratio in options.ratios(height, width, config.input))
         if not options.prompts:
             return result, sizes
@@ -373,15 +375,20 @@ def _found(model: Network, loaded: list[Result], count: int, options: Options, b
         for index, fields in enumerate(READERS_OF[head.task](model, head, loaded, views, options)):
             found |= {(index, None, name): value for name, value in fields.items()}
             if beside.drawn and is_staged(device):
-                made = drawn(next(iter(fields.values())), images[index], head, beside.ends)
+                shown = images[index] if loaded[index].deep is None else _on_device(loaded[index].image, device)
+                made = drawn(next(iter(fields.values())), shown, head, beside.ends)
                 found |= {(index, head.task, what): value for what, value in made.items()}
     return {**found, NOT_FINITE: watch.not_finite()}
 
 
 def _images(loaded: list[Result], model: Network) -> list[Tensor]:
-    """The pictures, uint8 (H, W, 3), on the model's device."""
+    """The pictures, (H, W, 3), uint8 or with all the bits that they have, on the model's device."""
     device = next(model.parameters()).device
-    return [to_device(torch.from_numpy(np.ascontiguousarray(result.image)), device) for result in loaded]
+    return [_on_device(result.image if result.deep is None else result.deep, device) for result in loaded]
+
+
+def _on_device(image: np.ndarray | None, device: torch.device) -> Tensor:
+    return to_device(torch.from_numpy(np.ascontiguousarray(image)), device)
 
 
 def _predicted(model: Network, loaded: list[Result], options: Options, fetched: Fetched[tuple[int, str | None, str]]) -> list[Result]:

@@ -4,7 +4,8 @@ On the way in, without antialiasing and aligned corners, it is OpenCV's INTER_CU
 which runs on the model's device; all others are `torch.nn.functional.interpolate`. Floats are what MiDaS and Depth Anything
 resize, unclipped. mmsegmentation resizes 8-bit pictures, in OpenCV's fixed point; floats come nearer to its result (0.32 of a
 grey level r.m.s., 0.76 at most, measured on a blurred random picture) than floats rounded to 8 bits (0.36 and 1). Depth
-Anything 3 resizes 8 bits, and twice: `taps.area_or_cubic`.
+Anything 3 resizes 8 bits, and twice: `taps.area_or_cubic`. Pictures of more bits are resized so, and nothing is rounded on the way, where
+all upstreams would make 8 bits of them first.
 """
 
 from __future__ import annotations
@@ -115,10 +116,11 @@ def _steps(height: int, width: int, config: InputConfig, ratio: float) -> list[t
     return [(_whole(height * scale), _whole(width * scale)), last]
 
 
-def resized(x: Tensor, size: tuple[int, int], config: InputConfig) -> Tensor:
-    """Float pictures (B, C, H, W) at `size`, as `config` says that they are resized on the way in."""
+def resized(x: Tensor, size: tuple[int, int], config: InputConfig, whole: bool = True) -> Tensor:
+    """Float pictures (B, C, H, W) at `size`, as `config` says that they are resized on the way in. `whole`: whose levels are whole
+    numbers, and stay so where `config.mode` rounds them."""
     if config.mode == "area_cubic":
-        return taps.area_or_cubic(x, size)
+        return taps.area_or_cubic(x, size, whole)
     if config.mode == "area":
         return taps.averaged(x, size)
     if config.antialias or config.align_corners:
@@ -133,19 +135,28 @@ def resize_and_normalise(
     dtype: torch.dtype = torch.float32,
     ratio: float = 1.0,
 ) -> Tensor:
-    """uint8 (H, W, 3), of a tensor on the device itself -> (1, 3, h, w) of `network_size`, not padded; computed in float32, returned in
-    `dtype`."""
+    """uint8, uint16 or floats in 0..1, (H, W, 3), of a tensor on the device itself -> (1, 3, h, w) of `network_size`, not padded; computed
+    in float32, returned in `dtype`. 257 v of uint16 is v of uint8, but for the rounding to whole levels, which is of uint8 alone."""
     height, width = image.shape[:2]
     pixels = image if isinstance(image, Tensor) else to_device(torch.from_numpy(np.ascontiguousarray(image)), device)
-    x = pixels.permute(2, 0, 1)[None].float()
+    whole = pixels.dtype == torch.uint8
+    x = _grey_levels(pixels.permute(2, 0, 1)[None])
     y_border, x_border = (_border(side, config) for side in (height, width))
     if y_border or x_border:
         x = F.pad(x, (x_border, x_border, y_border, y_border), mode="reflect")
     for size in _steps(height, width, config, ratio):
-        x = resized(x, size, config)
-        x = x.round().clamp(0, 255) if config.grey_levels else x
+        x = resized(x, size, config, whole)
+        if config.grey_levels:
+            x = (x.round() if whole else x).clamp(0, 255)
     mean, std = (constant(tuple(values), x.device).mul(255).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return ((x - mean) / std).to(dtype)
+
+
+def _grey_levels(pixels: Tensor) -> Tensor:
+    """Pixels as floats from 0 to 255."""
+    if pixels.is_floating_point():
+        return pixels.float() * 255
+    return pixels.float() / 257 if pixels.dtype == torch.uint16 else pixels.float()
 
 
 def padded(x: Tensor, config: InputConfig) -> Tensor:
@@ -170,8 +181,8 @@ def without_padding(output: Tensor, x: Tensor, config: InputConfig) -> Tensor:
 def preprocess(
     image: np.ndarray, config: InputConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, tuple[int, int]]:
-    """uint8 (H, W, 3) -> the model's input (1, 3, h', w') and the (h, w) of it that is resized to the picture: with zeros in the corner
-    the rest of it."""
+    """uint8, uint16 or floats in 0..1, (H, W, 3) -> the model's input (1, 3, h', w') and the (h, w) of it that is resized to the picture:
+    with zeros in the corner the rest of it."""
     x = resize_and_normalise(image, config, device, dtype)
     whole = padded(x, config)
     height, width = without_padding(whole, x, config).shape[2:]

@@ -91,9 +91,9 @@ def averaged(image: Tensor, size: tuple[int, int]) -> Tensor:
     return _summed(_summed(image, across, -1), down, -2)
 
 
-def area_or_cubic(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Grey levels 0..255, whole numbers in float32 (..., H, W), to the same at `size`: OpenCV's INTER_CUBIC where a side grows, else its
-    INTER_AREA.
+def area_or_cubic(image: Tensor, size: tuple[int, int], whole: bool = True) -> Tensor:
+    """Grey levels 0..255, float32 (..., H, W), to the same at `size`: OpenCV's INTER_CUBIC where a side grows, else its INTER_AREA.
+    `whole`: they are whole numbers, and become so; else nothing is rounded.
 
     INTER_AREA level by level. INTER_CUBIC as x86 builds compute it, by Intel's library, in floats (one level off in 1 of 80 000 values);
     OpenCV's own code, in fixed point, is one level off that in 1 of 20.
@@ -105,6 +105,8 @@ def area_or_cubic(image: Tensor, size: tuple[int, int]) -> Tensor:
     if not larger and height % size[0] == 0 and width % size[1] == 0:
         rows, columns = height // size[0], width // size[1]
         total: Tensor = image.unflatten(-1, (size[1], columns)).sum(-1).unflatten(-2, (size[0], rows)).sum(-2)
+        if not whole:
+            return total / (rows * columns)
         if rows == columns == 2:
             return torch.floor((total + 2) / 4)  # half a level up, where all others are rounded to even
         return torch.round(total * image.new_full((), 1 / (rows * columns)))
@@ -112,7 +114,8 @@ def area_or_cubic(image: Tensor, size: tuple[int, int]) -> Tensor:
         across, down = interpolated(width, size[1], "bicubic"), interpolated(height, size[0], "bicubic")
     else:
         across, down = area(width, size[1]), area(height, size[0])
-    return _summed(_summed(image, across, -1), down, -2).round().clamp(0, 255)
+    found = _summed(_summed(image, across, -1), down, -2)
+    return (found.round() if whole else found).clamp(0, 255)
 
 
 def _summed(image: Tensor, taps: Taps, dim: int) -> Tensor:

@@ -22,7 +22,7 @@ from staged import stage
 
 import dpt
 from dpt.commands import main, picture_paths, predict, running
-from dpt.inference import drawing, images, outputs
+from dpt.inference import drawing, images, maps, outputs
 from dpt.inference.prediction import Prediction
 from dpt.zoo import CONFIGS
 
@@ -171,7 +171,7 @@ def test_results_are_the_predictions(run, weights, photos, tmp_path):
         stem = tmp_path / "out" / f"{name[0]}_dpt-tiny-depth"
         wanted = model.predict(photos / name, flip=True, scales=(0.5, 1.0)).depth
         np.testing.assert_allclose(np.load(f"{stem}.npy"), wanted, rtol=1e-3)
-        assert Path(f"{stem}.pfm").read_bytes() == outputs.pfm_bytes(np.load(f"{stem}.npy"))
+        assert Path(f"{stem}.pfm").read_bytes() == maps.pfm_bytes(np.load(f"{stem}.npy"))
     assert not np.allclose(wanted, model.predict(photos / name).depth, rtol=0.01)
     assert not np.allclose(wanted, model.predict(photos / "a.jpg", flip=True, scales=(0.5, 1.0)).depth, rtol=0.01)
 

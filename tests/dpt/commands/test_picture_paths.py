@@ -55,7 +55,9 @@ def test_what_is_left_out_is_named(photos):
 
 def test_results_are_left_out_and_counted(photos):
     """Blind spot: depth as .npy named as no picture; a picture whose comment only looks like a record's, or that has it far behind."""
-    outputs.write(photos / "a_m", np.zeros((4, 5, 3), np.uint8), Prediction(depth=np.ones((4, 5), np.float32)), HEAD, pfm=True, record={})
+    outputs.write(
+        photos / "a_m", np.zeros((4, 5, 3), np.uint8), Prediction(depth=np.ones((4, 5), np.float32)), HEAD, further=["pfm"], record={}
+    )
     (photos / "own.npy").touch()
     Image.new("RGB", (3, 2)).save(photos / "b.jpg", comment="dpt is what made this")
     assert places(photos) == ["a.jpg", "b.jpg"] == places(photos / "*.jpg", photos / "*.png")

@@ -85,11 +85,11 @@ def test_files_keep_their_bytes(tmp_path, name):
     for what, of in drawing.drawn(torch.from_numpy(found), torch.from_numpy(image), head).items():
         assert of.numpy().dtype == wanted[what].dtype
         np.testing.assert_array_equal(of.numpy(), wanted[what])
-    here = outputs.write(tmp_path / "here", image, prediction, head, pfm=True)
-    before = outputs.write(tmp_path / "before", image, prediction, head, pfm=True, drawn=wanted)
+    here = outputs.write(tmp_path / "here", image, prediction, head, further=["pfm"])
+    before = outputs.write(tmp_path / "before", image, prediction, head, further=["pfm"], drawn=wanted)
     assert [path.read_bytes() for path in here] == [path.read_bytes() for path in before]
     others = {what: 255 - of for what, of in wanted.items()}
-    changed = outputs.write(tmp_path / "changed", image, prediction, head, pfm=True, drawn=others)
+    changed = outputs.write(tmp_path / "changed", image, prediction, head, further=["pfm"], drawn=others)
     drawn_in = {".jpg", ".png"} - ({".png"} if head.task == "segmentation" else set())
     assert {path.suffix for path, other in zip(here, changed, strict=True) if path.read_bytes() != other.read_bytes()} >= drawn_in
 

@@ -17,7 +17,7 @@ from PIL import Image
 from dpt.classes import ade20k
 from dpt.commands import demo
 from dpt.commands.main import main
-from dpt.inference import images, outputs
+from dpt.inference import images, maps, outputs
 from dpt.inference.prediction import Prediction
 from dpt.zoo import CONFIGS
 
@@ -40,8 +40,8 @@ def test_depth_files(tmp_path):
     """Blind spot: 8-bit depth, a .npy that was scaled, files not as promised, a lost record."""
     record = {"model": "m", "scales": [0.5, 1], "window": None}
     stem = tmp_path / "new" / "a.b_model"
-    paths = outputs.write(stem, pictures.scene(), Prediction(depth=DEPTH), RELATIVE, pfm=True, record=record)
-    assert paths == outputs.result_paths(stem, RELATIVE, pfm=True) and all(path.is_file() for path in paths)
+    paths = outputs.write(stem, pictures.scene(), Prediction(depth=DEPTH), RELATIVE, further=["pfm"], record=record)
+    assert paths == outputs.result_paths(stem, RELATIVE, further=["pfm"]) and all(path.is_file() for path in paths)
     assert [path.name for path in paths] == ["a.b_model_color.jpg", "a.b_model.npy", "a.b_model.pfm", "a.b_model.png"]
     assert {path.name for path in stem.parent.iterdir()} == {path.name for path in paths}  # nothing else, no temporary file
     np.testing.assert_array_equal(np.load(paths[1]), DEPTH)
@@ -61,7 +61,7 @@ def test_depth_files(tmp_path):
 def test_pfm_layout(tmp_path):
     """Blind spot: rows from the top, big-endian bytes, width and height swapped. Against the format's bytes, by hand."""
     depth = np.float32([[1, 2, 3], [-4, 5.5, 6]])
-    content = outputs.pfm_bytes(depth)
+    content = maps.pfm_bytes(depth)
     assert content[:12] == b"Pf\n3 2\n-1.0\n"
     np.testing.assert_array_equal(np.frombuffer(content[12:], "<f4"), [-4, 5.5, 6, 1, 2, 3])
 
@@ -229,7 +229,7 @@ def test_what_a_run_left_at_any_moment_is_known_as_ours(tmp_path, monkeypatch):
     whole, earlier = outputs.write_whole, SOURCE | {"flip": True}
     for count, over in itertools.product(range(5), (False, True)):  # files written before the end; over what other options gave
         stem, calls = tmp_path / f"{count}{over}", itertools.count()
-        paths = _write(stem, earlier, pfm=True) if over else outputs.result_paths(stem, METRIC, pfm=True)
+        paths = _write(stem, earlier, further=["pfm"]) if over else outputs.result_paths(stem, METRIC, further=["pfm"])
 
         def write_some(*arguments, calls=calls, count=count, **options):
             if next(calls) == count:
@@ -239,9 +239,9 @@ def test_what_a_run_left_at_any_moment_is_known_as_ours(tmp_path, monkeypatch):
         monkeypatch.setattr(outputs, "write_whole", write_some)
         if count < 4:
             with pytest.raises(KeyboardInterrupt):
-                _write(stem, pfm=True)
+                _write(stem, further=["pfm"])
         else:
-            _write(stem, pfm=True)
+            _write(stem, further=["pfm"])
         monkeypatch.setattr(outputs, "write_whole", whole)
         assert outputs.of_others(paths) is None
         assert outputs.is_done(paths, SOURCE) == (count == 4)
@@ -252,14 +252,14 @@ def test_what_a_run_left_at_any_moment_is_known_as_ours(tmp_path, monkeypatch):
 def test_what_is_the_users_is_known_as_such(tmp_path, suffix):
     """Blind spot: only the PNG looked at; a user's array of the same size, a link, a folder or a pipe at a result's name."""
     stem = tmp_path / "a"
-    paths = outputs.result_paths(stem, METRIC, pfm=True)
+    paths = outputs.result_paths(stem, METRIC, further=["pfm"])
     path = tmp_path / f"a{suffix}"
     ways = {
         "alone": lambda: path.write_bytes(b"mine"),
-        "changed": lambda: (_write(stem, pfm=True), path.write_bytes(path.read_bytes()[::-1])),
-        "emptied": lambda: (_write(stem, pfm=True), path.write_bytes(b"")),
-        "folder": lambda: (_write(stem, pfm=True), path.unlink(), path.mkdir()),
-        "pipe": lambda: (_write(stem, pfm=True), path.unlink(), os.mkfifo(path)),
+        "changed": lambda: (_write(stem, further=["pfm"]), path.write_bytes(path.read_bytes()[::-1])),
+        "emptied": lambda: (_write(stem, further=["pfm"]), path.write_bytes(b"")),
+        "folder": lambda: (_write(stem, further=["pfm"]), path.unlink(), path.mkdir()),
+        "pipe": lambda: (_write(stem, further=["pfm"]), path.unlink(), os.mkfifo(path)),
         "dangling link": lambda: path.symlink_to(tmp_path / "nowhere"),
     }
     for way, make in ways.items():
@@ -282,7 +282,7 @@ def test_a_result_that_is_not_whole_is_not_done(tmp_path):
         assert outputs.is_done(paths, SOURCE) and not outputs.is_done(paths, {"source": ["a.jpg", 3, 5]})
         spoil(paths)
         assert not outputs.is_done(paths, SOURCE)
-    assert not outputs.is_done(outputs.result_paths(tmp_path / "a", METRIC, pfm=True), SOURCE)
+    assert not outputs.is_done(outputs.result_paths(tmp_path / "a", METRIC, further=["pfm"]), SOURCE)
 
 
 def test_the_record_comes_first_and_last(tmp_path, monkeypatch):
@@ -290,7 +290,7 @@ def test_the_record_comes_first_and_last(tmp_path, monkeypatch):
     order = []
     whole = outputs.write_whole
     monkeypatch.setattr(outputs, "write_whole", lambda path, *rest, **options: (order.append(path.suffix), whole(path, *rest, **options)))
-    _write(tmp_path / "a", pfm=True)
+    _write(tmp_path / "a", further=["pfm"])
     assert order == [".jpg", ".npy", ".pfm", ".png"]
 
 
@@ -378,7 +378,7 @@ def test_long_names(tmp_path):
         assert len(set(made)) == len(names) and made == [outputs.result_name(name, model) for name in names]
         for name in made:
             name.encode("utf-8")
-            for path in _write(tmp_path / name, pfm=True)[-1:]:
+            for path in _write(tmp_path / name, further=["pfm"])[-1:]:
                 assert path.is_file()
     room = 255 - len("_overlay.jpg_m")  # bytes of a picture's name, at most
     assert outputs.result_name("x" * room, "m") == "x" * room + "_m" and len(outputs.result_name("x" * (room + 1), "m")) <= room + 2

@@ -99,18 +99,18 @@ def test_no_more_is_held_than_is_said(monkeypatch, staged, batch_size):
             next(taken)
             yield _grey(32, 48 if number % 10 else 80, number)
 
-    load = predicting.load_with_focal
+    load = predicting.load
 
     class Pixels(np.ndarray):
         """An array that can be watched."""
 
     def watched(source, limit):
-        image, focal = load(source, limit)
-        image = image.view(Pixels)
+        loaded = load(source, limit)
+        image = loaded.image.view(Pixels)
         alive.add(image)
-        return image, focal
+        return dataclasses.replace(loaded, image=image)
 
-    monkeypatch.setattr(predicting, "load_with_focal", watched)
+    monkeypatch.setattr(predicting, "load", watched)
     shapes: list[str] = []
     for given, _ in enumerate(predicting.predict_iter(Stub(shapes), sources(), batch_size=batch_size)):
         most = max(most, len(alive))

@@ -110,7 +110,7 @@ def test_names_of_several_tasks_fit():
     config = FULL
     name = outputs.result_name("x" * 300, config.name, outputs.separate_tasks(config))
     for head in config.heads:
-        for path in outputs.result_paths(outputs.stem_of(Path(name), head, config), head, pfm=True):
+        for path in outputs.result_paths(outputs.stem_of(Path(name), head, config), head, further=["pfm"]):
             assert len(path.name) <= outputs.NAME_BYTES
     one = dataclasses.replace(config, further=())
     assert outputs.separate_tasks(one) == [] and outputs.stem_of(Path("a"), one.head, one) == Path("a")
