@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # at run time the image libraries are left to those who predi
     from typing_extensions import Unpack
 
     from .inference.images import Picture, Pictures
-    from .inference.prediction import Prediction, PredictOptions
+    from .inference.options import PredictOptions
+    from .inference.prediction import Prediction
 
 
 @in_forked

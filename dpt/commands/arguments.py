@@ -210,8 +210,9 @@ def predict(parser: Parser) -> None:
         (lambda args: args.camera is not None and (args.inputs or args.out), "--camera shows what it sees: no INPUT, and no -o"),
     ]
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="picture, clip, folder of pictures, or pattern such as 'photos/*.jpg'")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for the results; made if missing")
-    what = "in place of INPUT and -o: show what this camera sees, beside its maps, in a window, until that is closed (0 is the first)"
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder for the results; made if missing (default: none)")
+    what = "in place of INPUT and -o: show what this camera sees, beside its maps, in a window, until that is closed; 0 is the first "
+    what += "(default: none)"
     parser.add_argument("--camera", type=_COUNT_OR_NONE, metavar="N", help=what)
     what = f"a model that dpt info lists; can be repeated (default: {' and '.join(CARRIED)})"
     parser.add_argument("--model", action="append", type=_NAME, metavar="NAME", help=what)
@@ -260,17 +261,17 @@ def _intrinsics(text: str) -> tuple[float, ...]:
 def points(parser: Parser) -> None:
     """A picture as coloured points, or as a mesh: each pixel put back to where a pinhole camera saw it.
 
-    OUT is a .ply, points as seen by the camera (x right, y down, z away), binary; or a .glb, a mesh as glTF has it (y up, z towards the
+    DST is a .ply, points as seen by the camera (x right, y down, z away), binary; or a .glb, a mesh as glTF has it (y up, z towards the
     viewer), which needs trimesh: pip install '.[points]'. Of a model of metres the unit is a metre, and with --calibrate; of others the
     median distance is 1, and how deep the scene is, is a guess. Between a near object and what is behind it a map has pixels of depths
     that nothing has: where depth spans more than --threshold of itself within 3x3 pixels there is no point, and a hole in the mesh. The
     camera is that of --intrinsics or --fov, else what the picture's EXIF data say, else one of 55 degrees.
     """
     one = "the camera is told once: by --fov or --intrinsics"
-    kinds = "OUT must end in .ply or .glb"
+    kinds = "DST must end in .ply or .glb"
     parser.rules = [
         (lambda args: args.fov is not None and args.intrinsics is not None, one),
-        (lambda args: args.out.suffix.lower() not in (".ply", ".glb"), kinds),
+        (lambda args: args.target.suffix.lower() not in (".ply", ".glb"), kinds),
     ]
     _picture(parser, "the file to write, .ply or .glb; it is replaced")
     what = "angle, in degrees, under which the picture's width is seen (default: by the picture's EXIF data, or 55)"
@@ -287,11 +288,11 @@ def points(parser: Parser) -> None:
 def stereo(parser: Parser) -> None:
     """Both eyes' views of a picture, by its depth.
 
-    OUT is a .png: the left eye's picture and the right eye's beside it, or both in one for red and cyan glasses. What nobody saw, beside
+    DST is a .png: the left eye's picture and the right eye's beside it, or both in one for red and cyan glasses. What nobody saw, beside
     the edges of what is near, gets the colours of what is farther there.
     """
     parser.rules = [
-        (lambda args: args.out.suffix.lower() != ".png", "OUT must end in .png"),
+        (lambda args: args.target.suffix.lower() != ".png", "DST must end in .png"),
         (lambda args: args.anaglyph and args.crossed, "--crossed is of two pictures, and --anaglyph of one"),
     ]
     _picture(parser, "the file to write, .png; it is replaced")
@@ -305,7 +306,7 @@ def stereo(parser: Parser) -> None:
 
 def _picture(parser: Parser, out: str) -> None:
     parser.add_argument("picture", type=Path, metavar="PICTURE", help="the picture's file")
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help=out)
+    parser.add_argument("-o", "--out", dest="target", required=True, type=Path, metavar="DST", help=out)
 
 
 def _single(parser: Parser) -> None:

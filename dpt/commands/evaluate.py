@@ -19,7 +19,7 @@ from ..evaluation.points import PointPairs
 from ..evaluation.protocols import Protocol, protocol_of
 from ..evaluation.published import Published, published
 from ..evaluation.scoring import Measured, Scored, evaluate, scored, trivial_predictors
-from ..inference.prediction import TTA_SCALES, Options
+from ..inference.options import TTA_SCALES, Options
 from ..model import DPT
 from ..system.disk import must_be_replaceable, prepare, write_whole
 from ..system.endings import printable

@@ -20,18 +20,18 @@ FOR_VIEWERS = np.array([1, -1, -1], np.float32)  # of a camera's axes glTF's: y 
 
 def run(args: argparse.Namespace) -> int:
     """Run `dpt points`; returns the exit code. CommandError where nothing can be done."""
-    write = _mesh if args.out.suffix.lower() == ".glb" else _points
+    write = _mesh if args.target.suffix.lower() == ".glb" else _points
     result, depth, head = depth_of(args, "points")
     depth, unit = as_distance(depth, head), "metres" if head.metric else "median distance 1"
     camera, told = _camera(args, result)
     grid, kept = back_projected(depth, camera), ~flying(depth, args.threshold)
     if not kept.any():
         raise CommandError(f"--threshold {args.threshold:g} leaves no point of {printable(args.picture)}")
-    write_whole(args.out, functools.partial(write, grid, cast(np.ndarray, result.image), kept))
+    write_whole(args.target, functools.partial(write, grid, cast(np.ndarray, result.image), kept))
     if args.normals is not None:
         colours = ((normals(grid) + 1) * 127.5).round().astype(np.uint8)
         write_whole(args.normals, functools.partial(Image.fromarray(colours).save, format="PNG"))
-    print(f"{printable(args.out)}: {kept.sum()} of {kept.size} pixels, {unit}; {told}")
+    print(f"{printable(args.target)}: {kept.sum()} of {kept.size} pixels, {unit}; {told}")
     return 0
 
 

@@ -13,7 +13,7 @@ import torch
 from .. import devices, factory
 from ..config import DPTConfig
 from ..distributed import device_of_process
-from ..inference.prediction import Choices
+from ..inference.options import Choices
 from ..model import DPT
 from ..system.endings import CommandError
 from ..system.processes import place

@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     result, depth, head = depth_of(args, "stereo")
     left, right = views(cast(np.ndarray, result.image), depth, head, args.disparity)
     seen = anaglyph(left, right) if args.anaglyph else np.concatenate((right, left) if args.crossed else (left, right), axis=1)
-    write_whole(args.out, functools.partial(Image.fromarray(seen).save, format="PNG"))
+    write_whole(args.target, functools.partial(Image.fromarray(seen).save, format="PNG"))
     first = "right" if args.crossed else "left"
     kind = "for glasses, red on the left and cyan on the right" if args.anaglyph else f"the {first} eye's picture first"
-    print(f"{printable(args.out)}: {seen.shape[1]}x{seen.shape[0]} pixels, {kind}")
+    print(f"{printable(args.target)}: {seen.shape[1]}x{seen.shape[0]} pixels, {kind}")
     return 0

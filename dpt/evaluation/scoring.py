@@ -22,7 +22,8 @@ from ..config import HeadConfig
 from ..data.datasets import FolderDataset
 from ..data.targets import IGNORE, TargetError
 from ..distributed import gathered
-from ..inference.prediction import Choices, Prediction, predict_iter
+from ..inference.options import Choices
+from ..inference.prediction import Prediction, predict_iter
 from ..inference.windows import Network
 from ..system.processes import Place
 from .crops import rectangle

@@ -15,7 +15,8 @@ from ..checkpoints import Source
 from ..config import DPTConfig, HeadConfig
 from ..rules import nearest
 from .images import Picture
-from .prediction import PredictOptions, predict_iter
+from .options import PredictOptions
+from .prediction import predict_iter
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import dpt
-from dpt.inference.prediction import Choices, Options, PredictOptions, predict_iter
+from dpt.inference.options import Choices, Options, PredictOptions
+from dpt.inference.prediction import predict_iter
 
 ROOT = Path(__file__).parents[2]
 HEAD = """

@@ -14,14 +14,16 @@ import dpt
 from dpt.commands import arguments, info, main
 from dpt.data import targets
 from dpt.evaluation.metrics import MAX_DEPTH
-from dpt.inference import prediction
+from dpt.inference import options
 from dpt.training.recipes import RECIPES
 from dpt.training.runs import PARALLEL
 from dpt.zoo import CONFIGS
 
 ROOT = Path(__file__).parents[3]
 ACTIONS = [(name, action) for name in main.COMMANDS for action in main.parser_of(name)._actions]
-METAVARS = set("SRC DST WHAT INPUT DIR FILE NAME DEVICE N PIXELS SCALE UNITS METRES RECIPE NAME=VALUE".split())
+METAVARS = set(
+    "SRC DST WHAT INPUT DIR FILE NAME DEVICE N PIXELS SCALE UNITS METRES RECIPE NAME=VALUE PICTURE DEGREES SHARE PNG FX,FY,CX,CY NEAR,FAR".split()
+)
 NO_VALUE = (argparse._HelpAction, argparse._VersionAction, argparse._StoreTrueAction, argparse._AppendConstAction)
 
 
@@ -72,7 +74,7 @@ def test_defaults_that_are_told_in_words_are_the_codes():
     assert f"or {MAX_DEPTH:g})" in help_of("evaluate", "max_depth")
     (action,) = (action for action in main.parser_of("train")._actions if action.dest == "parallel")
     assert tuple(action.choices) == PARALLEL
-    assert len(prediction.TTA_SCALES) == 6 and "six scales" in help_of("predict", "tta")
+    assert len(options.TTA_SCALES) == 6 and "six scales" in help_of("predict", "tta")
     assert all(name in help_of("predict", "model") for name in arguments.CARRIED)
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in arguments.DTYPES)
 
@@ -80,7 +82,7 @@ def test_defaults_that_are_told_in_words_are_the_codes():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["pedict"], "dpt: no command is named 'pedict' (did you mean 'predict'?); the commands are predict, demo, info"),
+        (["pedict"], "dpt: no command is named 'pedict' (did you mean 'predict'?); the commands are predict, points, stereo, "),
         ([], "dpt: the following arguments are required: COMMAND; see dpt --help"),
         (["xyzzy"], "dpt: no command is named 'xyzzy'; the commands are"),
         (["--bogus"], "dpt: no option is named '--bogus'; see dpt --help"),

@@ -70,7 +70,7 @@ def test_calibrated(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-o", "scene.obj"], "OUT must end in .ply or .glb"),
+        (["-o", "scene.obj"], "DST must end in .ply or .glb"),
         (["-o", "scene.ply", "--fov", "180"], "'180': it must be above 0 and below 180"),
         (["-o", "scene.ply", "--intrinsics", "1,2,3"], "'1,2,3': it must be four numbers, fx,fy,cx,cy"),
         (["-o", "scene.ply", "--fov", "60", "--intrinsics", "1,2,3,4"], "the camera is told once"),

@@ -32,7 +32,7 @@ def test_pair_and_anaglyph(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["-o", "seen.jpg"], "OUT must end in .png"),
+        (["-o", "seen.jpg"], "DST must end in .png"),
         (["-o", "seen.png", "--anaglyph", "--crossed"], "--crossed is of two pictures"),
         (["-o", "seen.png", "--disparity", "0.6"], "'0.6': it must be above 0 and below 0.5"),
     ],

@@ -19,7 +19,8 @@ import dpt
 from dpt.commands.main import main
 from dpt.config import DPTConfig, HeadConfig, TaskConfig
 from dpt.inference import outputs
-from dpt.inference.prediction import Options, Prediction, predict
+from dpt.inference.options import Options
+from dpt.inference.prediction import Prediction, predict
 from dpt.training.objective import trained_config
 from dpt.training.recipes import Recipe
 
