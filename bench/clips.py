@@ -8,9 +8,11 @@ memory after every hundred, in units of that after the first.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -18,8 +20,8 @@ import torch
 
 import dpt
 from dpt.commands import clips
-from dpt.commands.main import main as run
 from dpt.evaluation.alignment import align
+from dpt.inference import video
 from dpt.inference.steady import Steady
 from dpt.scenes import rendering
 
@@ -28,7 +30,6 @@ from . import ROOT
 RECORD = ROOT / "docs" / "video.json"
 CLIPS = {0: 0.03, 1: 0.01, 2: 0.03}  # by the seed among the test scenes, metres that the camera goes a frame
 FRAMES, SIDE, RENDERED, RENDERED_SIDE = 2000, (160, 120), 16, 160
-EVERY = 100
 
 
 def flicker(seed: int, step: float) -> dict[str, float]:
@@ -68,20 +69,17 @@ def memory(folder: Path) -> list[float]:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(noise[top : top + SIDE[1], left : left + SIDE[0]]), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    keep, process, sizes = clips._Maps.keep, psutil.Process(), []
-
-    def keeping(self: Any, number: int, *rest: Any) -> None:
-        keep(self, number, *rest)
-        if (number + 1) % EVERY == 0:
-            sizes.append(process.memory_info().rss)
-
-    clips._Maps.keep = keeping  # type: ignore[method-assign]
-    try:
-        code = run(["predict", str(folder / "clip.mp4"), "-o", str(folder / "out"), "--model", "dpt-tiny-depth", "--frames", "npz"])
-    finally:
-        clips._Maps.keep = keep  # type: ignore[method-assign]
-    if code or len(sizes) != FRAMES // EVERY:
-        raise RuntimeError(f"dpt predict ended with {code} after {len(sizes) * EVERY} frames")
+    command = [sys.executable, "-m", "dpt", "predict", str(folder / "clip.mp4"), "-o", str(folder / "out"), "--model", "dpt-tiny-depth"]
+    sizes: list[int] = []
+    with subprocess.Popen([*command, "--frames", "npz"], stderr=subprocess.DEVNULL) as process:
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            parts = list(folder.glob(f"out/*/*.{video.PART}"))
+            if len(parts) > len(sizes):
+                sizes.append(watched.memory_info().rss)
+            time.sleep(0.05)
+    if process.returncode or len(sizes) < FRAMES // clips.PART - 1:
+        raise RuntimeError(f"dpt predict ended with {process.returncode} after {len(sizes)} parts")
     return [size / sizes[0] for size in sizes]
 
 
