@@ -5,8 +5,12 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from bench.pictures import stereo
+from bench.pictures.__main__ import NAMES
 from dpt.commands.main import COMMANDS
 from dpt.training.recipes import Recipe
 
@@ -48,6 +52,31 @@ def test_first_code_runs(monkeypatch):
     names = {}
     exec(block, names)
     assert names["prediction"].depth.ndim == 2 and names["prediction"].depth.dtype == "float32"
+
+
+def test_figures_of_clips_are_what_was_measured():
+    """Blind spot: a figure that no file shows, or one that breaks what is promised of it."""
+    record, text = json.loads((ROOT / "docs" / "video.json").read_text()), (ROOT / "docs" / "video.md").read_text(encoding="utf-8")
+    words = " ".join(text.split())
+    changes, errors = ([of[what] for of in record["flicker"].values()] for what in ("change", "error"))
+    assert max(changes) < 0.5 and f"changes {min(changes):.2f} to {max(changes):.2f} of what" in words
+    assert f"with {min(errors):.2f} to {max(errors):.2f} of its error" in words
+    sizes = record["memory"]["of the first"]
+    assert record["memory"]["frames"] == 2000 and len(sizes) >= 19 and max(sizes) < 1.1
+    assert f"After 2000 frames the process has {sizes[-1]:.2f} times the memory" in words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pages_have_their_pictures(name):
+    """Blind spot: a page without its picture, or without the command that makes it."""
+    text = " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split())
+    assert f"({name}.png)" in text and f"`python -m bench.pictures {name}`" in text and (ROOT / "docs" / f"{name}.png").exists()
+
+
+def test_a_picture_is_what_its_command_makes():
+    """Blind spot: a picture of another version of the code."""
+    drawn, kept = (np.asarray(picture.convert("RGB")).astype(int) for picture in (stereo.draw(), Image.open(ROOT / "docs" / "stereo.png")))
+    assert drawn.shape == kept.shape and np.abs(drawn - kept).mean() < 2
 
 
 def test_links_lead_somewhere():
