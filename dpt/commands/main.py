@@ -36,6 +36,7 @@ COMMANDS = {
         {"OMP_WAIT_POLICY": "PASSIVE"},  # PyTorch's threads sleep while they wait, and those that decode and write have the cores
     ),
     "points": Command(arguments.points, "a picture as coloured points, or as a mesh"),
+    "serve": Command(arguments.serve, "a page and an HTTP endpoint that predict", {"OMP_WAIT_POLICY": "PASSIVE"}),
     "demo": Command(arguments.demo, "the same for the pictures that come with the package"),
     "info": Command(arguments.info, "the named models, or what a checkpoint file holds"),
     "convert": Command(arguments.convert, "a checkpoint in another layout"),

@@ -63,6 +63,10 @@ class ImageError(ValueError):
     """A picture that cannot be used; the message names it and says why."""
 
 
+class TooManyPixels(ImageError):
+    """A picture of more pixels than are allowed; it was not decoded."""
+
+
 class NoFocalLength(ImageError):
     """A picture that some models can use, but not those whose metres depend on its focal length."""
 
@@ -86,8 +90,8 @@ def load_with_focal(source: Picture, max_pixels: int = MAX_PIXELS) -> tuple[np.n
     taken. ICC profiles are not applied.
 
     Raises:
-        ImageError: unreadable, truncated, empty, or too large a file; a wrong shape or range; memory ran out. TypeError: another
-            type. Nothing else, whatever the file holds.
+        ImageError: unreadable, truncated, empty, or too large a file (`TooManyPixels`); a wrong shape or range; memory ran out. TypeError:
+            another type. Nothing else, whatever the file holds.
     """
     name = name_of(source)
     try:
@@ -104,8 +108,9 @@ def load_with_focal(source: Picture, max_pixels: int = MAX_PIXELS) -> tuple[np.n
             return _decode(image)
     except Exception as error:  # decoders raise what their bytes lead them to: SyntaxError, struct.error, IndexError ...
         why, cause = reason(error), error.with_traceback(None) if isinstance(error, OSError) else None
+        kind = TooManyPixels if isinstance(error, TooManyPixels | Image.DecompressionBombError) else ImageError
     # Out here, and of a cause without its traceback, so that the error does not keep the decoder's frames, and with them the pixels, alive.
-    raise ImageError(f"{name}: {why}") from cause
+    raise kind(f"{name}: {why}") from cause
 
 
 def name_of(source: Any) -> str:
@@ -161,7 +166,7 @@ def open_picture(file: IO[bytes], max_pixels: int = MAX_PIXELS, formats: Iterabl
         raise failure or ImageError(_not_a_picture(start, str(getattr(file, "name", "")), formats))
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height} pixels, {image.width * image.height / 1e6:.1f} million"
-        raise ImageError(f"{size}: more than the limit of {max_pixels / 1e6:.1f} million. {LIFTED}")
+        raise TooManyPixels(f"{size}: more than the limit of {max_pixels / 1e6:.1f} million. {LIFTED}")
     return image
 
 
