@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from ..serving import server
+
 EXAMPLE = "scene-20000015.png"
 SIZE = {"width": 1160, "height": 800}
 COLOURS = 192  # of the file's palette
-
-
-@contextmanager
-def server(*arguments: str) -> Iterator[str]:
-    """The address of a `dpt serve` of its own process, which ends with the block."""
-    command = [sys.executable, "-m", "dpt", "serve", "--port", "0", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout is not None
-            found = re.search(r"http://\S+", process.stdout.readline())
-            if found is None:
-                raise RuntimeError("dpt serve has ended before it began")
-            yield found[0]
-        finally:
-            process.terminate()
 
 
 def draw() -> Image.Image:
     """The page at `SIZE`, the pointer on the picture."""
     from playwright.sync_api import sync_playwright
 
-    with server() as address, sync_playwright() as started:
+    with server() as (address, _), sync_playwright() as started:
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         page.goto(address)

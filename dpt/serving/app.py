@@ -112,7 +112,8 @@ async def _unless_gone(request: Request, work: Future[Value]) -> Value | None:
     gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if answer.done() else None
+        found: Value | None = answer.result() if answer.done() else None
+        return found
     finally:
         gone.cancel()
         if not answer.done():
