@@ -9,9 +9,8 @@ from PIL import Image
 
 from ..serving import server
 
-EXAMPLE = "scene-20000015.png"
-SIZE = {"width": 1160, "height": 800}
-COLOURS = 192  # of the file's palette
+EXAMPLE = "scene-20000003.png"
+SIZE = {"width": 1080, "height": 740}
 
 
 def draw() -> Image.Image:
@@ -28,4 +27,4 @@ def draw() -> Image.Image:
         page.mouse.move(box["x"] + 0.66 * box["width"], box["y"] + 0.6 * box["height"])
         content = page.screenshot()
         browser.close()
-    return Image.open(io.BytesIO(content)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    return Image.open(io.BytesIO(content)).convert("RGB")

@@ -16,13 +16,13 @@ const MEANINGS = {
 };
 const SIDES = { depth: "Depth", segmentation: "Labels", normals: "Normals" };
 const at = (id) => document.getElementById(id);
-const page = { server: null, file: null, shown: null, cursor: null, running: null };
+const page = { server: null, shown: null, cursor: null, running: null };
 
 // What is asked of the server.
 
-async function ask(form, parameters, signal) {
+async function ask(form, file, parameters, signal) {
   const body = new FormData();
-  body.append("picture", page.file, page.file.name || "picture");
+  body.append("picture", file, file.name || "picture");
   let answer;
   try {
     answer = await fetch("predict?" + new URLSearchParams({ ...parameters, as: form }), { method: "POST", body, signal });
@@ -59,27 +59,25 @@ async function show(file) {
   say(null);
   if (file.size > limits.bytes) return fail(new Error(`${file.name}: ${size(file.size)}, and at most ${size(limits.bytes)} are taken.`));
   const running = (page.running = new AbortController());
-  const last = { file: page.file, shown: page.shown };
   const task = taskOf(at("model").value, at("task").value);
   const parameters = { model: at("model").value, task: task.task };
-  page.file = file;
   busy(`Predicting ${task.task === "segmentation" ? "labels" : task.task}…`);
   const local = createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null);
   try {
     const early = await Promise.race([local, new Promise((done) => setTimeout(done, 400))]);
     if (early && !running.signal.aborted) frame(early, early.width, early.height);
-    const map = arrayOf(await (await ask("npy", parameters, running.signal)).arrayBuffer());
+    const map = arrayOf(await (await ask("npy", file, parameters, running.signal)).arrayBuffer());
     let picture = await local;
     if (!picture || picture.width !== map.width || picture.height !== map.height) { // the server reads more kinds of files
-      picture = await createImageBitmap(await (await ask("picture", parameters, running.signal)).blob());
+      picture = await createImageBitmap(await (await ask("picture", file, parameters, running.signal)).blob());
     }
     if (running.signal.aborted) return;
     frame(picture, map.width, map.height);
     present(file, task, parameters, map);
   } catch (error) {
     if (error.name === "AbortError" || running !== page.running) return;
-    page.file = last.file;
-    if (last.shown) redraw(last.shown);
+    if (page.shown) redraw(page.shown);
+    else turn(false);
     fail(error);
   } finally {
     if (running === page.running) busy(null);
@@ -95,8 +93,13 @@ function frame(picture, width, height) {
     at(id).height = Math.max(1, Math.round(height * scale));
   }
   at("picture").getContext("2d").drawImage(picture, 0, 0, at("picture").width, at("picture").height);
-  at("drop").hidden = true;
-  at("result").hidden = at("another").hidden = false;
+  turn(true);
+}
+
+// To what is shown, or back to where a picture is dropped.
+function turn(shown) {
+  at("drop").hidden = shown;
+  at("result").hidden = at("another").hidden = !shown;
 }
 
 function present(file, task, parameters, map) {
@@ -105,6 +108,7 @@ function present(file, task, parameters, map) {
   page.cursor = null;
   point(null);
   draw(shown);
+  at("found").hidden = false;
   at("name").textContent = file.name || "The picture";
   at("about").textContent = `${parameters.model} · ${map.width} × ${map.height} pixels`;
   at("side-map").textContent = SIDES[task.task];
@@ -269,7 +273,7 @@ async function download(button, form, suffix) {
   say(null);
   try {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(await (await ask(form, parameters)).blob());
+    link.href = URL.createObjectURL(await (await ask(form, file, parameters)).blob());
     link.download = `${(file.name || "picture").replace(/\.[^.]*$/, "")}_${parameters.model}${suffix}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
@@ -374,19 +378,20 @@ function connect() {
     take(event.dataTransfer.files);
   });
   document.addEventListener("paste", (event) => take(event.clipboardData.files));
+  const readable = () => page.shown && at("busy").hidden;
   stage.addEventListener("pointermove", (event) => {
-    if (!page.shown) return;
+    if (!readable()) return;
     if (event.buttons & 1) divide((100 * (event.clientX - stage.getBoundingClientRect().left)) / stage.clientWidth);
     point(pixelAt(event), false);
   });
   stage.addEventListener("pointerdown", (event) => {
-    if (page.shown) point(pixelAt(event), false);
+    if (readable()) point(pixelAt(event), false);
     if (event.pointerType === "mouse") stage.setPointerCapture(event.pointerId);
   });
-  stage.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && page.shown && point(null));
+  stage.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && readable() && point(null));
   stage.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    if (!step || !page.shown) return;
+    if (!step || !readable()) return;
     event.preventDefault();
     const { width, height } = page.shown, far = event.shiftKey ? 10 : 1;
     const from = page.cursor ?? { x: width >> 1, y: height >> 1 };

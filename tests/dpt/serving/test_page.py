@@ -164,6 +164,11 @@ def test_a_broken_file_and_then_a_good_one(opened, address):
     shown(opened, "failed")
     assert opened.locator("#error").inner_text().startswith("broken.png: cannot be decoded")
     assert opened.locator("#drop").is_visible() and opened.locator("#choose").is_enabled()
+    file = io.BytesIO()
+    Image.new("1", (2048, 1024)).save(file, "PNG")  # which the browser can show
+    drop(opened, file.getvalue(), "many.png")
+    opened.locator("#error").filter(has_text="many.png: 2048x1024 pixels, 2.1 million: more than the limit").wait_for()
+    opened.wait_for_selector("#drop", state="visible")
     drop(opened, b"<b>text</b>", "<b>text.png")
     opened.locator("#error").filter(has_text="<b>text.png: not a picture").wait_for()
     opened.get_by_alt_text("Example").first.click()
@@ -179,6 +184,27 @@ def test_a_broken_file_and_then_a_good_one(opened, address):
     drop(opened, PICTURES[1].read_bytes(), how=PASTE)
     shown(opened)
     assert opened.locator("#error").is_hidden() and not np.array_equal(pixels(opened, "map"), first)
+
+
+def test_while_one_is_predicted(opened, predicted):
+    """Blind spot: the values of the picture before, under the next one; an answer that comes late and takes the place of a later one's."""
+    drop(opened, PICTURES[1].read_bytes())
+    shown(opened)
+    waiting = []
+    opened.route("**/predict*", lambda route: waiting.append(route))
+    drop(opened, PICTURES[0].read_bytes(), "late.png")
+    opened.wait_for_selector("#busy", state="visible")
+    opened.mouse.move(*(opened.locator("#stage").bounding_box()[side] + 30 for side in "xy"))
+    assert opened.locator("#tip").is_hidden() and "Predicting depth" in opened.locator("#busy").inner_text()
+    while not waiting:
+        opened.wait_for_timeout(20)
+    opened.unroute("**/predict*")
+    drop(opened, PICTURES[2].read_bytes(), "last.png")
+    opened.locator("#name").filter(has_text="last.png").wait_for()
+    waiting[0].abort()
+    opened.wait_for_timeout(200)
+    assert opened.locator("#name").inner_text() == "last.png" and opened.locator("#error").is_hidden()
+    assert np.array_equal(pixels(opened, "picture"), np.asarray(Image.open(PICTURES[2]).convert("RGB")))
 
 
 def test_a_file_that_the_browser_cannot_read(opened):
