@@ -329,6 +329,41 @@ def _calibrate(parser: Parser) -> None:
     parser.add_argument("--calibrate", type=Path, metavar="FILE", help=what)
 
 
+_PORT = _number(int, "a whole number from 0 to 65535", lambda value: 0 <= value <= 65535)
+
+
+def serve(parser: Parser) -> None:
+    """A page on which pictures are dropped and their depth is seen, and an HTTP endpoint for programs, until Ctrl-C.
+
+    The page is at http://127.0.0.1:8000/ unless --host or --port say otherwise. POST /predict takes a form with the picture in the field
+    `picture`, and in the address `model`, `task` and `as`, which is json, npy, png16, ply, labels, colours or picture:
+      curl -F picture=@a.jpg 'http://127.0.0.1:8000/predict?as=png16' -o a.png
+    What waits is predicted together. Nothing that was sent is kept, and nobody is asked who they are. It needs FastAPI and uvicorn:
+    pip install '.[serve]'. Exit code: 2 it could not begin, 1 it ended by itself, 130 interrupted, 143 terminated, 129 hung up.
+    """
+    many = "--weights is of one model: give --model at most once with it"
+    parser.rules = [(lambda args: args.weights is not None and len(args.model or ()) > 1, many)]
+    what = f"a model that dpt info lists; can be repeated (default: {' and '.join(CARRIED)})"
+    parser.add_argument("--model", action="append", type=_NAME, metavar="NAME", help=what)
+    _weights(parser)
+    _licence(parser)
+    what = "address to listen at; at another than this machine's own anybody who reaches it can use it (default: %(default)s)"
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=what)
+    what = "port to listen at; 0 is any that is free, and is told (default: %(default)s)"
+    parser.add_argument("--port", type=_PORT, default=8000, metavar="PORT", help=what)
+    what = "refuse files of more bytes (default: %(default)s)"
+    parser.add_argument("--max-bytes", type=_COUNT, default=32 << 20, metavar="N", help=what)
+    what = "refuse pictures of more pixels, before they are decoded (default: %(default)s)"
+    parser.add_argument("--max-pixels", type=_COUNT, default=32_000_000, metavar="N", help=what)
+    what = "how many pictures may be in work or wait; who comes then is told to try again (default: %(default)s)"
+    parser.add_argument("--queue", type=_COUNT, default=64, metavar="N", help=what)
+    what = "pictures of one size in the network at a time; too few are filled up, which costs as much (default: 4 on CUDA, else 2)"
+    parser.add_argument("--batch-size", type=_COUNT, metavar="N", help=what)
+    _device(parser)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model (default: %(default)s)")
+    _fast(parser)
+
+
 def demo(parser: Parser) -> None:
     """Depth and labels of the pictures that come with the package: scenes of the test seeds, which no training has seen."""
     what = "folder for the results; made if missing (default: %(default)s)"

@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "points": Command(arguments.points, "a picture as coloured points, or as a mesh"),
     "stereo": Command(arguments.stereo, "both eyes' views of a picture, or both in one for red and cyan glasses"),
+    "serve": Command(arguments.serve, "a page and an HTTP endpoint that predict", {"OMP_WAIT_POLICY": "PASSIVE"}),
     "demo": Command(arguments.demo, "the same for the pictures that come with the package"),
     "info": Command(arguments.info, "the named models, or what a checkpoint file holds"),
     "convert": Command(arguments.convert, "a checkpoint in another layout"),

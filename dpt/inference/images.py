@@ -67,6 +67,10 @@ class ImageError(ValueError):
     """A picture that cannot be used; the message names it and says why."""
 
 
+class TooManyPixels(ImageError):
+    """A picture of more pixels than are allowed; it was not decoded."""
+
+
 class NoFocalLength(ImageError):
     """A picture that some models can use, but not those whose metres depend on its focal length."""
 
@@ -106,8 +110,8 @@ def load(source: Picture, max_pixels: int = MAX_PIXELS) -> Loaded:
     Of an animation the first frame is taken. ICC profiles are not applied.
 
     Raises:
-        ImageError: unreadable, truncated, empty, or too large a file; a wrong shape or range; a package is missing; memory ran out.
-            TypeError: another type. Nothing else, whatever the file holds.
+        ImageError: unreadable, truncated, empty, or too large a file (`TooManyPixels`); a wrong shape or range; a package is missing; memory
+            ran out. TypeError: another type. Nothing else, whatever the file holds.
     """
     name = name_of(source)
     try:
@@ -124,8 +128,9 @@ def load(source: Picture, max_pixels: int = MAX_PIXELS) -> Loaded:
             return _from_file(_seekable(file), max_pixels)
     except Exception as error:  # decoders raise what their bytes lead them to: SyntaxError, struct.error, IndexError ...
         why, cause = reason(error), error.with_traceback(None) if isinstance(error, OSError) else None
+        kind = TooManyPixels if isinstance(error, TooManyPixels | Image.DecompressionBombError) else ImageError
     # Out here, and of a cause without its traceback, so that the error does not keep the decoder's frames, and with them the pixels, alive.
-    raise ImageError(f"{name}: {why}") from cause
+    raise kind(f"{name}: {why}") from cause
 
 
 def name_of(source: Any) -> str:
@@ -181,12 +186,12 @@ def open_picture(file: IO[bytes], max_pixels: int = MAX_PIXELS, formats: Iterabl
 
 
 def _check_size(max_pixels: int, width: int, height: int, channels: int = 4) -> None:
-    """ImageError where there are more than so many pixels, or than so many of four channels have values."""
+    """TooManyPixels where there are more than so many pixels, or than so many of four channels have values."""
     pixels, limit = width * height, f"more than the limit of {max_pixels / 1e6:.1f} million. {LIFTED}"
     if pixels > max_pixels:
-        raise ImageError(f"{width}x{height} pixels, {pixels / 1e6:.1f} million: {limit}")
+        raise TooManyPixels(f"{width}x{height} pixels, {pixels / 1e6:.1f} million: {limit}")
     if pixels * channels > 4 * max_pixels:
-        raise ImageError(f"{width}x{height} pixels of {channels} channels, as {pixels * channels / 4e6:.1f} million of four: {limit}")
+        raise TooManyPixels(f"{width}x{height} pixels of {channels} channels, as {pixels * channels / 4e6:.1f} million of four: {limit}")
 
 
 def _seekable(file: IO[bytes]) -> IO[bytes]:

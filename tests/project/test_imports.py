@@ -31,12 +31,13 @@ DPT = {
     "evaluation": "config rules system inference distributed data evaluation.alignment",
     "scenes": "classes system",
     ".": "config zoo checkpoints inference inference.predictor model fast factory exchange",
+    "serving": "config rules system inference .",
     "training": (
         "config rules zoo nets system distributed checkpoints inference evaluation.alignment model fast factory data evaluation ."
     ),
     "commands": (
         "config rules classes zoo system distributed checkpoints inference model fast devices factory exchange data evaluation training "
-        "scenes ."
+        "scenes serving ."
     ),
     "__main__": "commands",
 }

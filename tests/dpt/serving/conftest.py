@@ -1,0 +1,46 @@
+"""The carried models behind a server, and Chromium."""
+
+import importlib.util
+import os
+import shutil
+
+import pytest
+import serving
+
+import dpt
+
+MODELS = ("dpt-tiny-depth", "dpt-tiny-scenes")
+
+
+def pytest_ignore_collect(collection_path) -> bool | None:
+    return True if importlib.util.find_spec("fastapi") is None else None
+
+
+@pytest.fixture(scope="session")
+def models():
+    return {name: dpt.build(name, weights="pretrained", device="cpu") for name in MODELS}
+
+
+@pytest.fixture(scope="session")
+def address(models):
+    with serving.started(models, notes={MODELS[0]: "knows rendered scenes"}) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium by playwright; without it tests are skipped, but not where CI is set."""
+    missing = [name for name, found in (("playwright", importlib.util.find_spec("playwright")), ("chromium", chromium())) if not found]
+    if missing:
+        assert not os.environ.get("CI"), f"CI is set, and there is no {' and no '.join(missing)}: the page would go untested"
+        pytest.skip(f"there is no {' and no '.join(missing)}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        running = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+def chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
