@@ -16,7 +16,6 @@ from serving import asked, error_of, post
 from dpt.commands import arguments, main, serve
 from dpt.commands.demo import PICTURES
 
-pytest.importorskip("fastapi")
 ROOT = Path(__file__).parents[3]
 
 

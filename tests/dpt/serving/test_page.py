@@ -197,7 +197,8 @@ def test_while_one_is_predicted(opened, predicted):
     drop(opened, PICTURES[0].read_bytes(), "late.png")
     opened.wait_for_selector("#busy", state="visible")
     opened.mouse.move(*(opened.locator("#stage").bounding_box()[side] + 30 for side in "xy"))
-    assert opened.locator("#tip").is_hidden() and "Predicting depth" in opened.locator("#busy").inner_text()
+    assert opened.locator("#value").inner_text() == "–" and opened.locator("#tip").is_hidden()
+    assert opened.locator("#busy").inner_text() == "Predicting depth…"
     drop(opened, PICTURES[2].read_bytes(), "last.png")
     opened.locator("#name").filter(has_text="last.png").wait_for()
     assert len(given_up) == 1 and opened.locator("#error").is_hidden()
