@@ -34,7 +34,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["dpt", "dpt.*"]), *KERNELS],
     package_dir={"dpt": "dpt", "dpt.kernels": "kernels"},
-    package_data={"dpt": ["py.typed", "weights/*", "examples/*"], "dpt.kernels": ["configs/*.json", "cpu/avx*.json"]},
+    package_data={"dpt": ["py.typed", "weights/*", "examples/*", "serving/page/*"], "dpt.kernels": ["configs/*.json", "cpu/avx*.json"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

@@ -110,8 +110,8 @@ def load(source: Picture, max_pixels: int = MAX_PIXELS) -> Loaded:
     Of an animation the first frame is taken. ICC profiles are not applied.
 
     Raises:
-        ImageError: unreadable, truncated, empty, or too large a file (`TooManyPixels`); a wrong shape or range; a package is missing; memory
-            ran out. TypeError: another type. Nothing else, whatever the file holds.
+        ImageError: unreadable, truncated, empty, or too large a file (`TooManyPixels`); a wrong shape or range; a package is missing;
+            memory ran out. TypeError: another type. Nothing else, whatever the file holds.
     """
     name = name_of(source)
     try:

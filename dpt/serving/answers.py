@@ -13,7 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ..config import TASKS, DPTConfig, HeadConfig
-from ..inference import drawing, outputs
+from ..inference import drawing, maps, outputs
 from ..inference.points import FOV, Intrinsics, as_distance, back_projected, flying, write_ply
 from ..inference.prediction import Result
 
@@ -44,7 +44,7 @@ class Asked:
         """`drawing.DRAW` of it, uint16 (H, W) or uint8 (H, W, 3)."""
         image: Any = self.result.image
         tensors = [torch.from_numpy(np.require(values, requirements=("C", "W"))) for values in (self.map, image)]
-        return drawing.DRAW[what][self.head.task](tensors[0], tensors[1], self.head).numpy()
+        return drawing.DRAW[what][self.head.task](tensors[0], tensors[1], self.head, None).numpy()
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _labels(asked: Asked) -> bytes:
 
 FORMATS = {
     "json": Format("application/json", ".json", TASKS, _summary),
-    "npy": Format(BINARY, ".npy", TASKS, lambda asked: outputs.npy_bytes(asked.map)),
+    "npy": Format(BINARY, ".npy", TASKS, lambda asked: maps.npy_bytes(asked.map)),
     "png16": Format(PNG, ".png", ("depth",), lambda asked: _png(asked.drawn("pixels"), outputs.meaning(asked.head))),
     "ply": Format(BINARY, ".ply", ("depth",), _points),
     "labels": Format(PNG, "_labels.png", ("segmentation",), _labels),

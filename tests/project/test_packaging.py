@@ -35,7 +35,9 @@ def test_the_wheel_holds_every_module_and_file_that_runs(wheel):
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "dpt").rglob("*.py")}
     wanted |= {f"dpt/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.py") if "tools" not in path.parts}
     wanted |= {f"dpt/{path.relative_to(ROOT)}" for path in (ROOT / "kernels" / "configs").glob("*.json")}
-    wanted |= {str(path.relative_to(ROOT)) for folder in ("weights", "examples") for path in (ROOT / "dpt" / folder).iterdir()}
+    wanted |= {
+        str(path.relative_to(ROOT)) for folder in ("weights", "examples", "serving/page") for path in (ROOT / "dpt" / folder).iterdir()
+    }
     assert wanted | {"dpt/py.typed"} <= wheel
     assert all(any(name.startswith(part) for name in wheel) for part in RUNTIME)
 

@@ -60,7 +60,7 @@ def test_figures_of_clips_are_what_was_measured():
     words = " ".join(text.split())
     changes, errors = ([of[what] for of in record["flicker"].values()] for what in ("change", "error"))
     assert max(changes) < 0.5 and f"changes {min(changes):.2f} to {max(changes):.2f} of what" in words
-    assert f"with {min(errors):.2f} to {max(errors):.2f} of its error" in words
+    assert f"with {min(errors):.3f} to {max(errors):.3f} of its error" in words
     sizes = record["memory"]["of the first"]
     assert record["memory"]["frames"] == 2000 and len(sizes) >= 19 and max(sizes) < 1.1
     assert f"After 2000 frames the process has {sizes[-1]:.2f} times the memory" in words
