@@ -27,16 +27,17 @@ DPT = {
     "factory": "config classes system zoo nets checkpoints model fast",
     "inference.predictor": "config rules checkpoints inference devices factory",
     "exchange": "config zoo system checkpoints model factory",
+    "exporting": "config system inference model fast",
     "data": "config rules classes system inference",
     "evaluation": "config rules system inference distributed data evaluation.alignment",
     "scenes": "classes system",
-    ".": "config zoo checkpoints inference inference.predictor model fast factory exchange",
+    ".": "config zoo checkpoints inference inference.predictor model fast factory exchange exporting",
     "training": (
         "config rules zoo nets system distributed checkpoints inference evaluation.alignment model fast factory data evaluation ."
     ),
     "commands": (
-        "config rules classes zoo system distributed checkpoints inference model fast devices factory exchange data evaluation training "
-        "scenes ."
+        "config rules classes zoo system distributed checkpoints inference model fast devices factory exchange exporting data evaluation "
+        "training scenes ."
     ),
     "__main__": "commands",
 }
