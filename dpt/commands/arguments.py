@@ -354,7 +354,9 @@ def export(parser: Parser) -> None:
     _licence(parser)
     parser.add_argument("--aot", action="store_true", help="of a .pt2: a package of AOTInductor, compiled for this machine's processor")
     what = "of a .onnx: the version of ONNX's operators, from 18 to 23 (default: 18, which torch's exporter writes without converting it)"
-    parser.add_argument("--opset", type=_number(int, "a whole number from 18 to 23", lambda value: 18 <= value <= 23), metavar="N", help=what)
+    parser.add_argument(
+        "--opset", type=_number(int, "a whole number from 18 to 23", lambda value: 18 <= value <= 23), metavar="N", help=what
+    )
     what = "the one size of the network's input (default: any; with --with-processing the size that the model's rule aims at)"
     parser.add_argument("--size", type=_size, metavar="HEIGHT,WIDTH", help=what)
     what = "the resize and normalisation of pictures, and the way back to their size, are in the graph"

@@ -21,9 +21,7 @@ def run(args: argparse.Namespace) -> int:
     model = running.model_of(args, args.model, torch.device("cpu"))
     name, opset = model.config.name, args.opset or OPSET
     try:
-        found = export(
-            model, args.out, aot=args.aot, opset=opset, size=args.size, processing=args.with_processing, check=args.check
-        )
+        found = export(model, args.out, aot=args.aot, opset=opset, size=args.size, processing=args.with_processing, check=args.check)
     except (ExportError, Differs) as error:
         raise CommandError(f"{name}: {error}", FAILED if isinstance(error, Differs) else 2) from error
     except MissingPackage as error:
@@ -47,7 +45,9 @@ def _told(args: argparse.Namespace, found: Exported, opset: int) -> list[str]:
         by = f"ONNX Runtime {version('onnxruntime')}" if onnx else "PyTorch's program" if not args.aot else "the package"
         tried = ", ".join(f"{batch} of {size[1]}x{size[0]}" for size, batch, _ in found.checked)
         worst = max(apart for *_, apart in found.checked)
-        lines.append(f"  {by} beside PyTorch on {tried} (width x height): {worst:.1e} of the range apart at most, {BOUND:g} would be refused")
+        lines.append(
+            f"  {by} beside PyTorch on {tried} (width x height): {worst:.1e} of the range apart at most, {BOUND:g} would be refused"
+        )
     else:
         lines.append("  not checked")
     lines.append(f"  load it: {found.load}")

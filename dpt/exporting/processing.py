@@ -131,8 +131,15 @@ def _steps(config: InputConfig, sources: Sides, size: tuple[int, int]) -> list[S
         return [last]
     side, longest = max(config.size), torch.maximum(sources[0].length, sources[1].length)
     places = torch.arange(side, device=device)  # of which as many count as the picture's aspect has
-    counts = [torch.div(2 * side * s.length + longest, 2 * longest, rounding_mode="floor").clamp(min=1) for s in sources]
+    counts = [_rounded(side * s.length, longest).clamp(min=1) for s in sources]
     return [(Side(places, counts[0]), Side(places, counts[1])), last]
+
+
+def _rounded(above: Tensor, below: Tensor) -> Tensor:
+    """above / below to the nearest whole number, of two as near to the even one, as Python's `round`."""
+    found = torch.div(2 * above + below, 2 * below, rounding_mode="floor")
+    between_two, odd = 2 * above + below == 2 * below * found, found - 2 * torch.div(found, 2, rounding_mode="floor")
+    return found - between_two.long() * odd
 
 
 def _levels(x: Tensor, config: InputConfig, targets: Sides, sources: Sides) -> Tensor:
@@ -183,7 +190,7 @@ class Processed(nn.Module):
         for head in config.heads:
             y = without_padding(named[head.task], x, how)
             if how.flip:
-                straight, mirrored = y.chunk(2)
+                straight, mirrored = y.unflatten(0, (2, image.shape[0])).unbind()
                 y = (straight + mirrored.flip(-1)) / 2
             found[FIELDS[head.task]] = READ[head.task](self, head, y, sources, focals)
         return found if len(found) > 1 else next(iter(found.values()))
