@@ -45,9 +45,7 @@ def _told(args: argparse.Namespace, found: Exported, opset: int) -> list[str]:
         by = f"ONNX Runtime {version('onnxruntime')}" if onnx else "PyTorch's program" if not args.aot else "the package"
         tried = ", ".join(f"{batch} of {size[1]}x{size[0]}" for size, batch, _ in found.checked)
         worst = max(apart for *_, apart in found.checked)
-        lines.append(
-            f"  {by} beside PyTorch on {tried} (width x height): {worst:.1e} of the range apart at most, {BOUND:g} would be refused"
-        )
+        lines.append(f"  {by} beside PyTorch on {tried} (width x height): {worst:.1e} of the range apart at most; {BOUND:g} is refused")
     else:
         lines.append("  not checked")
     lines.append(f"  load it: {found.load}")

@@ -1,4 +1,5 @@
-"""Models for other runtimes: ONNX files, programs of torch.export, packages of AOTInductor; each is run beside PyTorch before it is kept."""
+"""Models for other runtimes: ONNX files, programs of torch.export, packages of AOTInductor; each is run beside PyTorch before it is
+kept."""
 
 from __future__ import annotations
 

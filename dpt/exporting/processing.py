@@ -143,7 +143,7 @@ def _rounded(above: Tensor, below: Tensor) -> Tensor:
 
 
 def _levels(x: Tensor, config: InputConfig, targets: Sides, sources: Sides) -> Tensor:
-    """Whole grey levels, where that is how a resize ends. Of INTER_AREA to the half of both sides what lies between two is the upper one."""
+    """Whole grey levels, where that is how a resize ends. Of INTER_AREA to half of both sides what lies between two is the upper."""
     if config.mode == "area_cubic":
         halved = [2 * target.length == source.length for target, source in zip(targets, sources, strict=True)]
         x = x + (halved[0] & halved[1]).float() / 8

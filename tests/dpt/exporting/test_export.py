@@ -41,7 +41,7 @@ def sides(value) -> list[int | str]:
 
 
 # A model, whether its processing is in the graph, its inputs and its outputs, and what a part of its map's range is allowed. Rounding is
-# below 1e-5, but where a metre is the reciprocal of what the last layer gives, or the mean of bins, whose random weights make a small range.
+# below 1e-5, but where metres are the reciprocal of what the last layer gives, or the mean of bins: random weights make a small range.
 KINDS = {
     "three tasks": (lambda: few_pixels(wide("tipsv2-base")), False, ["image"], ["depth", "logits", "normals"], 1e-5),
     "prompt": (lambda: few_pixels(wide("prompt-depth-anything-small")), False, ["image", "prompt"], ["depth"], 1e-5),
