@@ -21,6 +21,7 @@ from ..inference.taps import LEAST_EDGE
 
 FIELDS = {"depth": "depth", "segmentation": "labels", "normals": "normals"}  # of `Prediction`, by task
 CUBIC = -0.75
+UPWARDS = 2.0**-10  # of a grey level: what lies between two is the upper one in every runtime, whatever the order of its sums
 
 
 def nominal_size(config: DPTConfig) -> tuple[int, int]:
@@ -143,10 +144,12 @@ def _rounded(above: Tensor, below: Tensor) -> Tensor:
 
 
 def _levels(x: Tensor, config: InputConfig, targets: Sides, sources: Sides) -> Tensor:
-    """Whole grey levels, where that is how a resize ends. Of INTER_AREA to half of both sides what lies between two is the upper."""
+    """Whole grey levels, where that is how a resize ends. Of INTER_AREA to half of both sides a level between two is the upper."""
     if config.mode == "area_cubic":
         halved = [2 * target.length == source.length for target, source in zip(targets, sources, strict=True)]
         x = x + (halved[0] & halved[1]).float() / 8
+    if config.grey_levels:
+        x = x + UPWARDS
     return x.round().clamp(0.0, 255.0) if config.grey_levels or config.mode == "area_cubic" else x
 
 
