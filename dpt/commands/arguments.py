@@ -358,7 +358,7 @@ def export(parser: Parser) -> None:
         "--opset", type=_number(int, "a whole number from 18 to 23", lambda value: 18 <= value <= 23), metavar="N", help=what
     )
     what = "the one size of the network's input (default: any; with --with-processing the size that the model's rule aims at)"
-    parser.add_argument("--size", type=_size, metavar="HEIGHT,WIDTH", help=what)
+    parser.add_argument("--size", dest="sides", type=_size, metavar="HEIGHT,WIDTH", help=what)
     what = "the resize and normalisation of pictures, and the way back to their size, are in the graph"
     parser.add_argument("--with-processing", action="store_true", help=what)
     what = "run what is written beside PyTorch before it is kept (default: yes)"

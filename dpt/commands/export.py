@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     model = running.model_of(args, args.model, torch.device("cpu"))
     name, opset = model.config.name, args.opset or OPSET
     try:
-        found = export(model, args.out, aot=args.aot, opset=opset, size=args.size, processing=args.with_processing, check=args.check)
+        found = export(model, args.out, aot=args.aot, opset=opset, size=args.sides, processing=args.with_processing, check=args.check)
     except (ExportError, Differs) as error:
         raise CommandError(f"{name}: {error}", FAILED if isinstance(error, Differs) else 2) from error
     except MissingPackage as error:
