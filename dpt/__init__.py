@@ -1,5 +1,5 @@
-"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `fast_report`, `graphed`, `to_transformers`,
-`Predictor`.
+"""Dense Prediction Transformers: `build`, `load`, `save`, `models`, `accelerate`, `export`, `fast_report`, `graphed`,
+`to_transformers`, `Predictor`.
 
 Names and modules are loaded when asked for: `import dpt` does not import PyTorch.
 """
@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which run nothing
     from .checkpoints import CheckpointError, save
     from .config import DPTConfig
     from .exchange import to_transformers
+    from .exporting import export
     from .factory import build, load
     from .fast.acceleration import accelerate, fast_report
     from .inference.graphs import graphed
@@ -29,6 +30,7 @@ __all__ = [
     "Predictor",
     "accelerate",
     "build",
+    "export",
     "fast_report",
     "graphed",
     "load",
@@ -45,6 +47,7 @@ _HOME = {  # the module of each public name
     "Predictor": "inference.predictor",
     "accelerate": "fast.acceleration",
     "build": "factory",
+    "export": "exporting",
     "fast_report": "fast.acceleration",
     "graphed": "inference.graphs",
     "load": "factory",

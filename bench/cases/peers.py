@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import itertools
 import sys
 import types
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from dpt import DPT, CheckpointError, checkpoints, exchange
 from dpt.checkpoints import Layout
 from dpt.config import differences
+from dpt.exporting import MissingPackage, export, onnx_files
 from dpt.zoo import LAYOUTS, mmsegmentation
 
 from ..harness.runner import Unavailable
@@ -126,27 +125,19 @@ def _as_transformers_has_it(model: DPT, side: int) -> tuple[Layout, dict[str, An
     raise Unavailable(f"transformers has no class with this model's parts: {(fits or holds or reasons)[0]}")
 
 
-def exported(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> Path:
-    """A model as PyTorch exports it to ONNX, for inputs of these sizes: a file in ``folder``."""
-    for package in ("onnx", "onnxscript"):
-        installed(package)
-    path = folder / "model.onnx"
-    names = [f"input{index}" for index in range(len(inputs))]
-    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(model, inputs, path, dynamo=True, external_data=True, input_names=names, output_names=["map"], verbose=False)
-    return path
+def exported(model: DPT, inputs: tuple[Tensor, ...], folder: Path) -> Path:
+    """A model as `dpt.export` writes it to ONNX, for pictures of this size: a file in ``folder``."""
+    try:
+        return export(model, folder / "model.onnx", size=(inputs[0].shape[2], inputs[0].shape[3]), check=False).files[-1]
+    except MissingPackage as error:
+        raise Unavailable(str(error)) from error
 
 
 def onnxruntime_session(path: Path, threads: int) -> Callable[..., Tensor]:
     """ONNX Runtime's run of an exported model on the CPU, from tensors to a tensor."""
     installed("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-    return lambda *tensors: torch.from_numpy(session.run(None, dict(zip(names, (t.numpy() for t in tensors), strict=True)))[0])
+    run = onnx_files.session(path, threads)
+    return lambda *tensors: run(*tensors)[0]
 
 
 def openvino_model(path: Path, threads: int) -> Callable[..., Tensor]:

@@ -405,6 +405,57 @@ def convert(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
 
 
+def _size(text: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.split(","))
+    except ValueError:
+        height = width = 0
+    if height < 1 or width < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be two whole numbers from 1, HEIGHT,WIDTH")
+    return height, width
+
+
+def export(parser: Parser) -> None:
+    """A model for other runtimes: an ONNX file, a program of torch.export, or a package of AOTInductor.
+
+    OUT is a .onnx; or a .pt2, which is a program of torch.export, for other machines too, or with --aot compiled for this one, by a C++
+    compiler. Batch, height and width are open, the sides multiples of the model's patch from three on; a network of one size (Swin) keeps
+    its own. What is written is float32, and the model's plain form: no kernel of --fast is in it. It is run first, beside PyTorch, at three
+    sizes and in two batches, and not written where a map differs by more than 0.001 of its range (exit code 1). Of more than 1.9 GB of
+    weights an ONNX file has them in OUT.data beside it. ONNX needs packages: pip install '.[export]'.
+
+    With --with-processing the graph takes pictures uint8 (B, H, W, 3) of any size and gives maps of their size, as dpt predict makes them:
+    depth, labels, normals. The network sees one size then, that of --size, whatever the aspect of a picture: where that is the size that
+    dpt predict would show it the maps are the same.
+    """
+    parser.set_defaults(fast=False, verbose=False)
+    parser.rules = [
+        (lambda args: args.model is None and args.weights is None, "it needs NAME, a model, or --weights FILE"),
+        (lambda args: args.out.suffix not in (".onnx", ".pt2"), "OUT must end in .onnx or .pt2"),
+        (lambda args: args.aot and args.out.suffix != ".pt2", "--aot makes a .pt2"),
+        (lambda args: args.opset is not None and args.out.suffix != ".onnx", "--opset is of a .onnx"),
+        (lambda args: args.trtexec and args.out.suffix != ".onnx", "--trtexec is of a .onnx"),
+        (lambda args: args.trtexec and args.with_processing, "--trtexec is of a graph without --with-processing, which needs float32"),
+    ]
+    parser.add_argument("model", nargs="?", type=_NAME, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the file to write, .onnx or .pt2; it is replaced")
+    _weights(parser)
+    _licence(parser)
+    parser.add_argument("--aot", action="store_true", help="of a .pt2: a package of AOTInductor, compiled for this machine's processor")
+    what = "of a .onnx: the version of ONNX's operators, from 18 to 23 (default: 18, which torch's exporter writes without converting it)"
+    parser.add_argument(
+        "--opset", type=_number(int, "a whole number from 18 to 23", lambda value: 18 <= value <= 23), metavar="N", help=what
+    )
+    what = "the one size of the network's input (default: any; with --with-processing the size that the model's rule aims at)"
+    parser.add_argument("--size", dest="sides", type=_size, metavar="HEIGHT,WIDTH", help=what)
+    what = "the resize and normalisation of pictures, and the way back to their size, are in the graph"
+    parser.add_argument("--with-processing", action="store_true", help=what)
+    what = "run what is written beside PyTorch before it is kept (default: yes)"
+    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help=what)
+    what = "of a .onnx: print the line of TensorRT's trtexec that keeps layer norms and last layers in float32; it has not been run"
+    parser.add_argument("--trtexec", action="store_true", help=what)
+
+
 def data(parser: Parser) -> None:
     """How each kind of data set lies on the disk; with --check, whether one lies so, and whether its files can be used.
 

@@ -41,6 +41,7 @@ COMMANDS = {
     "demo": Command(arguments.demo, "the same for the pictures that come with the package"),
     "info": Command(arguments.info, "the named models, or what a checkpoint file holds"),
     "convert": Command(arguments.convert, "a checkpoint in another layout"),
+    "export": Command(arguments.export, "a model for other runtimes: ONNX, torch.export, AOTInductor"),
     "data": Command(arguments.data, "how data sets lie on the disk, and whether one does"),
     "render": Command(arguments.render, "the scenes that the carried models learn from"),
     "train": Command(arguments.train, "train a model by a recipe"),

@@ -49,7 +49,7 @@ def log_binomial(probability: Tensor, temperature: Tensor, count: int) -> Tensor
     k = torch.arange(count, device=probability.device, dtype=probability.dtype).view(1, count, 1, 1)
     rest = count - 1 - k
     coefficient = (count - 1) * math.log(count - 1) - (k + LEAST_COUNT) * (k + LEAST_COUNT).log() - rest * (rest + LEAST_COUNT).log()
-    success, failure = probability.clamp(LEAST_PROBABILITY, 1).log(), (1 - probability).clamp(LEAST_PROBABILITY, 1).log()
+    success, failure = probability.clamp(LEAST_PROBABILITY, 1.0).log(), (1 - probability).clamp(LEAST_PROBABILITY, 1.0).log()
     return ((coefficient + k * success + rest * failure) / temperature).softmax(dim=1)
 
 

@@ -27,17 +27,18 @@ DPT = {
     "factory": "config classes system zoo nets checkpoints model fast",
     "inference.predictor": "config rules checkpoints inference devices factory",
     "exchange": "config zoo system checkpoints model factory",
+    "exporting": "config system inference model fast",
     "data": "config rules classes system inference",
     "evaluation": "config rules system inference distributed data evaluation.alignment",
     "scenes": "classes system",
-    ".": "config zoo checkpoints inference inference.predictor model fast factory exchange",
+    ".": "config zoo checkpoints inference inference.predictor model fast factory exchange exporting",
     "serving": "config rules system inference .",
     "training": (
         "config rules zoo nets system distributed checkpoints inference evaluation.alignment model fast factory data evaluation ."
     ),
     "commands": (
-        "config rules classes zoo system distributed checkpoints inference model fast devices factory exchange data evaluation training "
-        "scenes serving ."
+        "config rules classes zoo system distributed checkpoints inference model fast devices factory exchange exporting data evaluation "
+        "training scenes serving ."
     ),
     "__main__": "commands",
 }

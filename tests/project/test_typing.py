@@ -40,6 +40,7 @@ assert_type(dpt.load(Path("mine.safetensors"), model.config), dpt.DPT)
 assert_type(dpt.build(model.config, fast=True, device=torch.device("cpu"), attention="sdpa"), dpt.DPT)
 assert_type(dpt.load(nn.Linear(3, 3)), dpt.DPT)  # for one of transformers'
 dpt.to_transformers(model, "dpt").save_pretrained("theirs")
+assert_type(dpt.export(model, "mine.onnx", size=(192, 192), processing=True).files, tuple[Path, ...])
 dpt.save(model, "mine.safetensors", torch.float16)
 
 picture = np.asarray(Image.open("scene.png"))
