@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     if args.normals is not None:
         colours = ((normals(grid) + 1) * 127.5).round().astype(np.uint8)
         write_whole(args.normals, functools.partial(Image.fromarray(colours).save, format="PNG"))
-    print(f"{printable(args.target)}: {kept.sum()} of {kept.size} pixels, {unit}; {told}")
+    share = f"{kept.sum()} of {kept.size} pixels, where depth spans at most {args.threshold:g} of itself"
+    print(f"{printable(args.target)}: {share}; {unit}; {told}")
     return 0
 
 
