@@ -418,11 +418,11 @@ def _size(text: str) -> tuple[int, int]:
 def export(parser: Parser) -> None:
     """A model for other runtimes: an ONNX file, a program of torch.export, or a package of AOTInductor.
 
-    OUT is a .onnx; or a .pt2, which is a program of torch.export, for other machines too, or with --aot compiled for this one, by a C++
+    DST is a .onnx; or a .pt2, which is a program of torch.export, for other machines too, or with --aot compiled for this one, by a C++
     compiler. Batch, height and width are open, the sides multiples of the model's patch from three on; a network of one size (Swin) keeps
     its own. What is written is float32, and the model's plain form: no kernel of --fast is in it. It is run first, beside PyTorch, at three
     sizes and in two batches, and not written where a map differs by more than 0.001 of its range (exit code 1). Of more than 1.9 GB of
-    weights an ONNX file has them in OUT.data beside it. ONNX needs packages: pip install '.[export]'.
+    weights an ONNX file has them in DST.data beside it. ONNX needs packages: pip install '.[export]'.
 
     With --with-processing the graph takes pictures uint8 (B, H, W, 3) of any size and gives maps of their size, as dpt predict makes them:
     depth, labels, normals. The network sees one size then, that of --size, whatever the aspect of a picture: where that is the size that
@@ -431,14 +431,16 @@ def export(parser: Parser) -> None:
     parser.set_defaults(fast=False, verbose=False)
     parser.rules = [
         (lambda args: args.model is None and args.weights is None, "it needs NAME, a model, or --weights FILE"),
-        (lambda args: args.out.suffix not in (".onnx", ".pt2"), "OUT must end in .onnx or .pt2"),
-        (lambda args: args.aot and args.out.suffix != ".pt2", "--aot makes a .pt2"),
-        (lambda args: args.opset is not None and args.out.suffix != ".onnx", "--opset is of a .onnx"),
-        (lambda args: args.trtexec and args.out.suffix != ".onnx", "--trtexec is of a .onnx"),
+        (lambda args: args.target.suffix not in (".onnx", ".pt2"), "DST must end in .onnx or .pt2"),
+        (lambda args: args.aot and args.target.suffix != ".pt2", "--aot makes a .pt2"),
+        (lambda args: args.opset is not None and args.target.suffix != ".onnx", "--opset is of a .onnx"),
+        (lambda args: args.trtexec and args.target.suffix != ".onnx", "--trtexec is of a .onnx"),
         (lambda args: args.trtexec and args.with_processing, "--trtexec is of a graph without --with-processing, which needs float32"),
     ]
     parser.add_argument("model", nargs="?", type=_NAME, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
-    parser.add_argument("-o", "--out", required=True, type=Path, metavar="OUT", help="the file to write, .onnx or .pt2; it is replaced")
+    parser.add_argument(
+        "-o", "--out", dest="target", required=True, type=Path, metavar="DST", help="the file to write, .onnx or .pt2; it is replaced"
+    )
     _weights(parser)
     _licence(parser)
     parser.add_argument("--aot", action="store_true", help="of a .pt2: a package of AOTInductor, compiled for this machine's processor")

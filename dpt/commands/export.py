@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     model = running.model_of(args, args.model, torch.device("cpu"))
     name, opset = model.config.name, args.opset or OPSET
     try:
-        found = export(model, args.out, aot=args.aot, opset=opset, size=args.sides, processing=args.with_processing, check=args.check)
+        found = export(model, args.target, aot=args.aot, opset=opset, size=args.sides, processing=args.with_processing, check=args.check)
     except (ExportError, Differs) as error:
         raise CommandError(f"{name}: {error}", FAILED if isinstance(error, Differs) else 2) from error
     except MissingPackage as error:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _told(args: argparse.Namespace, found: Exported, opset: int) -> list[str]:
-    graph, onnx = found.graph, args.out.suffix == ".onnx"
+    graph, onnx = found.graph, args.target.suffix == ".onnx"
     kind = f"opset {opset}" if onnx else "a package of AOTInductor" if args.aot else "a program of torch.export"
     sizes = " + ".join(f"{printable(file)} ({file.stat().st_size / 1e6:.1f} MB)" for file in reversed(found.files))
     lines = [f"{sizes}: {graph.config.name}, {kind}"]

@@ -372,13 +372,13 @@ def test_a_picture_too_large_for_memory(run, photos, monkeypatch):
         iter("a-b-"),
     )
 
-    def colored(depth, inverse, drawn=drawing.colored):
+    def colored(depth, inverse, ends, drawn=drawing.colored):
         match next(calls, None):
             case "a":
                 raise MemoryError
             case "b":
                 raise RuntimeError(full)
-        return drawn(depth, inverse)
+        return drawn(depth, inverse, ends)
 
     monkeypatch.setattr(drawing, "colored", colored)
     for _ in "ab":

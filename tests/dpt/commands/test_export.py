@@ -149,7 +149,7 @@ def test_another_map_ends_with_1_and_nothing_written(tmp_path, monkeypatch, caps
     ("argv", "said"),
     [
         (["-o", "a.onnx"], "it needs NAME, a model, or --weights FILE"),
-        (["dpt-tiny-depth", "-o", "a.pb"], "OUT must end in .onnx or .pt2"),
+        (["dpt-tiny-depth", "-o", "a.pb"], "DST must end in .onnx or .pt2"),
         (["dpt-tiny-depth", "-o", "a.onnx", "--aot"], "--aot makes a .pt2"),
         (["dpt-tiny-depth", "-o", "a.pt2", "--opset", "20"], "--opset is of a .onnx"),
         (["dpt-tiny-depth", "-o", "a.onnx", "--opset", "7"], "'7': it must be a whole number from 18 to 23"),

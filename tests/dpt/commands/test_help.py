@@ -22,7 +22,7 @@ from dpt.zoo import CONFIGS
 ROOT = Path(__file__).parents[3]
 ACTIONS = [(name, action) for name in main.COMMANDS for action in main.parser_of(name)._actions]
 METAVARS = set("SRC DST WHAT INPUT DIR FILE NAME DEVICE N PIXELS SCALE UNITS METRES RECIPE NAME=VALUE".split())
-METAVARS |= set("PICTURE PNG DEGREES SHARE FX,FY,CX,CY NEAR,FAR ADDRESS PORT".split())
+METAVARS |= set("PICTURE PNG DEGREES SHARE FX,FY,CX,CY NEAR,FAR ADDRESS PORT HEIGHT,WIDTH".split())
 NO_VALUE = (argparse._HelpAction, argparse._VersionAction, argparse._StoreTrueAction, argparse._AppendConstAction)
 
 

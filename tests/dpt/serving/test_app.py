@@ -23,7 +23,7 @@ from small import config as small_config
 
 import dpt
 from bench.serving import form
-from dpt.commands import points
+from dpt.commands import single
 from dpt.commands.demo import PICTURES
 from dpt.commands.main import main
 from dpt.inference import outputs
@@ -83,7 +83,7 @@ def test_points_are_those_of_the_command(address, models, tmp_path, monkeypatch)
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 20
     Image.open(PICTURES[0]).convert("RGB").crop((0, 0, 384, 256)).save(file, exif=exif)
-    monkeypatch.setattr(points, "predict_iter", functools.partial(points.predict_iter, batch_size=2))
+    monkeypatch.setattr(single, "predict_iter", functools.partial(single.predict_iter, batch_size=2))
     found = {}
     for query, picture in (("", PICTURES[0]), ("&fov=90", PICTURES[0]), ("", file), ("&fov=90", file)):
         options = ["--fov", "90"] if query else []
