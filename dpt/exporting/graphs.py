@@ -117,7 +117,7 @@ class Graph:
 
     def trials(self) -> list[tuple[tuple[int, int], int]]:
         """Three sizes of pictures, the nominal one first, with a batch each; of a network of one size that one."""
-        height, width = self.size or _rounded(nominal_size(self.config), self.config.encoder.patch_size)
+        height, width = self.size or rounded_size(nominal_size(self.config), self.config.encoder.patch_size)
         if self.processing:
             return [((height, width), 1), ((height * 3 // 4 + 1, width + 13), 2), ((101, 67), 1)]
         if self.size is not None:
@@ -153,7 +153,7 @@ def _times(sides: tuple[int, int], patch: int) -> tuple[int, int]:
     return sides[0] * patch, sides[1] * patch
 
 
-def _rounded(size: tuple[int, int], patch: int) -> tuple[int, int]:
+def rounded_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
     return max(round(size[0] / patch), LEAST) * patch, max(round(size[1] / patch), LEAST) * patch
 
 

@@ -6,35 +6,34 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from .graphs import Graph, Open, _rounded
+from .graphs import Graph, Open, rounded_size
 from .processing import nominal_size
 
-PRODUCTS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 def in_float32(path: Path) -> list[str]:
-    """Names of the nodes of an ONNX file that float16 rounds too much: each LayerNormalization, and before each output the last layer, a
-    convolution or a product with weights of the file."""
+    """Names of the nodes of an ONNX file that float16 rounds too much: each LayerNormalization, and before each output the last
+    convolution, or where that is a linear layer its product."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
     makers = {name: node for node in graph.node for name in node.output}
-    weights = {tensor.name for tensor in graph.initializer}
     found = [node.name for node in graph.node if node.op_type == "LayerNormalization"]
     for output in graph.output:
-        name = _last_layer(output.name, makers, weights)
+        name = _last_layer(output.name, makers)
         if name is not None and name not in found:
             found.append(name)
     return found
 
 
-def _last_layer(output: str, makers: dict[str, Any], weights: set[str]) -> str | None:
-    """The node that is nearest to an output of those that multiply by weights."""
+def _last_layer(output: str, makers: dict[str, Any]) -> str | None:
+    """The layer that is nearest to an output."""
     now, seen = [output], set()
     while now:
         nodes = [makers[name] for name in now if name in makers]
         for node in nodes:
-            if node.op_type in PRODUCTS and weights.intersection(node.input):
+            if node.op_type in LAYERS:
                 found: str = node.name
                 return found
         seen.update(now)
@@ -47,7 +46,7 @@ def trtexec(path: Path, graph: Graph) -> str:
     height, width = graph.size or nominal_size(graph.config)
     shapes = {}
     for flag, batch, times in (("min", 1, 0.5), ("opt", 1, 1.0), ("max", 4, 2.0)):
-        rows, columns = _rounded((round(height * times), round(width * times)), graph.config.encoder.patch_size)
+        rows, columns = rounded_size((round(height * times), round(width * times)), graph.config.encoder.patch_size)
         sides = {"batch": batch, "height": rows, "width": columns, "prompt_height": round(192 * times), "prompt_width": round(256 * times)}
         sides |= {"rows": rows // graph.config.encoder.patch_size, "columns": columns // graph.config.encoder.patch_size}
         shapes[flag] = ",".join(

@@ -68,7 +68,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_onnx_of_every_form(kind, tmp_path, monkeypatch):
+def test_onnx_of_every_form(kind, tmp_path, monkeypatch, capfd):
     """Blind spot: sides of the example that became constants of the graph; outputs in another order; an input that is lost."""
     make, processing, inputs, outputs, bound = KINDS[kind]
     model, path = make().eval(), tmp_path / "model.onnx"
@@ -76,6 +76,7 @@ def test_onnx_of_every_form(kind, tmp_path, monkeypatch):
     if one_size:
         monkeypatch.setattr(onnx_files, "INLINE", 1000)
     found = export(model, path, processing=processing)
+    assert capfd.readouterr() == ("", ""), "the exporter's own words"
     assert len(found.checked) == (2 if one_size else 3) and len({batch for _, batch, _ in found.checked}) == 2
     assert max(apart for *_, apart in found.checked) <= bound
     read = onnx.load(path, load_external_data=False)
