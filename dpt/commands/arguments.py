@@ -306,7 +306,11 @@ def stereo(parser: Parser) -> None:
 
 def _picture(parser: Parser, out: str) -> None:
     parser.add_argument("picture", type=Path, metavar="PICTURE", help="the picture's file")
-    parser.add_argument("-o", "--out", dest="target", required=True, type=Path, metavar="DST", help=out)
+    _target(parser, out)
+
+
+def _target(parser: Parser, what: str) -> None:
+    parser.add_argument("-o", "--out", dest="target", required=True, type=Path, metavar="DST", help=what)
 
 
 def _single(parser: Parser) -> None:
@@ -438,9 +442,7 @@ def export(parser: Parser) -> None:
         (lambda args: args.trtexec and args.with_processing, "--trtexec is of a graph without --with-processing, which needs float32"),
     ]
     parser.add_argument("model", nargs="?", type=_NAME, metavar="NAME", help="a model that dpt info lists (default: what --weights says)")
-    parser.add_argument(
-        "-o", "--out", dest="target", required=True, type=Path, metavar="DST", help="the file to write, .onnx or .pt2; it is replaced"
-    )
+    _target(parser, "the file to write, .onnx or .pt2; it is replaced")
     _weights(parser)
     _licence(parser)
     parser.add_argument("--aot", action="store_true", help="of a .pt2: a package of AOTInductor, compiled for this machine's processor")
