@@ -15,6 +15,7 @@ from dpt.commands.main import COMMANDS
 from dpt.training.recipes import Recipe
 
 ROOT = Path(__file__).parents[2]
+THROUGHPUT = "throughput, over one client's"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -64,6 +65,18 @@ def test_figures_of_clips_are_what_was_measured():
     sizes = record["memory"]["of the first"]
     assert record["memory"]["frames"] == 2000 and len(sizes) >= 19 and max(sizes) < 1.1
     assert f"After 2000 frames the process has {sizes[-1]:.2f} times the memory" in words
+
+
+def test_figures_of_the_server_are_what_was_measured():
+    """Blind spot: as above, of sixteen clients in a minute."""
+    record, text = json.loads((ROOT / "docs" / "serving.json").read_text()), (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    words = " ".join(text.split())
+    assert record["clients"] == 16 and record["seconds"] == 60 and record["errors"] == {} and record["questions with two answers"] == 0
+    assert record["mean batch"] > 1 and record["memory, end over beginning"] < 1.1
+    assert f"{record['requests']} requests without an error, of {record['questions']} questions" in words
+    assert f"{record['runs']} runs of the network, which saw {record['mean batch']} pictures each" in words
+    assert f"at its most {record['memory, end over beginning']} times" in words
+    assert f"got {record[THROUGHPUT]} times the answers of one alone" in words
 
 
 @pytest.mark.parametrize("name", NAMES)
