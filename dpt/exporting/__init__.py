@@ -89,6 +89,8 @@ def export(
         with tempfile.TemporaryDirectory(prefix="dpt-export-") as folder:
             files, load, run = make(graph, Path(folder) / path.name, check)
             checked = compared(graph, run) if run is not None else []
+            if len(files) > 1:
+                path.unlink(missing_ok=True)  # stopped between the two, it would stand beside weights that are not its own
             for file in files:
                 write_whole(path.with_name(file.name), functools.partial(_copy, file))
     finally:

@@ -99,6 +99,23 @@ def test_onnx_of_every_form(kind, tmp_path, monkeypatch, capfd):
             torch.testing.assert_close(run(x, prompt)[0], model(x, prompt).detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_an_end_between_two_files(tmp_path, monkeypatch):
+    """Blind spot: the graph of an earlier export beside the weights of this one, which it would read as its own."""
+    path, whole = tmp_path / "model.onnx", exporting.write_whole
+    monkeypatch.setattr(onnx_files, "INLINE", 100)
+    path.write_bytes(b"of before")
+
+    def full(target, writer):
+        if target == path:
+            raise OSError(28, "No space left on device")
+        whole(target, writer)
+
+    monkeypatch.setattr(exporting, "write_whole", full)
+    with pytest.raises(OSError, match="No space"):
+        export(Stub("midas-3.1-swin2-tiny-256").eval(), path, check=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx.data"]
+
+
 def test_a_package_of_aotinductor(tmp_path):
     """Blind spot: a package of one size. Without vector instructions and compiled headers, whose trials take longer than the rest."""
     import torch._inductor.config as inductor
