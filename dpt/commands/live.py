@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ..inference.camera import Camera
 from ..inference.prediction import predict_iter
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     window = Window()
     try:
         with Camera(args.camera) as camera:
-            model = running.model_of(args, name, running.device_of(args.device))
+            model = running.model_of(args, name, running.device_of(args.device), getattr(torch, args.dtype))
             print(f"{printable(model.config.name)} on {camera.name}{'; ' + caution if caution else ''}; Escape or q ends it")
             show(model, camera, window, args)
     finally:

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import dpt
 from dpt.commands import live
@@ -55,6 +56,17 @@ def test_shown_until_the_window_is_closed(monkeypatch, capsys):
         wanted = live.view_of(frame, model.predict(frame).labels, model.config.head, None, "map")
         assert np.array_equal(shown[:, 96:], wanted)
     assert "dpt-tiny-scenes on testsrc" in capsys.readouterr().out
+
+
+def test_options_of_the_model_are_kept(monkeypatch):
+    """Blind spot: a dtype that is asked for and not given."""
+    models = []
+    monkeypatch.setattr(camera, "DEVICES", MADE_UP)
+    monkeypatch.setattr(live, "Window", Counting)
+    monkeypatch.setattr(live, "show", lambda model, *rest: models.append(model))
+    assert main(["predict", "--camera", "20", "--dtype", "bfloat16"]) == 0
+    (model,) = models
+    assert model.config.name == "dpt-tiny-depth" and next(model.parameters()).dtype == torch.bfloat16
 
 
 def test_depth_is_steady_and_its_range_follows():
