@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpt.inference.steady import Steady
+from dpt.inference.steady import Steady, aligned
 from dpt.zoo import config_of
 
 INVERSE, METRIC = config_of("dpt-large-midas").head, config_of("dpt-hybrid-nyu").head
@@ -96,3 +96,18 @@ def test_bad_input_is_named():
     steady(np.ones((4, 5), np.float32), np.zeros((4, 5, 3), np.uint8))
     with pytest.raises(ValueError, match="a frame of 6x4 behind one of 5x4"):
         steady(np.ones((4, 6), np.float32), np.zeros((4, 6, 3), np.uint8))
+
+
+def test_what_has_no_range_fits_nothing():
+    """Blind spot: a black frame that is fitted, and is then the whole clip's scale; a spread divided by nothing."""
+    flat, slope = np.full(400, 3.0), np.linspace(0.0, 1.0, 400)
+    for depth, wanted in ((flat, slope), (slope, flat), (flat, flat)):
+        fit = aligned(depth, wanted)
+        assert fit.cut and fit.share == 0 and fit.scale == 1
+        assert fit.scale * np.median(depth) + fit.shift == pytest.approx(np.median(wanted))
+    steady = Steady(INVERSE)
+    maps = [depth for _, depth, _, _ in clip(4, walks=False, flicker=0)]
+    image = np.zeros((48, 64, 3), np.uint8)
+    found = [steady(depth, image) for depth in (maps[0], np.full_like(maps[0], 7), maps[1])]
+    assert all(np.isfinite(one).all() for one in found)
+    assert np.ptp(found[1]) == 0 and np.ptp(found[2]) == pytest.approx(np.ptp(maps[1]))
