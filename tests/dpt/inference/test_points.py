@@ -118,3 +118,9 @@ def test_faces():
 def test_bad_input_is_named(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+@pytest.mark.parametrize("degrees", [0, 180])
+def test_fields_of_view_at_the_bounds(degrees):
+    with pytest.raises(ValueError, match=f"a field of view of {degrees} degrees: it must be above 0 and below 180"):
+        Intrinsics.of_fov((4, 5), degrees)

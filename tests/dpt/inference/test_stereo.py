@@ -59,3 +59,16 @@ def test_anaglyph():
 def test_bad_input_is_named(change, says):
     with pytest.raises(ValueError, match=says):
         views(**{"image": GREY, "depth": np.ones((20, 100), np.float32), "head": METRIC, **change})
+
+
+@pytest.mark.parametrize("level", [0, 6, 60, 128, 250])
+def test_grey_stays_grey(level):
+    """Blind spot: matrices of light that are given grey levels; another curve back. Dubois' rows add up to 1 over both eyes."""
+    grey = np.full((4, 5, 3), level, np.uint8)
+    assert np.abs(anaglyph(grey, grey).astype(int) - level).max() <= 2
+
+
+@pytest.mark.parametrize("disparity", [0, 0.5])
+def test_disparities_at_the_bounds(disparity):
+    with pytest.raises(ValueError, match=f"disparity={disparity:g}: it must be above 0 and below 0.5"):
+        views(np.zeros((4, 5, 3), np.uint8), np.ones((4, 5), np.float32), config_of("dpt-large-midas").head, disparity)
