@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import dpt
 from dpt.inference import outputs
 from dpt.inference.calibration import calibrate
+from dpt.inference.drawing import colored
 from dpt.scenes import rendering
 
 from ._sheet import sheet
@@ -38,6 +40,6 @@ def draw() -> Image.Image:
     off = np.median(np.abs(calibrated - scene.depth)[far] / scene.depth[far])
     panels = [(f"{KNOWN} known distances, {WRONG} of them wrong (red)", np.asarray(marked))]
     for text, map_ in ((f"calibrated by {found.used} of them; off by {off:.0%} in the median", calibrated), ("the truth", scene.depth)):
-        colours = outputs.drawing.colored(outputs._tensor(map_.clip(0, FARTHEST)), False, (0.0, FARTHEST)).numpy()
+        colours = colored(torch.from_numpy(map_.clip(0, FARTHEST)), False, (0.0, FARTHEST)).numpy()
         panels.append((text, np.concatenate((colours, np.asarray(outputs.depth_scale(SIDE, ("0 m", f"{FARTHEST:g} m")))), axis=1)))
     return sheet([panels])

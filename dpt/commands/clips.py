@@ -194,7 +194,7 @@ class _Maps:
     def _images(self) -> Iterator[np.ndarray]:
         last: np.ndarray | None = None
         skipped = self.done
-        for frame in self.clip:
+        for frame in video.ahead(self.clip):
             image = frame.image if frame.image is not None else last
             last = image
             if frame.number < skipped:
@@ -227,8 +227,7 @@ class _Maps:
 
 def map_of(result: Result, head: HeadConfig) -> np.ndarray | None:
     """The map of a head's task; None where there is an error."""
-    found = result.prediction
-    return None if found is None else {"depth": found.depth, "segmentation": found.labels, "normals": found.normals}[head.task]
+    return None if result.prediction is None else result.prediction.of(head.task)
 
 
 def range_of(maps: Sequence[np.ndarray]) -> tuple[float, float]:

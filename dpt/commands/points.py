@@ -44,7 +44,7 @@ def _camera(args: argparse.Namespace, result: Result) -> tuple[Intrinsics, str]:
     if args.fov is not None:
         return Intrinsics.of_fov((height, width), args.fov), f"{args.fov:g} degrees wide"
     if result.focal is not None:
-        return Intrinsics(result.focal, result.focal, (width - 1) / 2, (height - 1) / 2), f"focal length {result.focal:.4g} pixels"
+        return Intrinsics.of_focal((height, width), result.focal), f"focal length {result.focal:.4g} pixels"
     return Intrinsics.of_fov((height, width)), f"{FOV:g} degrees wide, a guess: --fov or --intrinsics tell"
 
 

@@ -109,7 +109,7 @@ def write(
     Raises:
         OSError: what could not be written and why. ValueError: a name of `further`, or its package is missing.
     """
-    found: Any = {"depth": prediction.depth, "segmentation": prediction.labels, "normals": prediction.normals}[head.task]
+    found = prediction.of(head.task)
     paths = result_paths(stem, head, further)
     names = {path: path.name[len(stem.name) :] for path in paths}
     contents = {suffix: maps.WRITERS[suffix](found, head) for suffix in names.values() if suffix in maps.WRITERS}

@@ -45,8 +45,12 @@ class Intrinsics:
         """Of a picture (height, width) whose width is seen under an angle; pixels are square, the axis goes through the middle."""
         if not 0 < degrees < 180:
             raise ValueError(f"a field of view of {degrees:g} degrees: it must be above 0 and below 180")
+        return cls.of_focal(size, size[1] / 2 / math.tan(math.radians(degrees) / 2))
+
+    @classmethod
+    def of_focal(cls, size: tuple[int, int], focal: float) -> Intrinsics:
+        """Of a picture (height, width) and its focal length in pixels; pixels are square, the axis goes through the middle."""
         height, width = size
-        focal = width / 2 / math.tan(math.radians(degrees) / 2)
         return cls(focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 

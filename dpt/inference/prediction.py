@@ -69,6 +69,10 @@ class Prediction:
     source: str | None = None
     normals: np.ndarray | None = None
 
+    def of(self, task: str) -> np.ndarray:
+        """The map of a task, "depth", "segmentation" or "normals", which is one of the model's."""
+        return cast(np.ndarray, {"depth": self.depth, "segmentation": self.labels, "normals": self.normals}[task])
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, the picture's."""

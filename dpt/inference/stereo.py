@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from ..config import HeadConfig
+from .deep import srgb
 from .points import as_distance
 
 DISPARITY = 0.03  # of the picture's width, between the farthest and the nearest
@@ -63,10 +64,7 @@ def _seen(image: np.ndarray, shift: np.ndarray, side: int) -> np.ndarray:
 def anaglyph(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Both eyes' pictures in one, uint8 (H, W, 3), for glasses that are red on the left and cyan on the right; in linear light."""
     mixed = sum(_linear(image) @ matrix.T for image, matrix in zip((left, right), ANAGLYPH, strict=True))
-    mixed = np.clip(mixed, 0, 1)
-    coded = np.where(mixed <= 0.0031308, 12.92 * mixed, 1.055 * mixed ** (1 / 2.4) - 0.055)
-    found: np.ndarray = (coded * 255).round().astype(np.uint8)
-    return found
+    return (srgb(np.asarray(mixed)) * 255).round().astype(np.uint8)
 
 
 def _linear(image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,9 @@ import heapq
 import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +24,7 @@ from .images import ImageError, reason
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
 PART = "nut"  # the form of a part's file, which keeps times as they are
 IN_MP4 = ("aac", "mp3", "ac3", "eac3", "alac", "flac", "opus")  # sound that an .mp4 may hold; with other sound the clip becomes an .mkv
+AHEAD = 4  # frames that are decoded before they are asked for, or wait to be encoded
 QUALITY = {"crf": "18", "preset": "veryfast", "bf": "0"}  # frames in the order they are shown, so that parts do not overlap
 
 
@@ -125,6 +128,16 @@ def upright(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
+def ahead(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Frames, of which the next `AHEAD` are decoded by a thread meanwhile."""
+    source, end = iter(frames), None
+    with ThreadPoolExecutor(1) as thread:
+        decoding = deque(thread.submit(next, source, end) for _ in range(AHEAD))
+        while (frame := decoding.popleft().result()) is not None:
+            decoding.append(thread.submit(next, source, end))
+            yield frame
+
+
 def write_part(file: BinaryIO, frames: Iterable[tuple[int, np.ndarray]], clip: Clip) -> int:
     """A part of a clip as H.264: frames, each (pts, uint8 (H, W, 3)), at their times; how many there were, of which it holds a few.
 
@@ -134,15 +147,25 @@ def write_part(file: BinaryIO, frames: Iterable[tuple[int, np.ndarray]], clip: C
     with pyav().open(file, "w", format=PART) as container:
         stream = container.add_stream("libx264", rate=clip.rate, options=QUALITY)
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", clip.time_base
-        for pts, image in frames:
+
+        def encode(pts: int, image: np.ndarray) -> None:
             rows, columns = (side % 2 for side in image.shape[:2])
             image = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else image
-            if count == 0:
+            if not stream.codec_context.is_open:
                 stream.height, stream.width = image.shape[:2]
             frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = pts, clip.time_base
             container.mux(stream.encode(frame))
-            count += 1
+
+        with ThreadPoolExecutor(1) as thread:  # it encodes while the next frames are made
+            encoding: deque[Future[None]] = deque()
+            for pts, image in frames:
+                encoding.append(thread.submit(encode, pts, image))
+                count += 1
+                if len(encoding) > AHEAD:
+                    encoding.popleft().result()
+            for one in encoding:
+                one.result()
         if count:
             container.mux(stream.encode())
     return count

@@ -37,7 +37,7 @@ class Asked:
     @property
     def map(self) -> np.ndarray:
         found: Any = self.result.prediction
-        values: np.ndarray = {"depth": found.depth, "segmentation": found.labels, "normals": found.normals}[self.head.task]
+        values: np.ndarray = found.of(self.head.task)
         return values
 
     def drawn(self, what: str) -> np.ndarray:
@@ -83,9 +83,10 @@ def _points(asked: Asked) -> bytes:
     image: Any = asked.result.image
     depth, focal = as_distance(asked.map, asked.head), asked.result.focal
     height, width = depth.shape
-    camera = Intrinsics.of_fov((height, width), FOV if asked.fov is None else asked.fov)
     if asked.fov is None and focal is not None:
-        camera = Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)
+        camera = Intrinsics.of_focal((height, width), focal)
+    else:
+        camera = Intrinsics.of_fov((height, width), asked.fov or FOV)
     kept = ~flying(depth)
     if not kept.any():
         raise Unanswerable("it has no points: everywhere depth changes as it does only between an object and what is behind it")

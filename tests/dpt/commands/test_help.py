@@ -15,6 +15,8 @@ from dpt.commands import arguments, info, main
 from dpt.data import targets
 from dpt.evaluation.metrics import MAX_DEPTH
 from dpt.inference import options
+from dpt.inference.points import EDGE, FOV
+from dpt.inference.stereo import DISPARITY
 from dpt.training.recipes import RECIPES
 from dpt.training.runs import PARALLEL
 from dpt.zoo import CONFIGS
@@ -73,6 +75,9 @@ def test_defaults_that_are_told_in_words_are_the_codes():
     assert f"or {MAX_DEPTH:g})" in help_of("evaluate", "max_depth")
     (action,) = (action for action in main.parser_of("train")._actions if action.dest == "parallel")
     assert tuple(action.choices) == PARALLEL
+    defaults = {(command, action.dest): action.default for command, action in ACTIONS}
+    assert defaults["points", "threshold"] == EDGE and defaults["stereo", "disparity"] == DISPARITY
+    assert f"or {FOV:g})" in help_of("points", "fov")
     assert len(options.TTA_SCALES) == 6 and "six scales" in help_of("predict", "tta")
     assert all(name in help_of("predict", "model") for name in arguments.CARRIED)
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in arguments.DTYPES)

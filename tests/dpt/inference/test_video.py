@@ -2,12 +2,13 @@
 
 import importlib
 import itertools
+import threading
 
 import numpy as np
 import pytest
 
 from dpt.inference.images import ImageError
-from dpt.inference.video import Clip, join, suffix_of, write_part
+from dpt.inference.video import Clip, ahead, join, suffix_of, write_part
 
 av = pytest.importorskip("av")
 videos = importlib.import_module("videos")  # which needs it
@@ -92,3 +93,46 @@ def test_parts_become_a_clip_with_its_sound(tmp_path, sound):
     if sound:
         heard = [[bytes(p) for p in av.open(str(tmp_path / name)).demux(audio=0) if p.size] for name in ("clip.mp4", "whole.mp4")]
         assert heard[0] == heard[1] and len(heard[0]) > 20
+
+
+def test_frames_are_decoded_and_encoded_meanwhile(tmp_path):
+    """Blind spot: a clip whose decoder and encoder wait for the network, and it for them. Who asks for one finds the next decoded; and two
+    frames are made before the first of them may be encoded."""
+    clip, decoded = Clip(videos.make(tmp_path / "clip.mp4", 12)), threading.Event()
+
+    def telling():
+        for frame in clip:
+            yield frame
+            if frame.number == 1:
+                decoded.set()
+
+    frames = ahead(telling())
+    first = next(frames)
+    assert first.number == 0 and decoded.wait(20)
+    assert [frame.number for frame in frames] == list(range(1, 12))
+    made, threads = threading.Event(), set()
+
+    class Held(np.ndarray):
+        @property
+        def shape(self):
+            threads.add(threading.get_ident())
+            assert made.wait(20), "it is encoded before the next is made"
+            return super().shape
+
+    def making():
+        for number, frame in enumerate(clip):
+            if number == 2:
+                made.set()
+            yield frame.pts, frame.image.view(Held) if number == 0 else frame.image
+
+    with open(tmp_path / "part.nut", "wb+") as file:
+        assert write_part(file, making(), clip) == 12
+    assert threads and threading.get_ident() not in threads
+
+
+def test_what_the_encoder_says_is_heard(tmp_path):
+    """Blind spot: an error of its thread that is lost, with the frames behind it."""
+    clip = Clip(videos.make(tmp_path / "clip.mp4", 12))
+    kinds = [np.uint8] * 7 + [np.float32]
+    with open(tmp_path / "part.nut", "wb+") as file, pytest.raises(ValueError, match="uint8"):
+        write_part(file, ((number, np.zeros((48, 64, 3), kind)) for number, kind in enumerate(kinds)), clip)
