@@ -149,7 +149,7 @@ def _views(parser: Parser) -> None:
 
 
 def _tiles(parser: Parser) -> None:
-    what = "refine depth by overlapping tiles of the picture at its own size: finer edges, slower; --window and --stride are then theirs"
+    what = "refine depth by overlapping tiles of the picture at its own size: finer edges, slower; labels beside it stay the whole's"
     parser.add_argument("--tiles", action="store_true", help=what)
 
 

@@ -106,7 +106,11 @@ def _run(args: argparse.Namespace, device: torch.device, own: Place) -> int:
     if args.calibrate is not None and tasks and "depth" not in tasks:
         raise CommandError(f"--calibrate is of depth, which {' and '.join(names)} has not")
     for name in names:
-        _predict_all(running.model_of(args, name, device, getattr(torch, args.dtype)), share, args, tally, own)
+        model = running.model_of(args, name, device, getattr(torch, args.dtype))
+        chosen = args
+        if args.tiles and len(names) > 1 and all(head.task != "depth" for head in model.config.heads):  # whose labels stay the whole's
+            chosen = argparse.Namespace(**{**vars(args), "tiles": False, "window": None, "stride": None})
+        _predict_all(model, share, chosen, tally, own)
     total = _Tally.of_all(gathered(tally))
     of_first(lambda: _report(total, len(pictures), len(names), args.out))  # the others end when all is told
     return 1 if total.failed else 0
