@@ -182,7 +182,7 @@ def test_on_the_command_line(tmp_path, carried):
         "both carried models, of which one has labels alone"
     )
     assert np.array_equal(np.asarray(Image.open(tmp_path / f"{PICTURES[0].stem}_dpt-tiny-scenes.png")), labels)
-    assert main(["predict", str(PICTURES[0]), "-o", str(tmp_path), "--tiles", "--model", "dpt-tiny-scenes"]) == 2
+    assert main([*both, "--model", "dpt-tiny-scenes"]) == 2
     for more in ([], ["--tiles"]):
         assert main([*command, *more]) == 0
         wanted = carried.predict(load_image(PICTURES[0]), tiles=bool(more)).depth
