@@ -178,9 +178,8 @@ def test_on_the_command_line(tmp_path, carried):
     command = ["predict", str(PICTURES[0]), "-o", str(tmp_path), "--model", "dpt-tiny-depth"]
     name = tmp_path / f"{PICTURES[0].stem}_dpt-tiny-depth.npy"
     labels = dpt.build("dpt-tiny-scenes", weights="pretrained").predict(load_image(PICTURES[0])).labels
-    assert main(["predict", str(PICTURES[0]), "-o", str(tmp_path), "--tiles", "--window", "96"]) == 0, (
-        "both carried models, of which one has labels alone"
-    )
+    both = ["predict", str(PICTURES[0]), "-o", str(tmp_path), "--tiles"]  # carried models, of which one has labels alone
+    assert main([*both, "--window", "96"]) == 0
     assert np.array_equal(np.asarray(Image.open(tmp_path / f"{PICTURES[0].stem}_dpt-tiny-scenes.png")), labels)
     assert main([*both, "--model", "dpt-tiny-scenes"]) == 2
     for more in ([], ["--tiles"]):
