@@ -17,8 +17,9 @@ demo: .venv/ready
 	$(RUN) -m dpt demo
 
 # One thread a process, two processes or more: small tensors do not gain from threads. The interpreter's tests and the compiler's need
-# processes of their own, for a process can do only one of the two.
-TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8
+# processes of their own, for a process can do only one of the two. A test, its fixtures' ends among it, that takes 20 minutes hangs: it
+# fails, and says where every thread stood.
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8 -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
 OF_TRANSFORMERS := tests/dpt/fast/test_transformers.py tests/dpt/fast/test_unread.py tests/dpt/checkpoints/test_transformers_objects.py
 
 test: lint

@@ -17,15 +17,18 @@ def models():
     return {name: dpt.build(name, weights="pretrained", device="cpu") for name in MODELS}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(models):
     with serving.started(models, notes={MODELS[0]: "knows rendered scenes"}) as (address, _):
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Chromium by playwright; without it tests are skipped, but not where CI is set."""
+    """Chromium by playwright; without it tests are skipped, but not where CI is set.
+
+    Not of the session: playwright's end waits for its pipe to be closed by every process that was forked while it was open, and other
+    tests' loaders fork some that outlive a test that fails."""
     missing = [name for name, found in (("playwright", importlib.util.find_spec("playwright")), ("chromium", chromium())) if not found]
     if missing:
         if os.environ.get("CI"):
