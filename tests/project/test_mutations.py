@@ -34,7 +34,7 @@ def test_every_op_is_broken():
 def test_the_tests_of_every_mutation_exist():
     """Blind spot: a test with another name or other parameters, and a mutation that nothing is run for."""
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests/kernels"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
     lines = subprocess.run(command, cwd=mutate.ROOT, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     collected = {name for line in lines for name in (line, line.split("[")[0])}
     named = {test for file in FILES for mutation in mutate.read(file) for test in mutation["tests"] if "::" in test}

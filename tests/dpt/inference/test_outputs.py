@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pictures
@@ -140,7 +141,7 @@ def test_the_demo_picture(tmp_path, monkeypatch, capsys):
 def test_the_demos_seconds(monkeypatch):
     """Blind spot: a time told that is another clock's, or that of nothing."""
     clock = [10.0]
-    monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(demo, "time", SimpleNamespace(perf_counter=lambda: clock[0]))  # no other thread's clock
 
     class Model:
         def predict(self, image):

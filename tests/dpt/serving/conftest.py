@@ -19,6 +19,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def address(models):
+    """Not of the session: other tests would run beside its thread, and under it change what a process has once."""
     with serving.started(models, notes={MODELS[0]: "knows rendered scenes"}) as (address, _):
         yield address
 
@@ -27,8 +28,8 @@ def address(models):
 def browser():
     """Chromium by playwright; without it tests are skipped, but not where CI is set.
 
-    Not of the session: playwright's end waits for its pipe to be closed by every process that was forked while it was open, and other
-    tests' loaders fork some that outlive a test that fails."""
+    Not of the session: playwright's end waits until all processes that were forked while its pipe was open have closed it, and other tests
+    fork some."""
     missing = [name for name, found in (("playwright", importlib.util.find_spec("playwright")), ("chromium", chromium())) if not found]
     if missing:
         if os.environ.get("CI"):

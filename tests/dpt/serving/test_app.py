@@ -377,6 +377,7 @@ def test_what_is_said_of_the_server(address, models):
     assert told["colours"] == [*outputs.colored(shades, True)[0].tolist(), [128, 128, 128]]
     schema = json.loads(asked(address, "/openapi.json")[2])
     assert "/predict" in schema["paths"] and "picture" in json.dumps(schema["components"])
+    assert post(address, CONTENT)[0] == 200
     counts = json.loads(asked(address, "/status")[2])
     assert counts["inside"] == counts["waiting"] == 0 and counts["pictures"] >= counts["runs"] > 0
 
