@@ -105,7 +105,7 @@ class Call:
 
     def again(self) -> None:
         """Make it; where launches are recorded, or a driver launches nothing."""
-        arguments = (value.tensor() if isinstance(value, Memory) else value for value in self.arguments)
+        arguments = [value.tensor() if isinstance(value, Memory) else value for value in self.arguments]
         with launch.stand_ins(), Hollow(), torch.no_grad(), float32_products(self.precision):
             launch.implementation(self.op)(*arguments)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -57,11 +58,15 @@ def _specialisation(arg: Any) -> Any:
 def stand_in(arg: Any) -> Any:
     """``arg`` with tensors that hold no memory: of its dtype, and as far from an address that 16 divides."""
     if isinstance(arg, torch.Tensor):
-        beyond = arg.data_ptr() % 16 // arg.element_size()
-        return torch.empty(beyond + 1, dtype=arg.dtype, device="meta")[beyond:]
+        return _without_memory(arg.dtype, arg.data_ptr() % 16 // arg.element_size())
     if isinstance(arg, TensorDescriptor):
         return replace(arg, base=stand_in(arg.base))
     return tuple(map(stand_in, arg)) if isinstance(arg, tuple) else arg
+
+
+@functools.cache
+def _without_memory(dtype: torch.dtype, beyond: int) -> torch.Tensor:
+    return torch.empty(beyond + 1, dtype=dtype, device="meta")[beyond:]
 
 
 def bytes_of(args: Iterable[Any]) -> int:
