@@ -83,7 +83,7 @@ def test_each_op_has_a_process_of_its_own(monkeypatch, tmp_path, capfd):
     started = time.monotonic()
     assert every_op.apart(["wrong", "killed", "hangs", "good"], ["--toy"], 3.0) == ["wrong", "killed", "hangs"]
     output = capfd.readouterr().out
-    assert time.monotonic() - started < 40 and "good: ok" in output
+    assert time.monotonic() - started < 10 and "good: ok" in output
     assert "killed: FAILED: its process ended with code -9" in output and "hangs: FAILED: not done when the time was over" in output
 
 
@@ -144,7 +144,7 @@ def test_nsight_compute_fits_what_is_left(made_up_tool, tmp_path, monkeypatch):
     made_up_tool("ncu", "sleep 60 & sleep 60")
     started = time.monotonic()
     assert profile_model.nsight("linear_kernel", SUBJECT, tmp_path / "ncu.txt", 1.0) == "ncu took more than 1 s"
-    assert time.monotonic() - started < 40
+    assert time.monotonic() - started < 10
     assert "too few" in profile_model.nsight("linear_kernel", SUBJECT, tmp_path / "ncu.txt", 0.1)
 
 

@@ -64,9 +64,9 @@ def test_a_step_that_hangs_is_ended_with_all_it_started(tmp_path):
     started = time.monotonic()
     [outcome] = run([step("hangs", code, seconds=3.0)], tmp_path)
     assert outcome.status == "timeout" and outcome.code is None and "begun" in outcome.tail
-    assert time.monotonic() - started < 40
+    assert time.monotonic() - started < 20
     child = int((tmp_path / "files" / "child").read_text())
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline and _lives(child):
         time.sleep(0.05)
     assert not _lives(child)
@@ -243,7 +243,7 @@ def test_cut_off_at_any_second(tmp_path, ends, seconds):
     process = script("first", "--out", "out", "--durations", "durations.json", "--every", "0.05", cwd=tmp_path, start_new_session=True)
     time.sleep(seconds)
     process.send_signal(ends)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=30)
     told = [name for name, _ in ENDED.findall(output)]
     out = tmp_path / "out"
     if not told and not (out / "all.tar.xz").exists():
@@ -289,10 +289,10 @@ def test_goes_on_where_it_was_cut_off(tmp_path):
     while f"{names[1]}: rehearsed" not in process.stdout.readline():
         pass
     process.terminate()
-    process.communicate(timeout=120)
+    process.communicate(timeout=30)
     (tmp_path / "durations.json").write_text("{}")
     again = script("first", "--out", "new", "--after", "out/all.tar.xz", "--durations", "durations.json", cwd=tmp_path)
-    output, _ = again.communicate(timeout=120)
+    output, _ = again.communicate(timeout=60)
     assert again.returncode == 0 and [name for name, _ in ENDED.findall(output)] == names
     assert (
         not (tmp_path / "new" / "files" / f"{names[1]}.json").stat().st_mtime
@@ -314,7 +314,7 @@ def test_goes_on_where_it_was_cut_off(tmp_path):
 def test_as_a_script(arguments, code, message, tmp_path):
     """Blind spot: the script itself, from elsewhere, with nothing but the standard library; and where there is no GPU."""
     process = script(*arguments, cwd=tmp_path)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == code and message in output and not list(tmp_path.iterdir())
 
 

@@ -73,7 +73,7 @@ EXPECTED = {
 def test_every_verdict(tmp_path, workers):
     """Blind spot: a verdict that is lost or another, with or without xdist; characters that no XML may hold."""
     process = start(tmp_path, *workers, "--junit-as-it-goes", "results/junit.xml")
-    process.communicate(timeout=120)
+    process.communicate(timeout=60)
     found = verdicts(tmp_path / "results" / "junit.xml")
     assert process.returncode == 1 and found == EXPECTED
     suite = next(ET.parse(tmp_path / "results" / "junit.xml").getroot().iter("testsuite"))
@@ -90,7 +90,7 @@ def test_every_verdict(tmp_path, workers):
 def test_a_run_that_is_killed(tmp_path, workers):
     """Blind spot: results that wait for the end, or for the next result: the test after them hangs, and the process is killed."""
     process = start(tmp_path, *workers, "--junit-as-it-goes", "junit.xml", text=TESTS + HANGS)
-    file, deadline = tmp_path / "junit.xml", time.monotonic() + 120
+    file, deadline = tmp_path / "junit.xml", time.monotonic() + 40
     found = {}
     while time.monotonic() < deadline and found.get("test_known") != "skipped xfail":
         time.sleep(0.05)
@@ -121,7 +121,7 @@ def test_only_what_has_not_passed(tmp_path, workers):
         "known",
     ]
     process = start(tmp_path, *workers, "--not-passed-in", "first.xml", "--junit-as-it-goes", "second.xml", MENDED="1")
-    process.communicate(timeout=120)
+    process.communicate(timeout=60)
     assert set(verdicts(tmp_path / "second.xml")) == {"test_bad[a]", "test_bad[[<&>]]", "test_error", "test_known"}
     assert junit.not_passed(tmp_path / "second.xml") == [f"{name}test_error"]
 
@@ -143,6 +143,6 @@ def test_at_most_every_two_seconds(tmp_path, clock):
 def test_a_file_that_cannot_be_collected(tmp_path):
     """Blind spot: an import error, of which no test is left to fail."""
     process = start(tmp_path, "-p", "no:xdist", "--junit-as-it-goes", "junit.xml", text="import nothing_of_that_name\n")
-    process.communicate(timeout=120)
+    process.communicate(timeout=60)
     [verdict] = verdicts(tmp_path / "junit.xml").values()
     assert verdict == "error collection"

@@ -167,7 +167,7 @@ endings.run("dpt test", command, restore=False)
     for word in ("ready", "ending"):
         assert process.stdout.readline() == f"{word}\n" and len(list(tmp_path.iterdir())) == 1
         process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 143 and errors == "dpt test: terminated\n" and not list(tmp_path.iterdir())
 
 
@@ -193,7 +193,7 @@ class Last:
 def test_a_signal_while_an_object_is_finalised(command, output, errors, code):
     """Blind spot: what a handler raises there is printed and lost, and the command goes on. In a forked process, that process ends."""
     process = light(f"{LAST}sys.exit(endings.run('dpt test', lambda: [{command}, print('went on', flush=True)] and 0, restore=False))")
-    assert process.communicate(timeout=120) == (output, errors) and process.returncode == code
+    assert process.communicate(timeout=30) == (output, errors) and process.returncode == code
 
 
 def test_what_complains_as_it_goes():
@@ -211,7 +211,7 @@ sys.exit(endings.run("dpt test", command, restore=False))
 """
     for in_a_cycle in (False, True):
         process = light(code % in_a_cycle)
-        assert process.communicate(timeout=120) == ("", "dpt test: terminated\n") and process.returncode == 143
+        assert process.communicate(timeout=30) == ("", "dpt test: terminated\n") and process.returncode == 143
 
 
 def test_pytorchs_writer_is_destroyed_late(tmp_path):
@@ -225,7 +225,7 @@ torch.serialization._open_zipfile_writer_buffer.__exit__ = interrupted
 sys.exit(endings.run("dpt test", lambda: disk.write_whole("a", lambda file: torch.save(torch.zeros(3), file)), restore=False))
 """
     process = light(code, cwd=tmp_path)
-    assert process.communicate(timeout=120) == ("", "dpt test: terminated\n") and process.returncode == 143 and not list(tmp_path.iterdir())
+    assert process.communicate(timeout=60) == ("", "dpt test: terminated\n") and process.returncode == 143 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_pools_process_ends_wherever_it_is(tmp_path, last):
     """Blind spot: an exception of the handler, which is printed and lost where an object is finalised or the process is ending by itself,
     and leaves a file where it comes right after that was opened."""
     process = light(f"{LAST}endings.end_with_clean_up()\n{last}", cwd=tmp_path)
-    assert process.communicate(timeout=120) == ("", "") and process.returncode == 143 and not list(tmp_path.iterdir())
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == 143 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("error", "chained"), [(KeyboardInterrupt, False), (ValueError, False), (OSError, True)])
@@ -292,7 +292,7 @@ sys.exit(endings.run("dpt test", command, restore=False))
 """
     for encoding, letter in (("ascii", r"\u5199"), ("utf-8", "写")):
         process = light(code, env={"PYTHONIOENCODING": encoding, "LC_ALL": "C"}, encoding="utf-8")
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=30)
         assert process.returncode == 2 and output == f"{letter}\\udcff\n"
         assert errors == f"dpt test: {letter}\\x1b[2J\\udcff: 3 files are left out\ndpt test: {letter}\\udcff\n"
 
@@ -324,5 +324,5 @@ resource.setrlimit(resource.RLIMIT_AS, ({megabytes << 20},) * 2)
 sys.exit(main.main(["predict", "a.png", "-o", "out"]))
 """
     process = light(code)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.startswith("dpt predict: memory ran out: ") and errors.count("\n") == 1
