@@ -1,6 +1,7 @@
 """`dpt predict` of clips, as a user calls it."""
 
 import importlib
+import io
 
 import numpy as np
 import pytest
@@ -45,6 +46,33 @@ def test_frames_as_pictures_of_one_range(tmp_path, capsys):
     said(capsys, path, "-o", out, "--frames", "png", "--range=-1000,3000")
     pictures = [np.asarray(Image.open(out / "clip_dpt-tiny-depth_frames" / f"{number:06}.png")) for number in range(5)]
     assert all(picture.shape == (48, 64) and picture.min() > 10000 and picture.max() < 30000 for picture in pictures)
+
+
+def test_progress_counts_the_clips_frames(tmp_path, monkeypatch, capsys):
+    """Blind spot: a bar of another clip, of no end, that stands still, or that begins anew where a run goes on."""
+    bars, keep = [], clips._Maps.keep
+
+    class Bar(clips.tqdm):
+        def __init__(self, **given):
+            super().__init__(**{**given, "disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    def stopping(self, number, *rest):
+        if number >= 7:
+            raise KeyboardInterrupt
+        return keep(self, number, *rest)
+
+    monkeypatch.setattr(clips, "PART", 5)
+    monkeypatch.setattr(clips, "tqdm", Bar)
+    monkeypatch.setattr(clips._Maps, "keep", stopping)
+    path = videos.make(tmp_path / "clip.mp4", 12)
+    assert said(capsys, path, "-o", tmp_path / "out")[0] == 130
+    monkeypatch.setattr(clips._Maps, "keep", keep)
+    assert said(capsys, path, "-o", tmp_path / "out")[0] == 0
+    assert [(bar.desc, bar.unit, bar.total, bar.initial, bar.n) for bar in bars] == [
+        ("clip.mp4", "frame", 12, 0, 7),
+        ("clip.mp4", "frame", 12, 5, 12),
+    ]
 
 
 @pytest.mark.parametrize("after", [5, 14, 25])
